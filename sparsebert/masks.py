@@ -1,0 +1,484 @@
+"""Which query may attend to which key: the immutable, bit-packed AttentionMask.
+
+A mask says, for every layer, head, query position and key position, whether attention is
+allowed (True) or not.  It is static: it never looks at the input.
+
+    >>> import torch
+    >>> from sparsebert.masks import AttentionMask
+    >>> i, j = torch.arange(6)[:, None], torch.arange(6)[None, :]
+    >>> band = AttentionMask.from_dense((i - j).abs() <= 1)     # [N, M] -> 1 layer, 1 head
+    >>> band.shape
+    (1, 1, 6, 6)
+    >>> causal = AttentionMask.from_dense(j <= i)
+    >>> (band & causal).without_diagonal().dense()[0, 0].int().sum().item()
+    5
+    >>> two_layers = AttentionMask.stack_layers([band, causal])
+    >>> two_layers.layer(-1) == causal
+    True
+
+Terms.  L layers, H heads, N queries (``q_len``), M keys (``kv_len``).  One layer or one head in
+a mask serves all layers or all heads where masks are combined.  ``density`` is the share of
+allowed positions, ``sparsity`` the share of forbidden ones.
+
+Storage.  One bit a position: ``bits`` is uint8 [L, H, N, ceil(M / 8)], key j of a row is bit
+``j % 8`` of byte ``j // 8``, and the padding bits after key M - 1 are zero.  12 heads at
+N = M = 4096 take 25 MB instead of the 201 MB of a bool tensor.
+
+Masks are values: nothing changes one in place, equal masks hash alike, and ``fingerprint``
+names the content.  Ready-made masks are in `sparsebert.patterns`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Bits = npt.NDArray[np.uint8]
+
+# A derived mask's record longer than this names its operands by fingerprint instead, so that
+# masks built in a loop do not carry their whole history.
+_MAX_RECORD = 4096
+
+
+class AttentionMask:
+    """An immutable mask [L, H, N, M], one bit a position, 1 = may attend.
+
+    Build one with `from_dense`, `from_packed`, `from_mask_mod`, `load` or a function of
+    `sparsebert.patterns`; the constructor takes no arguments that you could have.
+    """
+
+    __slots__ = ("_bits", "_fingerprint", "_kv_len", "_record")
+
+    _bits: Bits
+    _kv_len: int
+    _record: str
+    _fingerprint: str | None
+
+    def __init__(self) -> None:
+        raise TypeError(
+            "AttentionMask: use AttentionMask.from_dense, from_packed, from_mask_mod, load, "
+            "or a function of sparsebert.patterns"
+        )
+
+    @classmethod
+    def _wrap(cls, bits: Bits, kv_len: int, record: str) -> AttentionMask:
+        """Take ownership of `bits` ([L, H, N, W] with clean padding); no checks."""
+        mask = object.__new__(cls)
+        bits = np.ascontiguousarray(bits)
+        bits.flags.writeable = False
+        # A view of a read-only array cannot be made writeable again.
+        object.__setattr__(mask, "_bits", bits.view())
+        object.__setattr__(mask, "_kv_len", kv_len)
+        object.__setattr__(mask, "_record", record)
+        object.__setattr__(mask, "_fingerprint", None)
+        return mask
+
+    # ---------------------------------------------------------------- construction
+
+    @classmethod
+    def from_dense(
+        cls,
+        mask: torch.Tensor | npt.NDArray[np.bool_],
+        *,
+        provenance: dict[str, Any] | None = None,
+    ) -> AttentionMask:
+        """Pack a boolean mask, True = may attend.
+
+        Args:
+            mask: bool tensor (any device) or numpy array, [N, M] (one mask for every layer and
+                head), [H, N, M] (one per head) or [L, H, N, M].  HuggingFace's 4-D masks are
+                [B, 1, N, M]: nothing in the shape tells them apart, and B would be read as
+                layers, so pass one example's ``mask[0]``.
+            provenance: where the mask comes from, JSON-able; it is stored with the mask.
+
+        Raises:
+            TypeError: not a tensor or array, or not boolean (0/1 and additive masks are
+                refused rather than guessed at).
+            ValueError: not 2 to 4 dimensions, or an empty one.
+
+        Example:
+            >>> AttentionMask.from_dense(torch.ones(12, 5, 7, dtype=torch.bool)).shape
+            (1, 12, 5, 7)
+        """
+        if not isinstance(mask, (torch.Tensor, np.ndarray)):
+            raise TypeError(
+                "from_dense: mask must be a boolean torch.Tensor or numpy array, "
+                f"got {type(mask).__name__}"
+            )
+        if mask.dtype not in (torch.bool, np.bool_):
+            raise TypeError(
+                f"from_dense: mask has dtype {mask.dtype} but must be bool (True = may attend); "
+                "use mask.bool() for a 0/1 mask, or mask == 0 for an additive mask "
+                "(0 = keep, -inf or a large negative number = drop)"
+            )
+        shape = _shape4(
+            "from_dense", "mask", tuple(array.shape), "[N, M], [H, N, M], [L, H, N, M]"
+        )
+        if isinstance(array, torch.Tensor):
+            array = array.detach().cpu().numpy()
+        bits = np.packbits(array.reshape(shape), axis=-1, bitorder="little")
+        return cls._wrap(bits, shape[-1], _record(provenance))
+
+    @classmethod
+    def from_packed(
+        cls,
+        bits: Bits,
+        kv_len: int,
+        provenance: dict[str, Any] | None = None,
+    ) -> AttentionMask:
+        """Build a mask from packed bits (copied).
+
+        Args:
+            bits: uint8 [N, W], [H, N, W] or [L, H, N, W] with W = ceil(kv_len / 8), packed as
+                ``np.packbits(mask, axis=-1, bitorder="little")``; padding bits must be zero.
+            kv_len: M, the number of keys.
+            provenance: as for `from_dense`.
+
+        Raises:
+            TypeError: bits are not a uint8 array.
+            ValueError: the width does not fit kv_len, or a padding bit is set.
+
+        Example:
+            >>> AttentionMask.from_packed(np.array([[0b011], [0b110]], np.uint8), 3).dense().sum()
+            tensor(4)
+        """
+        if not isinstance(bits, np.ndarray) or bits.dtype != np.uint8:
+            what = bits.dtype if isinstance(bits, np.ndarray) else type(bits).__name__
+            raise TypeError(f"from_packed: bits must be a numpy array of uint8, got {what}")
+        kv_len = _length("from_packed", "kv_len", kv_len)
+        shape = _shape4("from_packed", "bits", bits.shape, "[N, W], [H, N, W], [L, H, N, W]")
+        if shape[-1] != (kv_len + 7) // 8:
+            raise ValueError(
+                f"from_packed: bits have {shape[-1]} bytes a row but kv_len={kv_len} needs "
+                f"{(kv_len + 7) // 8}; pack with np.packbits(mask, axis=-1, bitorder='little')"
+            )
+        bits = bits.reshape(shape).copy()
+        if kv_len % 8 and (bits[..., -1] >> (kv_len % 8)).any():
+            raise ValueError(
+                f"from_packed: padding bits after key {kv_len - 1} are set; "
+                "they must be zero (packed with bitorder='big'?)"
+            )
+        return cls._wrap(bits, kv_len, _record(provenance))
+
+    @classmethod
+    def stack_layers(cls, masks: Iterable[AttentionMask]) -> AttentionMask:
+        """Put masks one after another along the layer axis; one head spreads to the others' H.
+
+        Raises:
+            ValueError: no masks, or lengths or head counts differ.
+        """
+        return cls._stack("stack_layers", list(masks), axis=0)
+
+    @classmethod
+    def stack_heads(cls, masks: Iterable[AttentionMask]) -> AttentionMask:
+        """Put masks one after another along the head axis; one layer spreads to the others' L.
+
+        Raises:
+            ValueError: no masks, or lengths or layer counts differ.
+        """
+        return cls._stack("stack_heads", list(masks), axis=1)
+
+    @classmethod
+    def _stack(cls, name: str, masks: list[AttentionMask], axis: int) -> AttentionMask:
+        if not masks:
+            raise ValueError(f"{name}: masks is empty; give at least one mask")
+        for mask in masks:
+            _require_mask(name, mask)
+        other = 1 - axis
+        spread = max(mask.shape[other] for mask in masks)
+        what = ("layers", "heads")[other]
+        parts = []
+        for mask in masks:
+            if mask.shape[2:] != masks[0].shape[2:]:
+                raise ValueError(
+                    f"{name}: masks have different lengths, {masks[0].q_len} x {masks[0].kv_len} "
+                    f"and {mask.q_len} x {mask.kv_len}; crop them first"
+                )
+            if mask.shape[other] not in (1, spread):
+                raise ValueError(
+                    f"{name}: masks have {mask.shape[other]} and {spread} {what}; "
+                    f"they must have the same number, or one"
+                )
+            shape = list(mask._bits.shape)
+            shape[other] = spread
+            parts.append(np.broadcast_to(mask._bits, shape))
+        bits = np.concatenate(parts, axis=axis)
+        return cls._wrap(bits, masks[0].kv_len, _derive(name, masks))
+
+    # ---------------------------------------------------------------- what it is
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(L, H, N, M): layers, heads, queries, keys."""
+        layers, heads, rows, _ = self._bits.shape
+        return layers, heads, rows, self._kv_len
+
+    @property
+    def num_layers(self) -> int:
+        """L; 1 also stands for "the same mask in every layer"."""
+        return int(self._bits.shape[0])
+
+    @property
+    def num_heads(self) -> int:
+        """H; 1 also stands for "the same mask for every head"."""
+        return int(self._bits.shape[1])
+
+    @property
+    def q_len(self) -> int:
+        """N, the number of query positions."""
+        return int(self._bits.shape[2])
+
+    @property
+    def kv_len(self) -> int:
+        """M, the number of key positions."""
+        return self._kv_len
+
+    @property
+    def bits(self) -> Bits:
+        """The packed bits, read-only uint8 [L, H, N, ceil(M / 8)], lowest bit first."""
+        return self._bits
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the mask comes from: a fresh JSON-able dict, empty if nobody said."""
+        record: dict[str, Any] = json.loads(self._record)
+        return record
+
+    @property
+    def density(self) -> float:
+        """Share of allowed positions over all layers and heads, 0 to 1."""
+        ones = int(np.bitwise_count(self._bits).sum(dtype=np.int64))
+        return ones / (self.num_layers * self.num_heads * self.q_len * self.kv_len)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of forbidden positions, ``1 - density``."""
+        return 1.0 - self.density
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over shape and bits; provenance does not enter."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"AttentionMask{list(self.shape)}".encode())
+            digest.update(self._bits.data)
+            object.__setattr__(self, "_fingerprint", digest.hexdigest())
+        assert self._fingerprint is not None
+        return self._fingerprint
+
+    def dense(self) -> torch.Tensor:
+        """The mask as a fresh bool tensor [L, H, N, M] on the CPU, True = may attend."""
+        flat = np.unpackbits(self._bits, axis=-1, count=self._kv_len, bitorder="little")
+        return torch.from_numpy(flat.view(np.bool_))
+
+    # ---------------------------------------------------------------- parts of it
+
+    def layer(self, index: int) -> AttentionMask:
+        """Layer `index` as a mask of one layer; negative indices count from the end.
+
+        Raises:
+            IndexError: no such layer.
+        """
+        at = _position("layer", index, self.num_layers)
+        return self._wrap(
+            self._bits[at : at + 1].copy(), self._kv_len, self._say("layer", index=at)
+        )
+
+    def head(self, index: int) -> AttentionMask:
+        """Head `index` of every layer as a mask of one head; negative indices as in Python.
+
+        Raises:
+            IndexError: no such head.
+        """
+        at = _position("head", index, self.num_heads)
+        bits = self._bits[:, at : at + 1].copy()
+        return self._wrap(bits, self._kv_len, self._say("head", index=at))
+
+    def crop(self, q_len: int, kv_len: int | None = None) -> AttentionMask:
+        """The top-left part: the first `q_len` queries and the first `kv_len` keys.
+
+        Args:
+            q_len: 1 to N.
+            kv_len: 1 to M; for a square mask it defaults to q_len.
+
+        Raises:
+            ValueError: a length outside the mask, or no kv_len for a rectangular mask.
+
+        Example:
+            >>> AttentionMask.from_dense(torch.ones(8, 8, dtype=torch.bool)).crop(3).shape
+            (1, 1, 3, 3)
+        """
+        if kv_len is None:
+            if self.q_len != self.kv_len:
+                raise ValueError(
+                    f"crop: kv_len is needed, because the mask is not square "
+                    f"({self.q_len} x {self.kv_len})"
+                )
+            kv_len = q_len
+        rows = _length("crop", "q_len", q_len, self.q_len)
+        keys = _length("crop", "kv_len", kv_len, self.kv_len)
+        bits = self._bits[:, :, :rows, : (keys + 7) // 8].copy()
+        _clear_padding(bits, keys)
+        return self._wrap(bits, keys, self._say("crop", q_len=rows, kv_len=keys))
+
+    def without_diagonal(self) -> AttentionMask:
+        """The same mask with every position i = j forbidden: no token attends to itself.
+
+        The paper (arXiv:2102.12871, section 4) finds the diagonal the least important part of
+        attention, and proves that it can go.
+        """
+        bits = self._bits.copy()
+        at = np.arange(min(self.q_len, self.kv_len))
+        bits[:, :, at, at // 8] &= ~(np.uint8(1) << (at % 8).astype(np.uint8))
+        return self._wrap(bits, self._kv_len, self._say("without_diagonal"))
+
+    # ---------------------------------------------------------------- algebra
+
+    def __and__(self, other: AttentionMask) -> AttentionMask:
+        """Positions allowed by both; one layer or head serves the other mask's many."""
+        self._check_operand("&", other)
+        record = _derive("and", [self, other])
+        return self._wrap(self._bits & other._bits, self._kv_len, record)
+
+    def __or__(self, other: AttentionMask) -> AttentionMask:
+        """Positions allowed by either; one layer or head serves the other mask's many."""
+        self._check_operand("|", other)
+        record = _derive("or", [self, other])
+        return self._wrap(self._bits | other._bits, self._kv_len, record)
+
+    def __invert__(self) -> AttentionMask:
+        """Exactly the positions that this mask forbids."""
+        bits = ~self._bits
+        _clear_padding(bits, self._kv_len)
+        return self._wrap(bits, self._kv_len, self._say("not"))
+
+    def __eq__(self, other: object) -> bool:
+        """Same shape and same bits (no broadcasting); provenance does not count."""
+        if not isinstance(other, AttentionMask):
+            return NotImplemented
+        return self.shape == other.shape and np.array_equal(self._bits, other._bits)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def _check_operand(self, symbol: str, other: object) -> None:
+        other = _require_mask(symbol, other)
+        same = self.shape[2:] == other.shape[2:]
+        spread = all(
+            a == b or 1 in (a, b) for a, b in zip(self.shape[:2], other.shape[:2], strict=True)
+        )
+        if not (same and spread):
+            raise ValueError(
+                f"{symbol}: masks are [L, H, N, M] = {list(self.shape)} and {list(other.shape)}; "
+                "N and M must be equal, L and H equal or 1 (use crop, layer or head)"
+            )
+
+    # ---------------------------------------------------------------- a frozen value
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"AttentionMask is immutable, cannot set {name!r}; build a new mask")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"AttentionMask is immutable, cannot delete {name!r}")
+
+    def __copy__(self) -> AttentionMask:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionMask:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AttentionMask.from_packed, (self._bits, self._kv_len, self.provenance)
+
+    def __repr__(self) -> str:
+        layers, heads, rows, keys = self.shape
+        what = self.provenance.get("pattern")
+        return (
+            f"<AttentionMask{f' {what}' if what else ''}: {layers} layer{'s' * (layers > 1)}, "
+            f"{heads} head{'s' * (heads > 1)}, {rows} x {keys}, density {self.density:.2%}>"
+        )
+
+    def _say(self, op: str, **arguments: int) -> str:
+        return _derive(op, [self], **arguments)
+
+
+def _record(provenance: dict[str, Any] | None) -> str:
+    """Provenance as canonical JSON text: checked once, and immutable."""
+    if provenance is None:
+        return "{}"
+    if not isinstance(provenance, dict):
+        raise TypeError(f"provenance must be a dict, got {type(provenance).__name__}")
+    try:
+        return json.dumps(provenance, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"provenance must hold only JSON values (str, finite numbers, bool, None, list, "
+            f"dict with str keys): {error}"
+        ) from error
+
+
+def _derive(op: str, masks: list[AttentionMask], **arguments: int) -> str:
+    """The record of a mask computed from others: the operation and where its operands came from.
+
+    Empty operand records stay empty dicts, so the result always says which operation it was.
+    """
+    text = _record({"op": op, **arguments, "of": [mask.provenance for mask in masks]})
+    if len(text) > _MAX_RECORD:
+        text = _record({"op": op, **arguments, "of": [mask.fingerprint for mask in masks]})
+    return text
+
+
+def _require_mask(name: str, value: object) -> AttentionMask:
+    if not isinstance(value, AttentionMask):
+        raise TypeError(
+            f"{name}: expected an AttentionMask, got {type(value).__name__}; "
+            "wrap a bool tensor with AttentionMask.from_dense"
+        )
+    return value
+
+
+def _shape4(
+    name: str, argument: str, shape: tuple[int, ...], wanted: str
+) -> tuple[int, int, int, int]:
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(f"{name}: {argument} has shape {list(shape)} but must be one of {wanted}")
+    if 0 in shape:
+        raise ValueError(f"{name}: {argument} has shape {list(shape)}; no dimension may be empty")
+    layers, heads, rows, width = (1,) * (4 - len(shape)) + tuple(shape)
+    return layers, heads, rows, width
+
+
+def _length(name: str, argument: str, value: int, limit: int | None = None) -> int:
+    number = _integer(name, argument, value)
+    if number < 1 or (limit is not None and number > limit):
+        wanted = "at least 1" if limit is None else f"from 1 to {limit}"
+        raise ValueError(f"{name}: {argument}={number} but must be {wanted}")
+    return number
+
+
+def _position(name: str, index: int, count: int) -> int:
+    number = _integer(name, "index", index)
+    if not -count <= number < count:
+        raise IndexError(f"{name}: index {number} but the mask has {count} {name}(s)")
+    return number % count
+
+
+def _integer(name: str, argument: str, value: int) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: {argument} must be an integer, got bool")
+    try:
+        return operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name}: {argument} must be an integer, got {kind}") from None
+
+
+def _clear_padding(bits: Bits, kv_len: int) -> None:
+    if kv_len % 8:
+        bits[..., -1] &= np.uint8((1 << (kv_len % 8)) - 1)
