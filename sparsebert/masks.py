@@ -118,11 +118,8 @@ class AttentionMask:
                 "use mask.bool() for a 0/1 mask, or mask == 0 for an additive mask "
                 "(0 = keep, -inf or a large negative number = drop)"
             )
-        shape = _shape4(
-            "from_dense", "mask", tuple(array.shape), "[N, M], [H, N, M], [L, H, N, M]"
-        )
-        if isinstance(array, torch.Tensor):
-            array = array.detach().cpu().numpy()
+        shape = _shape4("from_dense", "mask", mask.shape, "[N, M], [H, N, M], [L, H, N, M]")
+        array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else mask
         bits = np.packbits(array.reshape(shape), axis=-1, bitorder="little")
         return cls._wrap(bits, shape[-1], _record(provenance))
 
