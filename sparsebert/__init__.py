@@ -1,0 +1,73 @@
+"""SparseBERT: compile static attention masks and run them fast.
+
+The few public names live in the modules listed in ``_HOME`` and are imported on first use, so
+that ``import sparsebert`` costs nothing and needs neither transformers, Triton nor matplotlib.
+
+Example::
+
+    import torch
+    import sparsebert as sb
+
+    mask = sb.patterns.longformer(seq_len=256, window=16, num_global=2)
+    plan = sb.compile_plan(mask, target="cpu")
+    q, k, v = torch.randn(3, 1, 4, 256, 32)  # each [B, H, N, D]
+    out = sb.sparse_attention(q, k, v, plan)  # [1, 4, 256, 32]
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsebert import patterns
+    from sparsebert.compiler import compile_plan
+    from sparsebert.integrations.huggingface import densify, load_masks, save_masks, sparsify
+    from sparsebert.masks import AttentionMask
+    from sparsebert.modules import SparseSelfAttention
+    from sparsebert.ops import sparse_attention
+    from sparsebert.plan import AttentionPlan
+    from sparsebert.reference import reference_attention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionMask",
+    "AttentionPlan",
+    "SparseSelfAttention",
+    "__version__",
+    "compile_plan",
+    "densify",
+    "load_masks",
+    "patterns",
+    "reference_attention",
+    "save_masks",
+    "sparse_attention",
+    "sparsify",
+]
+
+# Public name -> the module that defines it. "patterns" is itself a module.
+_HOME = {
+    "AttentionMask": "sparsebert.masks",
+    "AttentionPlan": "sparsebert.plan",
+    "SparseSelfAttention": "sparsebert.modules",
+    "compile_plan": "sparsebert.compiler",
+    "densify": "sparsebert.integrations.huggingface",
+    "load_masks": "sparsebert.integrations.huggingface",
+    "patterns": "sparsebert.patterns",
+    "reference_attention": "sparsebert.reference",
+    "save_masks": "sparsebert.integrations.huggingface",
+    "sparse_attention": "sparsebert.ops",
+    "sparsify": "sparsebert.integrations.huggingface",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sparsebert' has no attribute {name!r}")
+    module = import_module(_HOME[name])
+    value = module if name == "patterns" else getattr(module, name)
+    globals()[name] = value  # later look-ups skip this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
