@@ -1,0 +1,1 @@
+"""Runs plans with torch operations alone, on the CPU and any other torch device."""

@@ -1,0 +1,44 @@
+"""What all parts of one executor call share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from sparsebert import dropout
+
+SCRATCH = 1 << 23
+"""Elements of scores, or of gathered keys, that one step may hold; bounds the memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """The dropout of one call: probability and the Philox key of each batch and head."""
+
+    p: float
+    keys: torch.Tensor  # int64 [B, H]
+
+    def factor(
+        self, keys: torch.Tensor, query: torch.Tensor, key: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """0 where an element is dropped, 1 / (1 - p) where it is kept; arguments broadcast."""
+        kept = dropout.keep_bits(keys, query, key, dropout.drop_threshold(self.p))
+        return kept.to(dtype).mul_(1.0 / (1.0 - self.p))
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The options of one call.
+
+    Attributes:
+        scale: factor of the scores.
+        key_mask: bool [B, M] or None.
+        dropout: None without dropout.
+        fused: use torch's flash kernels for the CPU instead of composed operations.
+    """
+
+    scale: float
+    key_mask: torch.Tensor | None
+    dropout: Dropout | None
+    fused: bool

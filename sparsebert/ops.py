@@ -1,0 +1,356 @@
+"""sparse_attention: check the arguments, choose a backend, run it, differentiate it.
+
+The work is behind two `torch.library` custom ops, forward and backward, whose arguments are
+tensors and numbers only (a plan travels as the tensors of its program). So torch.compile sees one
+opaque node with known shapes, autograd and activation checkpointing work as for any op, and the
+backward op is differentiable in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from sparsebert import dropout
+from sparsebert.executor import attention
+from sparsebert.executor.program import from_tensors
+from sparsebert.masks import AttentionMask
+from sparsebert.plan import AttentionPlan
+
+BACKENDS = ("auto", "triton", "torch", "dense")
+MAX_HEAD_DIM = 256
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan | AttentionMask,
+    *,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention over exactly the positions that the plan's mask allows.
+
+    Shapes and dtypes:
+        q: [B, H, N, D]; k, v: [B, H_kv, M, D] with H a multiple of H_kv; any strides; fp32, fp16,
+            bf16 or fp64, all the same; D up to 256.
+        plan: an `AttentionPlan`, or an `AttentionMask` of one layer, which is compiled once and
+            remembered (under torch.compile pass a plan). One head's mask serves all heads.
+        key_mask: bool [B, M], True = a real token; combined with the mask by AND.
+
+    Args:
+        scale: factor of the scores q k^T; None means D ** -0.5.
+        dropout_p: dropout of the probabilities, in [0, 1). The draw depends on the seed (from
+            torch's generator), batch, head, query and key alone, see `sparsebert.dropout`.
+        return_lse: also return the natural-log sum of the exponentiated scores.
+        backend: "auto" (what the plan chose), "torch" (the plan's tiles, in torch operations),
+            "dense" (all scores, masked) or "triton" (the GPU kernels).
+
+    Returns o [B, H, N, D] in q's dtype and, with `return_lse`, LSE fp32 [B, H, N]. A query with
+    nothing to attend gives zero output, zero gradients and an LSE of -inf. A k or v row that no
+    query may attend to reaches no output and no gradient, whatever it holds; its own gradients are
+    zero. The backward pass gives the same bits for the same inputs.
+
+    Raises TypeError and ValueError that name the argument, what was expected, what came and what
+    to do.
+
+    >>> import torch, sparsebert as sb
+    >>> q, k, v = torch.randn(3, 1, 4, 256, 32)
+    >>> plan = sb.compile_plan(sb.patterns.sliding_window(256, window=8), target="cpu")
+    >>> sb.sparse_attention(q, k, v, plan).shape
+    torch.Size([1, 4, 256, 32])
+    """
+    if isinstance(plan, AttentionMask):
+        plan = _plan_of(plan, q)
+    _check(q, k, v, plan, key_mask, dropout_p, backend)
+    q, k, v = _autocast(q, k, v)
+    program = plan.program_for(backend).tensors
+    seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
+    o, lse = torch.ops.sparsebert.attention(
+        q,
+        k,
+        v,
+        program,
+        key_mask,
+        seed,
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        float(dropout_p),
+    )
+    return (o, lse.float()) if return_lse else o
+
+
+@torch.library.custom_op("sparsebert::attention", mutates_args=())
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    program: list[torch.Tensor],
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """o [B, H, N, D] and LSE [B, H, N]; `program` is `TorchProgram.tensors`."""
+    return attention.forward(q, k, v, key_mask, seed, from_tensors(program), scale, dropout_p)
+
+
+@torch.library.custom_op("sparsebert::attention_backward", mutates_args=())
+def _attention_backward(
+    grad_o: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    program: list[torch.Tensor],
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dq, dk, dv."""
+    return attention.backward(
+        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, from_tensors(program), scale, dropout_p
+    )
+
+
+def _like_heads_last(x: torch.Tensor) -> torch.Tensor:
+    """An empty tensor with the shape of x, laid out in memory as [B, N, H, D]."""
+    batch, heads, length, dim = x.shape
+    return x.new_empty(batch, length, heads, dim).transpose(1, 2)
+
+
+@_attention.register_fake
+def _(q, k, v, program, key_mask, seed, scale, dropout_p):  # type: ignore[no-untyped-def]
+    accumulate = torch.promote_types(q.dtype, torch.float32)
+    return _like_heads_last(q), q.new_empty(q.shape[:-1], dtype=accumulate)
+
+
+@_attention_backward.register_fake
+def _(grad_o, grad_lse, q, k, v, *rest):  # type: ignore[no-untyped-def]
+    return _like_heads_last(q), _like_heads_last(k), _like_heads_last(v)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, v, program, key_mask, seed, scale, dropout_p = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, *output, key_mask, seed, *program)
+    ctx.scale, ctx.dropout_p = scale, dropout_p
+
+
+def _differentiate_forward(
+    ctx: Any, grad_o: torch.Tensor | None, grad_lse: torch.Tensor | None
+) -> tuple[Any, ...]:
+    q, k, v, o, lse, key_mask, seed, *program = ctx.saved_tensors
+    if grad_o is None:
+        grad_o = torch.zeros_like(o)
+    dq, dk, dv = torch.ops.sparsebert.attention_backward(
+        grad_o, grad_lse, q, k, v, o, lse, program, key_mask, seed, ctx.scale, ctx.dropout_p
+    )
+    return dq, dk, dv, [None] * len(program), None, None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    grad_o, grad_lse, q, k, v, _, _, program, key_mask, seed, scale, dropout_p = inputs
+    ctx.save_for_backward(grad_o, grad_lse, q, k, v, key_mask, seed, *program)
+    ctx.scale, ctx.dropout_p = scale, dropout_p
+
+
+def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+    """The second derivative, from a forward pass of composed operations.
+
+    o and lse are functions of q, k and v here, so their own gradients are None.
+    """
+    grad_o, grad_lse, q, k, v, key_mask, seed, *program = ctx.saved_tensors
+
+    def tracked(x: torch.Tensor | None) -> torch.Tensor | None:
+        return x if x is None or x.requires_grad else x.detach().requires_grad_()
+
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        grad_o, grad_lse, q, k, v = (tracked(x) for x in (grad_o, grad_lse, q, k, v))
+        outputs = attention.forward(
+            q, k, v, key_mask, seed, from_tensors(program), ctx.scale, ctx.dropout_p,
+            differentiable=True,
+        )  # fmt: skip
+        gradients = torch.autograd.grad(
+            outputs if grad_lse is not None else outputs[:1],
+            (q, k, v),
+            (grad_o, grad_lse) if grad_lse is not None else (grad_o,),
+            create_graph=True,
+        )
+        inputs = [x for x in (grad_o, grad_lse, q, k, v) if x is not None]
+        found = list(
+            torch.autograd.grad(gradients, inputs, upstream, create_graph=again, allow_unused=True)
+        )
+    if grad_lse is None:
+        found.insert(1, None)
+    return *found, None, None, [None] * len(program), None, None, None, None
+
+
+_attention.register_autograd(_differentiate_forward, setup_context=_save_forward)
+_attention_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)
+
+
+def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
+    from sparsebert.compiler import compile_plan
+
+    if mask.num_layers != 1:
+        raise ValueError(
+            f"sparse_attention: plan is a mask of {mask.num_layers} layers; pass one of them, "
+            "mask.layer(i)"
+        )
+    return compile_plan(mask, target="cpu" if q.device.type == "cpu" else None).to(q.device)
+
+
+def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What torch's own attention does under autocast: lower precision where that is asked for."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    key_mask: torch.Tensor | None,
+    dropout_p: float,
+    backend: str,
+) -> None:
+    """Refuse what does not fit together; see `sparse_attention`."""
+    _check_tensors(q, k, v)
+    if not isinstance(plan, AttentionPlan):
+        raise TypeError(
+            "sparse_attention: plan must be an AttentionPlan or an AttentionMask, got "
+            f"{_describe(plan)}; for a bool tensor [N, M] or [H, N, M] write "
+            "compile_plan(AttentionMask.from_dense(mask))"
+        )
+    batch, heads, q_len, _ = q.shape
+    kv_len = k.shape[2]
+    if plan.q_len != q_len or plan.kv_len != kv_len:
+        raise ValueError(
+            f"sparse_attention: {_length_mismatch(q_len, kv_len, plan)}; {_length_remedy(q, k, plan)}"
+        )
+    if plan.num_heads not in (1, heads):
+        raise ValueError(
+            f"sparse_attention: q has H={heads} heads but the plan has {plan.num_heads}; "
+            f"compile a mask with 1 head (it serves all) or {heads}"
+        )
+    if plan.device != q.device:
+        raise ValueError(
+            f"sparse_attention: q is on {q.device} but the plan is on {plan.device}; "
+            f"move it once, plan = plan.to({str(q.device)!r})"
+        )
+    if key_mask is not None:
+        _check_key_mask(key_mask, batch, kv_len, q.device)
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(
+            f"sparse_attention: dropout_p must be in [0, 1), got {dropout_p}; "
+            "it is the probability to drop, 0.0 for none"
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f"sparse_attention: backend must be one of {BACKENDS}, got {backend!r}")
+    if backend == "triton":
+        raise ValueError(
+            "sparse_attention: backend 'triton' has no kernels in this version; "
+            "use 'auto', 'torch' or 'dense'"
+        )
+
+
+def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    named = {"q": q, "k": k, "v": v}
+    for name, x in named.items():
+        if not isinstance(x, torch.Tensor) or x.dim() != 4:
+            raise ValueError(
+                f"sparse_attention: {name} must be a tensor [B, H, N, D], got {_describe(x)}; "
+                "add missing dimensions, for example x[None] for a batch of one"
+            )
+        if x.dtype not in _DTYPES:
+            raise TypeError(
+                f"sparse_attention: {name} must be fp16, bf16, fp32 or fp64, got {x.dtype}; "
+                f"convert it, for example {name}.float()"
+            )
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise TypeError(
+                f"sparse_attention: q is {q.dtype} but {name} is {x.dtype}; "
+                f"convert one of them, for example {name}.to(q.dtype)"
+            )
+        if x.device != q.device:
+            raise ValueError(
+                f"sparse_attention: q is on {q.device} but {name} is on {x.device}; "
+                "move all three to one device"
+            )
+    if k.shape != v.shape:
+        raise ValueError(
+            f"sparse_attention: k has shape {list(k.shape)} but v has {list(v.shape)}; "
+            "they must agree"
+        )
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(
+            f"sparse_attention: q has B={q.shape[0]}, D={q.shape[3]} but k has B={k.shape[0]}, "
+            f"D={k.shape[3]}; batch and head size must agree"
+        )
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"sparse_attention: q has H={q.shape[1]} heads, which is not a multiple of k's "
+            f"H_kv={k.shape[1]}; each k/v head serves an equal number of query heads"
+        )
+    if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"sparse_attention: D must be at most {MAX_HEAD_DIM}, got {q.shape[3]}; "
+            "use more heads of a smaller size"
+        )
+
+
+def _check_key_mask(key_mask: torch.Tensor, batch: int, kv_len: int, device: torch.device) -> None:
+    remedy = "True = a real token; from a HuggingFace attention_mask write mask.bool()"
+    if not isinstance(key_mask, torch.Tensor) or key_mask.dtype != torch.bool:
+        raise TypeError(
+            f"sparse_attention: key_mask must be bool [B={batch}, M={kv_len}], got "
+            f"{_describe(key_mask)}; {remedy}"
+        )
+    if key_mask.shape != (batch, kv_len):
+        raise ValueError(
+            f"sparse_attention: key_mask must have shape [B={batch}, M={kv_len}], got "
+            f"{_describe(key_mask)}; {remedy}"
+        )
+    if key_mask.device != device:
+        raise ValueError(
+            f"sparse_attention: q is on {device} but key_mask is on {key_mask.device}; "
+            "move it to q's device"
+        )
+
+
+def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
+    wrong = []
+    if q_len != plan.q_len:
+        wrong.append(f"q has N={q_len} but the plan covers N={plan.q_len}")
+    if kv_len != plan.kv_len:
+        wrong.append(f"k has M={kv_len} but the plan covers M={plan.kv_len}")
+    return " and ".join(wrong)
+
+
+def _length_remedy(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> str:
+    q_len, kv_len = q.shape[2], k.shape[2]
+    if q_len <= plan.q_len and kv_len <= plan.kv_len:
+        lengths = f"{q_len}" if q_len == kv_len else f"{q_len}, {kv_len}"
+        return f"crop the mask (mask.crop({lengths})) and compile it, or pad the tensors"
+    return "build the mask for the longer sequence, or shorten the tensors"
+
+
+def _describe(x: object) -> str:
+    if isinstance(x, torch.Tensor):
+        return f"a tensor {x.dtype} {list(x.shape)}"
+    return type(x).__name__

@@ -1,0 +1,137 @@
+"""An attention plan: how to run one layer's mask.
+
+A plan is a frozen value. For every *distinct* head of the mask it holds a list of tiles, or the
+decision that the head runs dense. `sparsebert.compile_plan` makes plans,
+`sparsebert.sparse_attention` runs them, `plan.explain()` says what was chosen and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import torch
+
+from sparsebert.executor.program import TorchProgram, build_program
+from sparsebert.masks import AttentionMask
+from sparsebert.report import PlanReport
+from sparsebert.tiles import TileSet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """A compiled mask of one layer; make it with `compile_plan`, run it with `sparse_attention`.
+
+    Attributes:
+        mask: the mask it was compiled from, one layer.
+        head_map: int64 numpy [H], which of the U distinct heads each head uses.
+        dense_heads: bool numpy [U], which distinct heads run dense instead of in tiles.
+        tiles: the tiles of the other distinct heads: query rows, gathered key columns.
+        target: the machine that the cost model had in mind ("cpu", "sm90", ...).
+        objective: "time" or "area".
+        report: the compiler's own account, see `explain`.
+        programs: what the torch executor runs, as tensors on one device, by backend; those that
+            are not the plan's own choice ("auto") are made when they are first asked for.
+    """
+
+    mask: AttentionMask
+    head_map: np.ndarray
+    dense_heads: np.ndarray
+    tiles: TileSet
+    target: str
+    objective: str
+    report: PlanReport
+    programs: dict[str, TorchProgram] = dataclasses.field(repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        mask: AttentionMask,
+        head_map: np.ndarray,
+        dense_heads: np.ndarray,
+        tiles: TileSet,
+        *,
+        target: str,
+        objective: str,
+        report: PlanReport,
+    ) -> AttentionPlan:
+        """A plan on the CPU, ready for its first call."""
+        programs = {"auto": build_program(mask, head_map, dense_heads, tiles)}
+        return cls(mask, head_map, dense_heads, tiles, target, objective, report, programs)
+
+    @property
+    def q_len(self) -> int:
+        """N, the number of query positions."""
+        return self.mask.q_len
+
+    @property
+    def kv_len(self) -> int:
+        """M, the number of key positions."""
+        return self.mask.kv_len
+
+    @property
+    def num_heads(self) -> int:
+        """The mask's head count; 1 serves any number of heads."""
+        return self.mask.num_heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the plan's tensors lie."""
+        return self.programs["auto"].device
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the mask and everything that shaped the plan."""
+        return f"{self.mask.fingerprint}-{self.target}-{self.objective}"
+
+    @functools.cached_property
+    def transposed(self) -> TileSet:
+        """Tiles of the transposed mask, all heads: key rows, gathered queries; for dK and dV."""
+        from sparsebert.compiler import compile_tiles
+
+        return compile_tiles(self, transposed=True)
+
+    def to(self, device: torch.device | str) -> AttentionPlan:
+        """The same plan with its tensors on `device`."""
+        if self.programs["auto"].is_on(device):
+            return self
+        programs = {name: program.to(device) for name, program in self.programs.items()}
+        return dataclasses.replace(self, programs=programs)
+
+    def program_for(self, backend: str) -> TorchProgram:
+        """What the torch executor runs for backend "auto", "torch" (tiles only) or "dense"."""
+        if backend not in self.programs:
+            self.programs[backend] = self._build_program(backend).to(self.device)
+        return self.programs[backend]
+
+    def _build_program(self, backend: str) -> TorchProgram:
+        if backend == "dense":
+            every = np.ones_like(self.dense_heads)
+            return build_program(self.mask, self.head_map, every, self.tiles)
+        if not self.dense_heads.any():
+            return self.programs["auto"]
+        from sparsebert.compiler import compile_tiles
+
+        return build_program(
+            self.mask, self.head_map, np.zeros_like(self.dense_heads), compile_tiles(self)
+        )
+
+    def dense(self) -> torch.Tensor:
+        """The mask that the plan executes, rebuilt from its tiles: bool [H, N, M] on the CPU."""
+        distinct = self.tiles.dense()
+        for u in np.flatnonzero(self.dense_heads):
+            head = int(np.flatnonzero(self.head_map == u)[0])
+            distinct[u] = self.mask.head(head).dense()[0, 0].numpy()
+        return torch.from_numpy(distinct[self.head_map])
+
+    def explain(self) -> PlanReport:
+        """What the plan executes, what that should cost, and why it was chosen."""
+        return self.report
+
+    def __repr__(self) -> str:
+        return (
+            f"AttentionPlan({self.num_heads} heads, {self.q_len} x {self.kv_len}, "
+            f"density {self.report.density:.4f}, executed {self.report.executed_fraction:.4f}, "
+            f"target {self.target!r}, device {str(self.device)!r})"
+        )

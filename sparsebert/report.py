@@ -1,0 +1,120 @@
+"""The compiler's account of a plan: what it executes, what that should cost, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadReport:
+    """One distinct head.
+
+    Attributes:
+        heads: the heads of the mask that it stands for.
+        density: share of ones.
+        executed_fraction: rows x padded columns summed over tiles, over N x M; 1 if dense.
+        route: "tiles" or "dense".
+        cover: how the tiles were chosen, or what dense means here, in words.
+        tiles: tile count by height, e.g. {64: 32, 16: 1}.
+        gathered_columns: padded columns summed over tiles.
+        predicted_us, dense_us: predicted forward times of the chosen route and of dense attention,
+            in microseconds, for one batch and head of D = 64.
+        reason: why this route and cover.
+    """
+
+    heads: tuple[int, ...]
+    density: float
+    executed_fraction: float
+    route: str
+    cover: str
+    tiles: dict[int, int]
+    gathered_columns: int
+    predicted_us: float
+    dense_us: float
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """What a plan executes and should cost; `str()` of it is the readable report.
+
+    Attributes:
+        q_len, kv_len, num_heads: the mask's size.
+        target, objective: what the plan was compiled for.
+        cost_source: where the cost model's constants come from.
+        per_head: one report for each distinct head.
+    """
+
+    q_len: int
+    kv_len: int
+    num_heads: int
+    target: str
+    objective: str
+    cost_source: str
+    per_head: tuple[HeadReport, ...]
+
+    def _mean(self, field: str) -> float:
+        weighted = sum(getattr(head, field) * len(head.heads) for head in self.per_head)
+        return weighted / self.num_heads
+
+    @property
+    def density(self) -> float:
+        """Share of ones, over all heads."""
+        return self._mean("density")
+
+    @property
+    def executed_fraction(self) -> float:
+        """Share of the N x M scores that are computed, padding included, over all heads."""
+        return self._mean("executed_fraction")
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the computed scores that the mask does not need."""
+        executed = self.executed_fraction
+        return 1.0 - self.density / executed if executed else 0.0
+
+    @property
+    def tiles(self) -> dict[int, int]:
+        """Tile count by height, over all heads."""
+        total: dict[int, int] = {}
+        for head in self.per_head:
+            for height, count in head.tiles.items():
+                total[height] = total.get(height, 0) + count * len(head.heads)
+        return dict(sorted(total.items(), reverse=True))
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Predicted time of dense attention over that of the plan; 1 if all heads run dense."""
+        predicted, dense = self._mean("predicted_us"), self._mean("dense_us")
+        return dense / predicted if predicted else float("inf")
+
+    def __str__(self) -> str:
+        tiles = ", ".join(f"{count} of {height} rows" for height, count in self.tiles.items())
+        lines = [
+            f"plan for {self.num_heads} head(s) of {self.q_len} x {self.kv_len}, "
+            f"target {self.target}, objective {self.objective}",
+            f"  density            {self.density:8.4f}   share of ones in the mask",
+            f"  executed fraction  {self.executed_fraction:8.4f}   share of the scores computed",
+            f"  padding waste      {self.padding_waste:8.4f}   of these, not needed by the mask",
+            f"  tiles              {tiles or 'none'}",
+            f"  predicted speed-up {self.predicted_speedup:8.2f}x  over dense attention, forward",
+            f"  cost model         {self.cost_source}",
+        ]
+        for head in self.per_head:
+            tiles = ", ".join(f"{count} x {height}" for height, count in head.tiles.items())
+            lines.append(f"  {_name_heads(head.heads)}: {head.route}, {head.cover}")
+            lines.append(
+                f"    density {head.density:.4f}, executed {head.executed_fraction:.4f}, "
+                f"tiles {tiles or 'none'}, gathered columns {head.gathered_columns}, "
+                f"{head.predicted_us:.1f} us predicted against {head.dense_us:.1f} us dense"
+            )
+            lines.append(f"    why: {head.reason}")
+        return "\n".join(lines)
+
+
+def _name_heads(heads: tuple[int, ...]) -> str:
+    if len(heads) == 1:
+        return f"head {heads[0]}"
+    consecutive = heads == tuple(range(heads[0], heads[-1] + 1))
+    listed = f"{heads[0]}-{heads[-1]}" if consecutive else ", ".join(map(str, heads))
+    return f"heads {listed}"
