@@ -24,6 +24,7 @@ _WEYL_SECOND = 0xBB67AE85
 _MULTIPLIERS_4X32 = (0xD2511F53, 0xCD9E8D57)
 ROUNDS_PER_ELEMENT = 7
 ROUNDS_PER_HEAD = 10
+_PIECE = 1 << 17  # elements hashed at once
 
 
 def draw_seed(device: torch.device | str = "cpu") -> torch.Tensor:
@@ -68,24 +69,12 @@ def keep_bits(
     """
     shape = torch.broadcast_shapes(keys.shape, query.shape, key.shape)
     kept = torch.empty(shape, dtype=torch.bool, device=query.device)
-    if kept.numel() == 0:
-        return kept
-    pieces = max(1, kept.numel() // _PIECE) if kept.device.type == "cpu" and kept.dim() else 1
-    arguments = [x.expand(shape) for x in (keys, query, key)]
-    if pieces == 1:
-        return torch.ge(_philox_2x32(*arguments), threshold, out=kept)
-    # Split the largest dimension; a piece that is still too large is split again.
     axis = max(range(len(shape)), key=lambda i: shape[i])
-    if shape[axis] == 1:
-        return torch.ge(_philox_2x32(*arguments), threshold, out=kept)
-    for part, *inputs in zip(
-        kept.tensor_split(pieces, axis), *(x.tensor_split(pieces, axis) for x in arguments)
-    ):
+    pieces = min(shape[axis], kept.numel() // _PIECE + 1)
+    split = [x.expand(shape).tensor_split(pieces, axis) for x in (keys, query, key)]
+    for part, *inputs in zip(kept.tensor_split(pieces, axis), *split, strict=True):
         torch.ge(_philox_2x32(*inputs), threshold, out=part)
     return kept
-
-
-_PIECE = 1 << 16
 
 
 def _philox_2x32(keys: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

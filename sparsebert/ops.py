@@ -8,7 +8,6 @@ backward op is differentiable in turn.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -170,30 +169,35 @@ def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...
     o and lse are functions of q, k and v here, so their own gradients are None.
     """
     grad_o, grad_lse, q, k, v, key_mask, seed, *program = ctx.saved_tensors
-
-    def tracked(x: torch.Tensor | None) -> torch.Tensor | None:
-        return x if x is None or x.requires_grad else x.detach().requires_grad_()
-
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        grad_o, grad_lse, q, k, v = (tracked(x) for x in (grad_o, grad_lse, q, k, v))
+        q, k, v, grad_o = (_tracked(x) for x in (q, k, v, grad_o))
+        inputs, used = [grad_o, q, k, v], slice(0, 1)
+        if grad_lse is not None:
+            grad_lse = _tracked(grad_lse)
+            inputs, used = [grad_o, grad_lse, q, k, v], slice(0, 2)
         outputs = attention.forward(
             q, k, v, key_mask, seed, from_tensors(program), ctx.scale, ctx.dropout_p,
             differentiable=True,
         )  # fmt: skip
-        gradients = torch.autograd.grad(
-            outputs if grad_lse is not None else outputs[:1],
+        first = torch.autograd.grad(
+            outputs[used],
             (q, k, v),
-            (grad_o, grad_lse) if grad_lse is not None else (grad_o,),
+            (grad_o, grad_lse)[used],
             create_graph=True,
         )
-        inputs = [x for x in (grad_o, grad_lse, q, k, v) if x is not None]
-        found = list(
-            torch.autograd.grad(gradients, inputs, upstream, create_graph=again, allow_unused=True)
+        second = torch.autograd.grad(
+            first, inputs, upstream, create_graph=again, allow_unused=True
         )
-    if grad_lse is None:
-        found.insert(1, None)
-    return *found, None, None, [None] * len(program), None, None, None, None
+    of_grad_o, *of_grad_lse, of_q, of_k, of_v = second
+    return (
+        of_grad_o, of_grad_lse[0] if of_grad_lse else None, of_q, of_k, of_v, None, None,
+        [None] * len(program), None, None, None, None,
+    )  # fmt: skip
+
+
+def _tracked(x: torch.Tensor) -> torch.Tensor:
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 _attention.register_autograd(_differentiate_forward, setup_context=_save_forward)
@@ -239,9 +243,8 @@ def _check(
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
     if plan.q_len != q_len or plan.kv_len != kv_len:
-        raise ValueError(
-            f"sparse_attention: {_length_mismatch(q_len, kv_len, plan)}; {_length_remedy(q, k, plan)}"
-        )
+        wrong, remedy = _length_mismatch(q_len, kv_len, plan), _length_remedy(q_len, kv_len, plan)
+        raise ValueError(f"sparse_attention: {wrong}; {remedy}")
     if plan.num_heads not in (1, heads):
         raise ValueError(
             f"sparse_attention: q has H={heads} heads but the plan has {plan.num_heads}; "
@@ -342,8 +345,7 @@ def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
     return " and ".join(wrong)
 
 
-def _length_remedy(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan) -> str:
-    q_len, kv_len = q.shape[2], k.shape[2]
+def _length_remedy(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
     if q_len <= plan.q_len and kv_len <= plan.kv_len:
         lengths = f"{q_len}" if q_len == kv_len else f"{q_len}, {kv_len}"
         return f"crop the mask (mask.crop({lengths})) and compile it, or pad the tensors"

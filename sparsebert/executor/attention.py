@@ -42,16 +42,16 @@ def forward(
     results = []
     if len(program.tile_heads):
         picked = _Heads(program.tile_heads, heads, program.shared)
-        stacked = [_to_stack(_widen(picked.take(x)), program) for x in inputs]
-        o, lse = tiles.forward(*stacked, program, picked.call(call))
+        q_, k_, v_ = (_to_stack(_widen(picked.take(x)), program) for x in inputs)
+        o, lse = tiles.forward(q_, k_, v_, program, picked.call(call))
         o = _from_stack(o, picked.count, program)
         lse = _from_stack(lse[..., None], picked.count, program)
         results.append((o.to(q.dtype), lse.squeeze(-1)))
     if len(program.dense_heads):
         picked = _Heads(program.dense_heads, heads, program.shared)
-        taken = [_dense_precision(picked.take(x), fused) for x in inputs]
-        taken[1:] = [_without_unused(x, program) for x in taken[1:]]
-        o, lse = dense.forward(*taken, program.dense_mask, picked.call(call))
+        q_, k_, v_ = (_dense_precision(picked.take(x), fused) for x in inputs)
+        k_, v_ = _without_unused(k_, program), _without_unused(v_, program)
+        o, lse = dense.forward(q_, k_, v_, program.dense_mask, picked.call(call))
         if program.dense_dead is not None:
             o = o.masked_fill(program.dense_dead[..., None], 0.0)
             lse = lse.masked_fill(program.dense_dead, -math.inf)
@@ -106,7 +106,8 @@ def backward(
     dq, dk, dv = (_join(parts, program) for parts in zip(*results, strict=True))
     dk, dv = _sum_groups(dk, kv_heads), _sum_groups(dv, kv_heads)
     dk, dv = _without_padding(dk, key_mask), _without_padding(dv, key_mask)
-    return tuple(_memory_order(x.to(q.dtype)) for x in (dq, dk, dv))
+    dq, dk, dv = (_memory_order(x.to(q.dtype)) for x in (dq, dk, dv))
+    return dq, dk, dv
 
 
 def _make_call(

@@ -21,7 +21,7 @@ def forward(
     if call.fused:
         allowed = allowed_positions(mask, call.key_mask)
         o, lse = engines.fused_forward(q, k, v, allowed, call.scale)
-        if call.key_mask is not None:  # a row may have lost all its keys
+        if call.key_mask is not None and allowed is not None:  # a row may have lost all its keys
             hidden = ~allowed.any(dim=-1)  # [B or 1, H or 1, N or 1]
             o = o.masked_fill(hidden[..., None], 0.0)
             lse = lse.masked_fill(hidden, -math.inf)
@@ -30,8 +30,7 @@ def forward(
         engines.composite_forward(q[:, :, rows], k, v, allowed, factor, call.scale)
         for rows, allowed, factor in _steps(q, k, mask, call)
     ]
-    o, lse = zip(*parts, strict=True)
-    return torch.cat(o, 2), torch.cat(lse, 2)
+    return torch.cat([o for o, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
 
 
 def backward(

@@ -2,7 +2,8 @@
 
 Tiles of similar width are padded to one shape and become a *bucket*, so that a few batched
 matrix products do the work of many tiles. A program is a handful of tensors plus one small CPU
-tensor of sizes, so that it can be an argument of a custom op (`tensors`, `from_tensors`); a compiled graph or an autograd node keeps alive just what it needs.
+tensor of sizes, so that it can be an argument of a custom op (`tensors`, `from_tensors`); a
+compiled graph or an autograd node keeps alive just what it needs.
 
 Positions. The executor sees q, k and v as [B, S, A, D], a memory order that HuggingFace models
 already have. If all heads share one mask, S counts positions and A heads, and one gathered index
@@ -157,8 +158,8 @@ def build_program(
     # A tile of a distinct head serves every head that uses it.
     work = [
         (tile, place)
-        for place, head in enumerate(in_tiles)
-        for tile in np.flatnonzero(tiles.head == head_map[head])
+        for place, head in enumerate(in_tiles.tolist())
+        for tile in np.flatnonzero(tiles.head == head_map[head]).tolist()
     ]
     used = np.array([int((tiles.row_slots(tile) >= 0).sum()) for tile, _ in work], dtype=np.int64)
     width = np.array([int(tiles.padded_width[tile]) for tile, _ in work], dtype=np.int64)

@@ -43,7 +43,8 @@ def forward(
         q_t, k_t, v_t = _gather(q, step.rows), _gather(k, step.cols), _gather(v, step.cols)
         if call.fused:
             o, lse = engines.fused_forward(q_t, k_t, v_t, step.allowed, call.scale)
-            if call.key_mask is not None:  # a row may have lost all its keys
+            if call.key_mask is not None and step.allowed is not None:
+                # A row may have lost all its keys.
                 hidden = ~step.allowed.any(dim=-1)
                 o = o.masked_fill(hidden[..., None], 0.0)
                 lse = lse.masked_fill(hidden, -math.inf)
@@ -104,15 +105,18 @@ def backward(
     slots_dq[:, -1] = 0.0
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
     for step in _steps(q, program, call):
-        inputs = [_gather(x, i) for x, i in zip((grad_o, q, k, v), _indices(step), strict=True)]
+        g_t, q_t = _gather(grad_o, step.rows), _gather(q, step.rows)
+        k_t, v_t = _gather(k, step.cols), _gather(v, step.cols)
         lse_t = _gather(lse[..., None], step.rows).squeeze(-1)
         if call.fused:  # which computes delta from o
             o_t = _gather(o, step.rows)
-            gradients = engines.fused_backward(*inputs, o_t, lse_t, step.allowed, call.scale)
+            gradients = engines.fused_backward(
+                g_t, q_t, k_t, v_t, o_t, lse_t, step.allowed, call.scale
+            )
         else:
             delta_t = _gather(delta[..., None], step.rows).squeeze(-1)
             gradients = engines.composite_backward(
-                *inputs, delta_t, lse_t, step.allowed, step.factor, call.scale
+                g_t, q_t, k_t, v_t, delta_t, lse_t, step.allowed, step.factor, call.scale
             )
         dq_t, dk_t, dv_t = (x.transpose(2, 3).flatten(1, 2) for x in gradients)
         slots_dq[:, step.slots] = dq_t
@@ -122,10 +126,6 @@ def backward(
     for rows, slots in zip(program.more_rows, program.more_slots, strict=True):
         dq[:, rows] += slots_dq.index_select(1, slots)
     return dq, dk, dv
-
-
-def _indices(step: _Step) -> tuple[torch.Tensor, ...]:
-    return step.rows, step.rows, step.cols, step.cols
 
 
 def _steps(q: torch.Tensor, program: TorchProgram, call: Call) -> Iterator[_Step]:
