@@ -32,19 +32,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
+import os
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Bits = npt.NDArray[np.uint8]
+from sparsebert.bits import Bits, clear_padding, pack, padding_is_clear, row_bytes, unpack
+from sparsebert.checks import integer
+from sparsebert.flex import MaskMod, bits_of_mask_mod, block_mask
+from sparsebert.maskfile import load_bits, save_bits
+from sparsebert.provenance import derived_record, record_of
 
-# A derived mask's record longer than this names its operands by fingerprint instead, so that
-# masks built in a loop do not carry their whole history.
-_MAX_RECORD = 4096
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class AttentionMask:
@@ -120,8 +123,8 @@ class AttentionMask:
             )
         shape = _shape4("from_dense", "mask", mask.shape, "[N, M], [H, N, M], [L, H, N, M]")
         array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else mask
-        bits = np.packbits(array.reshape(shape), axis=-1, bitorder="little")
-        return cls._wrap(bits, shape[-1], _record(provenance))
+        bits = pack(array.reshape(shape))
+        return cls._wrap(bits, shape[-1], record_of(provenance))
 
     @classmethod
     def from_packed(
@@ -149,20 +152,77 @@ class AttentionMask:
         if not isinstance(bits, np.ndarray) or bits.dtype != np.uint8:
             what = bits.dtype if isinstance(bits, np.ndarray) else type(bits).__name__
             raise TypeError(f"from_packed: bits must be a numpy array of uint8, got {what}")
-        kv_len = _length("from_packed", "kv_len", kv_len)
+        kv_len = integer("from_packed", "kv_len", kv_len, 1)
         shape = _shape4("from_packed", "bits", bits.shape, "[N, W], [H, N, W], [L, H, N, W]")
-        if shape[-1] != (kv_len + 7) // 8:
+        if shape[-1] != row_bytes(kv_len):
             raise ValueError(
                 f"from_packed: bits have {shape[-1]} bytes a row but kv_len={kv_len} needs "
-                f"{(kv_len + 7) // 8}; pack with np.packbits(mask, axis=-1, bitorder='little')"
+                f"{row_bytes(kv_len)}; pack with np.packbits(mask, axis=-1, bitorder='little')"
             )
         bits = bits.reshape(shape).copy()
-        if kv_len % 8 and (bits[..., -1] >> (kv_len % 8)).any():
+        if not padding_is_clear(bits, kv_len):
             raise ValueError(
                 f"from_packed: padding bits after key {kv_len - 1} are set; "
                 "they must be zero (packed with bitorder='big'?)"
             )
-        return cls._wrap(bits, kv_len, _record(provenance))
+        return cls._wrap(bits, kv_len, record_of(provenance))
+
+    @classmethod
+    def from_mask_mod(
+        cls,
+        mod: MaskMod,
+        num_heads: int,
+        q_len: int,
+        kv_len: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> AttentionMask:
+        """Evaluate a FlexAttention ``mask_mod(b, h, q_idx, kv_idx)`` at every position.
+
+        The mod is called under vmap with b = 0: a mask here is the same for every example, so
+        of a mod that looks at b only the first example's mask is taken.
+
+        Args:
+            mod: returns a bool tensor, True = may attend; it may use tensors from outside.
+            num_heads, q_len, kv_len: H, N, M of the mask [1, H, N, M]; with num_heads = 1 it
+                serves all heads.
+            device: where the mod's own tensors are.
+
+        Raises:
+            TypeError: mod takes other arguments (a score_mod has five) or returns no bool.
+
+        Example:
+            >>> AttentionMask.from_mask_mod(lambda b, h, q, kv: kv <= q, 1, 3, 3).density
+            0.6666666666666666
+        """
+        bits = bits_of_mask_mod(mod, num_heads, q_len, kv_len, device)
+        name = getattr(mod, "__qualname__", type(mod).__qualname__)
+        return cls._wrap(bits[None], kv_len, record_of({"mask_mod": name}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AttentionMask:
+        """Read a mask that `save` wrote, checking every field and the sums of the content.
+
+        Raises:
+            FileNotFoundError: no such file.
+            sparsebert.maskfile.MaskFileError (a ValueError): not a mask file, truncated,
+                altered, or written by a newer version.
+        """
+        bits, kv_len, provenance = load_bits(path)
+        return cls._wrap(bits, kv_len, record_of(provenance))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask to one safetensors file, replacing an older one in one step.
+
+        Example:
+            >>> import tempfile
+            >>> mask = AttentionMask.from_dense(torch.eye(4, dtype=torch.bool))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     mask.save(folder + "/eye.safetensors")
+            ...     AttentionMask.load(folder + "/eye.safetensors") == mask
+            True
+        """
+        save_bits(path, self._bits, self._kv_len, self.provenance)
 
     @classmethod
     def stack_layers(cls, masks: Iterable[AttentionMask]) -> AttentionMask:
@@ -207,7 +267,7 @@ class AttentionMask:
             shape[other] = spread
             parts.append(np.broadcast_to(mask._bits, shape))
         bits = np.concatenate(parts, axis=axis)
-        return cls._wrap(bits, masks[0].kv_len, _derive(name, masks))
+        return cls._wrap(bits, masks[0].kv_len, derived_record(name, masks))
 
     # ---------------------------------------------------------------- what it is
 
@@ -271,8 +331,32 @@ class AttentionMask:
 
     def dense(self) -> torch.Tensor:
         """The mask as a fresh bool tensor [L, H, N, M] on the CPU, True = may attend."""
-        flat = np.unpackbits(self._bits, axis=-1, count=self._kv_len, bitorder="little")
-        return torch.from_numpy(flat.view(np.bool_))
+        return torch.from_numpy(unpack(self._bits, self._kv_len))
+
+    def to_block_mask(
+        self,
+        block_size: int | tuple[int, int] = 128,
+        device: torch.device | str = "cpu",
+    ) -> BlockMask:
+        """The same mask for ``torch.nn.attention.flex_attention.flex_attention``.
+
+        Whole blocks are skipped or run without a test; in the others the mask's own bits decide
+        (one bit a position in memory).  It serves any batch, and with one head any head count.
+        FlexAttention gives rows without any key a zero output too.
+
+        Args:
+            block_size: edge of a block, or (query, key) edges; FlexAttention's default is 128.
+            device: where q, k and v are.
+
+        Raises:
+            ValueError: the mask has several layers; take one with ``mask.layer(i)``.
+        """
+        if self.num_layers != 1:
+            raise ValueError(
+                f"to_block_mask: the mask has {self.num_layers} layers but a BlockMask covers "
+                "one; take it with mask.layer(i)"
+            )
+        return block_mask(self._bits[0], self._kv_len, block_size, device)
 
     # ---------------------------------------------------------------- parts of it
 
@@ -318,10 +402,10 @@ class AttentionMask:
                     f"({self.q_len} x {self.kv_len})"
                 )
             kv_len = q_len
-        rows = _length("crop", "q_len", q_len, self.q_len)
-        keys = _length("crop", "kv_len", kv_len, self.kv_len)
-        bits = self._bits[:, :, :rows, : (keys + 7) // 8].copy()
-        _clear_padding(bits, keys)
+        rows = integer("crop", "q_len", q_len, 1, self.q_len)
+        keys = integer("crop", "kv_len", kv_len, 1, self.kv_len)
+        bits = self._bits[:, :, :rows, : row_bytes(keys)].copy()
+        clear_padding(bits, keys)
         return self._wrap(bits, keys, self._say("crop", q_len=rows, kv_len=keys))
 
     def without_diagonal(self) -> AttentionMask:
@@ -340,19 +424,19 @@ class AttentionMask:
     def __and__(self, other: AttentionMask) -> AttentionMask:
         """Positions allowed by both; one layer or head serves the other mask's many."""
         self._check_operand("&", other)
-        record = _derive("and", [self, other])
+        record = derived_record("and", [self, other])
         return self._wrap(self._bits & other._bits, self._kv_len, record)
 
     def __or__(self, other: AttentionMask) -> AttentionMask:
         """Positions allowed by either; one layer or head serves the other mask's many."""
         self._check_operand("|", other)
-        record = _derive("or", [self, other])
+        record = derived_record("or", [self, other])
         return self._wrap(self._bits | other._bits, self._kv_len, record)
 
     def __invert__(self) -> AttentionMask:
         """Exactly the positions that this mask forbids."""
         bits = ~self._bits
-        _clear_padding(bits, self._kv_len)
+        clear_padding(bits, self._kv_len)
         return self._wrap(bits, self._kv_len, self._say("not"))
 
     def __eq__(self, other: object) -> bool:
@@ -402,33 +486,7 @@ class AttentionMask:
         )
 
     def _say(self, op: str, **arguments: int) -> str:
-        return _derive(op, [self], **arguments)
-
-
-def _record(provenance: dict[str, Any] | None) -> str:
-    """Provenance as canonical JSON text: checked once, and immutable."""
-    if provenance is None:
-        return "{}"
-    if not isinstance(provenance, dict):
-        raise TypeError(f"provenance must be a dict, got {type(provenance).__name__}")
-    try:
-        return json.dumps(provenance, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"provenance must hold only JSON values (str, finite numbers, bool, None, list, "
-            f"dict with str keys): {error}"
-        ) from error
-
-
-def _derive(op: str, masks: list[AttentionMask], **arguments: int) -> str:
-    """The record of a mask computed from others: the operation and where its operands came from.
-
-    Empty operand records stay empty dicts, so the result always says which operation it was.
-    """
-    text = _record({"op": op, **arguments, "of": [mask.provenance for mask in masks]})
-    if len(text) > _MAX_RECORD:
-        text = _record({"op": op, **arguments, "of": [mask.fingerprint for mask in masks]})
-    return text
+        return derived_record(op, [self], **arguments)
 
 
 def _require_mask(name: str, value: object) -> AttentionMask:
@@ -451,31 +509,8 @@ def _shape4(
     return layers, heads, rows, width
 
 
-def _length(name: str, argument: str, value: int, limit: int | None = None) -> int:
-    number = _integer(name, argument, value)
-    if number < 1 or (limit is not None and number > limit):
-        wanted = "at least 1" if limit is None else f"from 1 to {limit}"
-        raise ValueError(f"{name}: {argument}={number} but must be {wanted}")
-    return number
-
-
 def _position(name: str, index: int, count: int) -> int:
-    number = _integer(name, "index", index)
+    number = integer(name, "index", index)
     if not -count <= number < count:
         raise IndexError(f"{name}: index {number} but the mask has {count} {name}(s)")
     return number % count
-
-
-def _integer(name: str, argument: str, value: int) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: {argument} must be an integer, got bool")
-    try:
-        return operator.index(value)
-    except TypeError:
-        kind = type(value).__name__
-        raise TypeError(f"{name}: {argument} must be an integer, got {kind}") from None
-
-
-def _clear_padding(bits: Bits, kv_len: int) -> None:
-    if kv_len % 8:
-        bits[..., -1] &= np.uint8((1 << (kv_len % 8)) - 1)

@@ -31,21 +31,14 @@ N = 128, where it reports a pattern:
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sparsebert.masks import AttentionMask, Bits
-
-Bool = npt.NDArray[np.bool_]
-Index = npt.NDArray[np.int32]
-Positions = npt.NDArray[np.int64]
-
-# Positions evaluated at a time: temporaries stay at some tens of megabytes at any length.
-_CHUNK = 1 << 21
+from sparsebert.bits import Bool, Index, Positions, draw_keys, from_rule, pack
+from sparsebert.checks import integer
+from sparsebert.masks import AttentionMask
 
 
 def dense(seq_len: int) -> AttentionMask:
@@ -55,7 +48,7 @@ def dense(seq_len: int) -> AttentionMask:
         >>> dense(4).sparsity
         0.0
     """
-    return _pack("dense", _seq_len(seq_len), lambda i, j: (i >= 0) & (j >= 0))
+    return _pack("dense", _count("dense", "seq_len", seq_len, 1), lambda i, j: (i >= 0) & (j >= 0))
 
 
 def causal(seq_len: int) -> AttentionMask:
@@ -67,7 +60,7 @@ def causal(seq_len: int) -> AttentionMask:
         >>> causal(3).dense()[0, 0].int().tolist()
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
-    return _pack("causal", _seq_len(seq_len), lambda i, j: j <= i)
+    return _pack("causal", _count("causal", "seq_len", seq_len, 1), lambda i, j: j <= i)
 
 
 def sliding_window(seq_len: int, window: int = 5) -> AttentionMask:
@@ -83,9 +76,9 @@ def sliding_window(seq_len: int, window: int = 5) -> AttentionMask:
         >>> sliding_window(4, window=1).dense()[0, 0].int().tolist()
         [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
     """
-    window = _at_least(0, "window", window)
-    n = _seq_len(seq_len)
-    return _pack("sliding_window", n, lambda i, j: abs(i - j) <= window, window=window)
+    window = _count("sliding_window", "window", window, 0)
+    n = _count("sliding_window", "seq_len", seq_len, 1)
+    return _pack("sliding_window", n, lambda i, j: _gap(i, j) <= window, window=window)
 
 
 def dilated_window(seq_len: int, window: int = 5, dilation: int = 2) -> AttentionMask:
@@ -103,13 +96,14 @@ def dilated_window(seq_len: int, window: int = 5, dilation: int = 2) -> Attentio
         >>> dilated_window(5, window=1, dilation=2).dense()[0, 0, 2].int().tolist()
         [1, 0, 1, 0, 1]
     """
-    window = _at_least(0, "window", window)
-    dilation = _at_least(1, "dilation", dilation)
-    n = _seq_len(seq_len)
+    window = _count("dilated_window", "window", window, 0)
+    dilation = _count("dilated_window", "dilation", dilation, 1)
+    n = _count("dilated_window", "seq_len", seq_len, 1)
 
     def rule(i: Index, j: Index) -> Bool:
-        gap = abs(i - j)
-        return (gap <= window * dilation) & (gap % dilation == 0)
+        gap = _gap(i, j)
+        kept: Bool = (gap <= window * dilation) & (gap % dilation == 0)
+        return kept
 
     return _pack("dilated_window", n, rule, window=window, dilation=dilation)
 
@@ -127,8 +121,8 @@ def block_local(seq_len: int, block: int = 32) -> AttentionMask:
         >>> block_local(4, block=2).dense()[0, 0].int().tolist()
         [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
-    block = _at_least(1, "block", block)
-    n = _seq_len(seq_len)
+    block = _count("block_local", "block", block, 1)
+    n = _count("block_local", "seq_len", seq_len, 1)
     return _pack("block_local", n, lambda i, j: i // block == j // block, block=block)
 
 
@@ -147,12 +141,13 @@ def strided(seq_len: int, stride: int = 17) -> AttentionMask:
         >>> strided(6, stride=2).dense()[0, 0, 0].int().tolist()
         [1, 1, 1, 0, 1, 0]
     """
-    stride = _at_least(1, "stride", stride)
-    n = _seq_len(seq_len)
+    stride = _count("strided", "stride", stride, 1)
+    n = _count("strided", "seq_len", seq_len, 1)
 
     def rule(i: Index, j: Index) -> Bool:
-        gap = abs(i - j)
-        return (gap < stride) | (gap % stride == 0)
+        gap = _gap(i, j)
+        kept: Bool = (gap < stride) | (gap % stride == 0)
+        return kept
 
     return _pack("strided", n, rule, stride=stride)
 
@@ -173,14 +168,15 @@ def fixed(seq_len: int, block: int = 32, summary: int = 1) -> AttentionMask:
         >>> fixed(4, block=2).dense()[0, 0].int().tolist()
         [[1, 1, 0, 1], [1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
-    block = _at_least(1, "block", block)
-    summary = _at_least(1, "summary", summary)
+    block = _count("fixed", "block", block, 1)
+    summary = _count("fixed", "summary", summary, 1)
     if summary > block:
-        raise ValueError(f"summary={summary} but must be at most block={block}")
-    n = _seq_len(seq_len)
+        raise ValueError(f"fixed: summary={summary} but must be at most block={block}")
+    n = _count("fixed", "seq_len", seq_len, 1)
 
     def rule(i: Index, j: Index) -> Bool:
-        return (i // block == j // block) | (j % block >= block - summary)
+        kept: Bool = (i // block == j // block) | (j % block >= block - summary)
+        return kept
 
     return _pack("fixed", n, rule, block=block, summary=summary)
 
@@ -200,11 +196,12 @@ def star(seq_len: int, window: int = 1) -> AttentionMask:
         >>> star(4).dense()[0, 0].int().tolist()
         [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 1]]
     """
-    window = _at_least(0, "window", window)
-    n = _seq_len(seq_len)
+    window = _count("star", "window", window, 0)
+    n = _count("star", "seq_len", seq_len, 1)
 
     def rule(i: Index, j: Index) -> Bool:
-        return (i == 0) | (j == 0) | (abs(i - j) <= window)
+        kept: Bool = (i == 0) | (j == 0) | (_gap(i, j) <= window)
+        return kept
 
     return _pack("star", n, rule, window=window)
 
@@ -221,10 +218,11 @@ def log_sparse(seq_len: int) -> AttentionMask:
     """
 
     def rule(i: Index, j: Index) -> Bool:
-        gap = abs(i - j)
-        return gap & (gap - 1) == 0
+        gap = _gap(i, j)
+        kept: Bool = gap & (gap - 1) == 0
+        return kept
 
-    return _pack("log_sparse", _seq_len(seq_len), rule)
+    return _pack("log_sparse", _count("log_sparse", "seq_len", seq_len, 1), rule)
 
 
 def longformer(seq_len: int, window: int = 5, num_global: int = 2) -> AttentionMask:
@@ -242,12 +240,12 @@ def longformer(seq_len: int, window: int = 5, num_global: int = 2) -> AttentionM
         >>> longformer(5, window=0, num_global=1).dense()[0, 0, 3].int().tolist()
         [1, 0, 0, 1, 0]
     """
-    window = _at_least(0, "window", window)
-    num_global = _at_least(0, "num_global", num_global)
-    n = _seq_len(seq_len)
+    window = _count("longformer", "window", window, 0)
+    num_global = _count("longformer", "num_global", num_global, 0)
+    n = _count("longformer", "seq_len", seq_len, 1)
 
     def rule(i: Index, j: Index) -> Bool:
-        return (abs(i - j) <= window) | (i < num_global) | (j < num_global)
+        return (_gap(i, j) <= window) | (i < num_global) | (j < num_global)
 
     return _pack("longformer", n, rule, window=window, num_global=num_global)
 
@@ -273,15 +271,16 @@ def bigbird(
         window: neighbours on each side, 0 or more.
         num_global: leading global tokens, 0 or more.
         num_random: random keys of each row, 0 or more.
-        seed: 0 to 2**64 - 1; the same seed gives the same mask on every machine (see `random`).
+        seed: 0 to 2**64 - 1; the same seed gives the same mask everywhere, as in `random`.
         num_heads: heads with a draw of their own, 1 or more.
 
     Example:
         >>> bigbird(128, num_heads=12, seed=7).shape
         (1, 12, 128, 128)
     """
-    num_random = _at_least(0, "num_random", num_random)
-    seed, num_heads = _seed(seed), _at_least(1, "num_heads", num_heads)
+    num_random = _count("bigbird", "num_random", num_random, 0)
+    seed = _seed("bigbird", seed)
+    num_heads = _count("bigbird", "num_heads", num_heads, 1)
     band = longformer(seq_len, window, num_global)
     n = band.q_len
 
@@ -297,7 +296,7 @@ def bigbird(
 
     bits = np.repeat(band.bits[0], num_heads, axis=0)
     for head in range(num_heads):
-        bits[head] |= _draw(counts, num_random, seed, head, key_of)
+        bits[head] |= draw_keys(counts, num_random, seed, head, key_of)
     record = {**band.provenance, "pattern": "bigbird", "num_random": num_random}
     record.update(seed=seed, num_heads=num_heads)
     return AttentionMask.from_packed(bits, n, record)
@@ -309,12 +308,8 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
     Formula: row i keeps ``max(1, round(density * N))`` of its N keys, so no row is empty and
     the density does not depend on the seed.
 
-    The draw, the same on every machine and in every version: head h takes the 64-bit words of
-    NumPy's ``Philox(key=seed, counter=h << 192)`` (a published counter-based generator, whose
-    raw stream NumPy guarantees), and uses their upper 32 bits u.  For k keys out of c the
-    steps j = c - k, ..., c - 1 each take one word for every row, in order of rows, and draw
-    t = floor(u * (j + 1) / 2**32); t joins the row's set, or j if t is in it already (Floyd).
-    If more than half the keys are kept, the draw chooses the forbidden ones.
+    The draw is the same on every machine and in every version; `sparsebert.bits.draw_keys`
+    states the algorithm.  If more than half the keys are kept, the forbidden ones are drawn.
 
     Args:
         seq_len: N, the number of tokens.
@@ -326,20 +321,21 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
         >>> random(100, density=0.25, seed=3).density
         0.25
     """
-    n = _seq_len(seq_len)
+    n = _count("random", "seq_len", seq_len, 1)
     if isinstance(density, bool) or not isinstance(density, (int, float, np.floating)):
-        raise TypeError(f"density must be a number, got {type(density).__name__}")
+        raise TypeError(f"random: density must be a number, got {type(density).__name__}")
     density = float(density)
     if not 0 < density <= 1:
-        raise ValueError(f"density={density} but must be above 0 and at most 1")
-    seed, num_heads = _seed(seed), _at_least(1, "num_heads", num_heads)
+        raise ValueError(f"random: density={density} but must be above 0 and at most 1")
+    seed = _seed("random", seed)
+    num_heads = _count("random", "num_heads", num_heads, 1)
     keep = max(1, round(density * n))
     drop = keep > n // 2
     number = n - keep if drop else keep
     counts = np.full(n, n, dtype=np.int64)
-    bits = np.stack([_draw(counts, number, seed, head) for head in range(num_heads)])
+    bits = np.stack([draw_keys(counts, number, seed, head) for head in range(num_heads)])
     if drop:
-        bits ^= np.packbits(np.ones(n, dtype=np.bool_), bitorder="little")
+        bits ^= pack(np.ones(n, dtype=np.bool_))
     record = {"pattern": "random", "seq_len": n, "density": density}
     return AttentionMask.from_packed(bits, n, {**record, "seed": seed, "num_heads": num_heads})
 
@@ -367,11 +363,12 @@ def neighborhood_2d(
         >>> neighborhood_2d(14, 14, kernel_size=3, num_special=1).shape
         (1, 1, 197, 197)
     """
-    height, width = _at_least(1, "height", height), _at_least(1, "width", width)
-    kernel_size = _at_least(1, "kernel_size", kernel_size)
+    height = _count("neighborhood_2d", "height", height, 1)
+    width = _count("neighborhood_2d", "width", width, 1)
+    kernel_size = _count("neighborhood_2d", "kernel_size", kernel_size, 1)
     if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size={kernel_size} but must be odd, to have a middle")
-    num_special = _at_least(0, "num_special", num_special)
+        raise ValueError(f"neighborhood_2d: kernel_size={kernel_size} but must be odd")
+    num_special = _count("neighborhood_2d", "num_special", num_special, 0)
 
     def inside(query: Index, key: Index, size: int) -> Bool:
         start = np.clip(query - kernel_size // 2, 0, max(0, size - kernel_size))
@@ -386,7 +383,7 @@ def neighborhood_2d(
     grid = {"height": height, "width": width, "kernel_size": kernel_size}
     record = {"pattern": "neighborhood_2d", **grid, "num_special": num_special}
     n = num_special + height * width
-    return AttentionMask.from_packed(_rows(n, rule), n, record)
+    return AttentionMask.from_packed(from_rule(n, rule), n, record)
 
 
 PATTERNS: dict[str, Callable[..., AttentionMask]] = {
@@ -448,73 +445,17 @@ def _pack(
     name: str, n: int, rule: Callable[[Index, Index], Bool], **parameters: int
 ) -> AttentionMask:
     record = {"pattern": name, "seq_len": n, **parameters}
-    return AttentionMask.from_packed(_rows(n, rule), n, record)
+    return AttentionMask.from_packed(from_rule(n, rule), n, record)
 
 
-def _rows(n: int, rule: Callable[[Index, Index], Bool]) -> Bits:
-    """Packed bits [N, ceil(N / 8)] of rule(i [rows, 1], j [1, N]), some rows at a time."""
-    keys = np.arange(n, dtype=np.int32)[None, :]
-    bits = np.empty((n, (n + 7) // 8), dtype=np.uint8)
-    step = max(1, _CHUNK // n)
-    for start in range(0, n, step):
-        queries = np.arange(start, min(n, start + step), dtype=np.int32)[:, None]
-        bits[start : start + step] = np.packbits(rule(queries, keys), axis=1, bitorder="little")
-    return bits
+def _gap(i: Index, j: Index) -> Index:
+    gap: Index = np.abs(i - j)
+    return gap
 
 
-def _draw(
-    counts: Positions,
-    number: int,
-    seed: int,
-    head: int,
-    key_of: Callable[[Positions], Positions] = lambda rank: rank,
-) -> Bits:
-    """Packed bits [N, ceil(N / 8)]: for each row, `number` different keys drawn at random.
-
-    Row i has counts[i] candidates, the keys key_of(0), ..., key_of(counts[i] - 1); it gets all
-    of them if there are no more than `number`.  `random` describes the algorithm.
-    """
-    n = len(counts)
-    rows = np.arange(n)
-    words = np.random.Philox(key=seed, counter=head << 192)
-    bits = np.zeros((n, (n + 7) // 8), dtype=np.uint8)
-    size = np.minimum(counts, number)
-    for step in range(int(size.max())):
-        last = counts - size + step
-        upper = words.random_raw(n) >> np.uint64(32)
-        drawn = ((upper * (last + 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
-        key, last_key = key_of(drawn), key_of(last)
-        taken = (bits[rows, key >> 3] >> (key & 7).astype(np.uint8)) & 1
-        key = np.where(taken, last_key, key)
-        bit = np.uint8(1) << (key & 7).astype(np.uint8)
-        bits[rows, key >> 3] |= np.where(step < size, bit, np.uint8(0))
-    return bits
+def _count(where: str, argument: str, value: int, least: int) -> int:
+    return integer(where, argument, value, least, 2**31 - 1)  # positions are 32-bit
 
 
-def _seq_len(value: int) -> int:
-    return _at_least(1, "seq_len", value)
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    number = _integer(name, value)
-    if number < least:
-        raise ValueError(f"{name}={number} but must be at least {least}")
-    if number >= 1 << 31:
-        raise ValueError(f"{name}={number} but must be below 2**31")
-    return number
-
-
-def _seed(value: int) -> int:
-    number = _integer("seed", value)
-    if not 0 <= number < 1 << 64:
-        raise ValueError(f"seed={number} but must be from 0 to 2**64 - 1")
-    return number
-
-
-def _integer(name: str, value: int) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got bool")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+def _seed(where: str, value: int) -> int:
+    return integer(where, "seed", value, 0, 2**64 - 1)

@@ -1,0 +1,91 @@
+"""Packed mask bits: uint8 rows of ceil(M / 8) bytes, key j in bit j % 8 of byte j // 8.
+
+The padding bits after key M - 1 are zero, always.  Big masks are made here some rows at a time,
+so that no temporary is as large as the dense mask.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Bits = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.int32]
+Positions = npt.NDArray[np.int64]
+
+# Positions evaluated at a time: temporaries stay at some tens of megabytes at any length.
+CHUNK = 1 << 21
+
+
+def row_bytes(kv_len: int) -> int:
+    """Bytes of a row of `kv_len` keys."""
+    return (kv_len + 7) // 8
+
+
+def pack(mask: Bool) -> Bits:
+    """bool [..., M] to bits [..., ceil(M / 8)]."""
+    return np.packbits(mask, axis=-1, bitorder="little")
+
+
+def unpack(bits: Bits, kv_len: int) -> Bool:
+    """Bits [..., ceil(kv_len / 8)] to a fresh bool [..., kv_len]."""
+    return np.unpackbits(bits, axis=-1, count=kv_len, bitorder="little").view(np.bool_)
+
+
+def padding_is_clear(bits: Bits, kv_len: int) -> bool:
+    """Whether all bits after key kv_len - 1 are zero."""
+    return kv_len % 8 == 0 or not (bits[..., -1] >> np.uint8(kv_len % 8)).any()
+
+
+def clear_padding(bits: Bits, kv_len: int) -> None:
+    """Zero, in place, the bits after key kv_len - 1."""
+    if kv_len % 8:
+        bits[..., -1] &= np.uint8((1 << (kv_len % 8)) - 1)
+
+
+def from_rule(n: int, rule: Callable[[Index, Index], Bool]) -> Bits:
+    """Bits [N, ceil(N / 8)] of rule(i, j), called with i int32 [rows, 1] and j int32 [1, N]."""
+    keys = np.arange(n, dtype=np.int32)[None, :]
+    bits = np.empty((n, row_bytes(n)), dtype=np.uint8)
+    step = max(1, CHUNK // n)
+    for start in range(0, n, step):
+        queries = np.arange(start, min(n, start + step), dtype=np.int32)[:, None]
+        bits[start : start + step] = pack(rule(queries, keys))
+    return bits
+
+
+def draw_keys(
+    counts: Positions,
+    number: int,
+    seed: int,
+    head: int,
+    key_of: Callable[[Positions], Positions] = lambda rank: rank,
+) -> Bits:
+    """Bits [N, ceil(N / 8)]: for each row, `number` different keys, all choices equally likely.
+
+    Row i has counts[i] candidates, the keys key_of(0), ..., key_of(counts[i] - 1), and gets all
+    of them if there are no more than `number`.
+
+    The draw is the same on every machine and in every version.  Head h takes the 64-bit words
+    of NumPy's ``Philox(key=seed, counter=h << 192)`` (a published counter-based generator; the
+    raw stream of a NumPy bit generator does not change) and uses their upper 32 bits u.  For
+    k keys out of c, Floyd's algorithm takes the steps j = c - k, ..., c - 1; each step takes
+    one word for every row, in order of rows, and draws the candidate
+    t = floor(u * (j + 1) / 2**32).  t joins the row's set; or j does, if t is in it already.
+    """
+    n = len(counts)
+    rows = np.arange(n)
+    words = np.random.Philox(key=seed, counter=head << 192)
+    bits = np.zeros((n, row_bytes(n)), dtype=np.uint8)
+    size = np.minimum(counts, number)
+    for step in range(int(size.max())):
+        last = counts - size + step  # j; rows that have all their keys draw in vain
+        upper = words.random_raw(n) >> np.uint64(32)
+        drawn = ((upper * (last + 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+        key = key_of(drawn)
+        taken = (bits[rows, key >> 3] >> (key & 7).astype(np.uint8)) & 1
+        key = np.where(taken, key_of(last), key)
+        bit = np.uint8(1) << (key & 7).astype(np.uint8)
+        bits[rows, key >> 3] |= np.where(step < size, bit, np.uint8(0))
+    return bits
