@@ -1,0 +1,111 @@
+"""``sparsebert show`` and ``sparsebert explain``: what a mask is, and how it would run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsebert.cli.errors import OK, UsageError
+from sparsebert.cli.options import Commands, add_command, add_mask, load_layers, load_mask
+
+if TYPE_CHECKING:
+    from sparsebert.masks import AttentionMask
+
+
+def register(commands: Commands) -> None:
+    """Add both commands to the parser."""
+    show = add_command(
+        commands,
+        "show",
+        show_mask,
+        "summarise a mask and draw its heads",
+        "  sparsebert show star.safetensors\n"
+        "  sparsebert show star.safetensors -o pictures/star.png\n"
+        "  sparsebert show star.safetensors --text\n",
+    )
+    show.add_argument("mask", metavar="MASK", help="a mask file")
+    picture = show.add_mutually_exclusive_group()
+    picture.add_argument(
+        "-o", "--output", metavar="PNG", help="picture to write (default: MASK with .png)"
+    )
+    picture.add_argument("--text", action="store_true", help="draw no picture")
+
+    explain = add_command(
+        commands,
+        "explain",
+        explain_mask,
+        "compile a mask and report what would be executed, and why",
+        "  sparsebert explain star.safetensors\n"
+        "  sparsebert explain star.safetensors --target sm90 --layer 0\n",
+    )
+    add_mask(explain)
+    explain.add_argument(
+        "--target", metavar="T", help="machine to plan for: cpu, sm80, sm90, ... (default: this)"
+    )
+    explain.add_argument(
+        "--objective",
+        choices=("time", "area"),
+        default="time",
+        help="fastest by the cost model, or least executed area (default: %(default)s)",
+    )
+
+
+def show_mask(arguments: argparse.Namespace) -> int:
+    """Print a summary of the mask and write a picture of its heads."""
+    mask = load_mask(arguments.mask)
+    print(f"{arguments.mask}\n{summary(mask)}")
+    if not arguments.text:
+        from sparsebert.cli.plots import draw_mask
+
+        picture = Path(arguments.output or Path(arguments.mask).with_suffix(".png"))
+        title = f"{Path(arguments.mask).stem}: {mask.q_len} queries x {mask.kv_len} keys"
+        draw_mask(mask, title, picture)
+        print(f"  picture      {picture}")
+    return OK
+
+
+def explain_mask(arguments: argparse.Namespace) -> int:
+    """Print the compiler's report of each selected layer."""
+    from sparsebert.compiler import compile_plan
+
+    layers = load_layers(arguments)
+    for index, mask in layers:
+        try:
+            plan = compile_plan(mask, target=arguments.target, objective=arguments.objective)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if len(layers) > 1:
+            print(f"layer {index}")
+        print(plan.explain())
+    return OK
+
+
+def summary(mask: AttentionMask) -> str:
+    """The facts about a mask that one wants to see first, one a line."""
+    layers, heads, q_len, kv_len = mask.shape
+    densities = []
+    diagonal = blind = unseen = 0
+    symmetric = q_len == kv_len
+    for layer in range(layers):  # a head at a time: a dense mask of all can be gigabytes
+        for head in range(heads):
+            dense = mask.layer(layer).head(head).dense()[0, 0]
+            densities.append(int(dense.sum()) / dense.numel())
+            diagonal += int(dense.diagonal().sum())
+            blind += int((~dense.any(dim=1)).sum())
+            unseen += int((~dense.any(dim=0)).sum())
+            symmetric = symmetric and dense.equal(dense.T)
+    facts = {
+        "shape": f"{layers} layer(s), {heads} head(s), {q_len} queries x {kv_len} keys",
+        "density": f"{mask.density:.2%} allowed, {mask.sparsity:.2%} forbidden",
+        "diagonal": f"{diagonal / (layers * heads * min(q_len, kv_len)):.2%} of it allowed",
+        "symmetric": "yes" if symmetric else "no",
+        "dead rows": f"{blind} (queries that attend to nothing)",
+        "dead columns": f"{unseen} (keys that nothing attends to)",
+        "fingerprint": mask.fingerprint,
+        "provenance": json.dumps(mask.provenance) if mask.provenance else "not recorded",
+    }
+    if layers * heads > 1:
+        facts["density"] += f"; by head {min(densities):.2%} to {max(densities):.2%}"
+    return "\n".join(f"  {name:<12} {fact}" for name, fact in facts.items())

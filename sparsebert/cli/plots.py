@@ -1,0 +1,118 @@
+"""Pictures, drawn with matplotlib's Agg canvas: masks and the demo's plots.
+
+Colours are from Okabe and Ito's set, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsebert.cli.errors import UsageError
+from sparsebert.masks import AttentionMask
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MAX_PANELS = 48
+_MAX_CELLS = 512  # a panel shows at most this many cells in each direction
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of that many inches, on a canvas that needs no display."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("pictures need matplotlib: pip install 'sparsebert[plot]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the figure as PNG, making the folder if it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def draw_mask(mask: AttentionMask, title: str, path: Path) -> None:
+    """Draw every distinct head of a mask, at most `MAX_PANELS` of them, into a PNG file."""
+    heads = distinct_heads(mask)
+    panels = {label: head for label, head in heads[:MAX_PANELS]}
+    if len(heads) > MAX_PANELS:
+        title += f" (the first {MAX_PANELS} of {len(heads)} different heads)"
+    draw_panels(panels, title, path)
+
+
+def draw_panels(panels: Mapping[str, AttentionMask], title: str, path: Path) -> None:
+    """Draw masks of one layer and head side by side, each under its label, into a PNG file."""
+    columns = min(6, math.ceil(math.sqrt(len(panels))))
+    rows = math.ceil(len(panels) / columns)
+    edge = 5.0 if len(panels) == 1 else 2.4
+    tallest = max(mask.q_len / mask.kv_len for mask in panels.values())
+    figure = new_figure(columns * edge, rows * (0.86 * edge * min(tallest, 2.0) + 0.4) + 0.4)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    drawn = zip(axes.flat, panels.items(), strict=False)
+    for place, (axis, (label, mask)) in enumerate(drawn):
+        axis.imshow(
+            # The square root keeps thin lines visible where a cell stands for many positions.
+            np.sqrt(_cells(mask)),
+            cmap="Blues",
+            vmin=0.0,
+            vmax=1.0,
+            interpolation="nearest",
+            extent=(0, mask.kv_len, mask.q_len, 0),
+        )
+        axis.set_title(f"{label}\n{mask.density:.1%} allowed", fontsize=8)
+        axis.set_xticks([0, mask.kv_len])
+        axis.set_yticks([0, mask.q_len])
+        axis.tick_params(labelsize=7, length=2)
+        if place % columns == 0:
+            axis.set_ylabel("query", fontsize=8)
+        if place >= len(panels) - columns:
+            axis.set_xlabel("key", fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def distinct_heads(mask: AttentionMask) -> list[tuple[str, AttentionMask]]:
+    """The different heads of a mask, each with a label that says where it is used."""
+    places: dict[bytes, list[tuple[int, int]]] = {}
+    for layer in range(mask.num_layers):
+        for head in range(mask.num_heads):
+            places.setdefault(mask.bits[layer, head].tobytes(), []).append((layer, head))
+    return [
+        (_label(where, mask), mask.layer(where[0][0]).head(where[0][1]))
+        for where in places.values()
+    ]
+
+
+def _label(places: Sequence[tuple[int, int]], mask: AttentionMask) -> str:
+    layers, heads, *_ = mask.shape
+    if len(places) == layers * heads:
+        return "all layers and heads"
+    first = f"layer {places[0][0]}, head {places[0][1]}" if layers > 1 else f"head {places[0][1]}"
+    return f"{first} and {len(places) - 1} more" if len(places) > 1 else first
+
+
+def _cells(mask: AttentionMask) -> npt.NDArray[np.float64]:
+    """The mask as a picture: each cell is the share of its positions that are allowed."""
+    dense = mask.dense()[0, 0].numpy().astype(np.float64)
+    rows = _edges(mask.q_len)
+    columns = _edges(mask.kv_len)
+    sums = np.add.reduceat(np.add.reduceat(dense, rows[:-1], axis=0), columns[:-1], axis=1)
+    area: npt.NDArray[np.float64] = np.diff(rows)[:, None] * np.diff(columns)[None, :]
+    return np.asarray(sums / area)
+
+
+def _edges(length: int) -> npt.NDArray[np.int64]:
+    return np.linspace(0, length, min(length, _MAX_CELLS) + 1).astype(np.int64)
