@@ -1,9 +1,9 @@
 """sparse_attention: check the arguments, choose a backend, run it, differentiate it.
 
 The work is behind two `torch.library` custom ops, forward and backward, whose arguments are
-tensors and numbers only (a plan travels as the tensors of its program). So torch.compile sees one
-opaque node with known shapes, autograd and activation checkpointing work as for any op, and the
-backward op is differentiable in turn.
+tensors and numbers only: a plan travels as the tensors and sizes of its program. So torch.compile
+sees one opaque node with known shapes, autograd and activation checkpointing work as for any op,
+and the backward op is differentiable in turn.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ def sparse_attention(
         plan = _plan_of(plan, q)
     _check(q, k, v, plan, key_mask, dropout_p, backend)
     q, k, v = _autocast(q, k, v)
-    program = plan.program_for(backend).tensors
+    program = plan.program_for(backend)
     seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
     o, lse = torch.ops.sparsebert.attention(
         q,
         k,
         v,
-        program,
+        program.tensors,
+        program.sizes,
         key_mask,
         seed,
         q.shape[-1] ** -0.5 if scale is None else float(scale),
@@ -91,13 +92,15 @@ def _attention(
     k: torch.Tensor,
     v: torch.Tensor,
     program: list[torch.Tensor],
+    sizes: list[int],
     key_mask: torch.Tensor | None,
     seed: torch.Tensor | None,
     scale: float,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """o [B, H, N, D] and LSE [B, H, N]; `program` is `TorchProgram.tensors`."""
-    return attention.forward(q, k, v, key_mask, seed, from_tensors(program), scale, dropout_p)
+    """o [B, H, N, D] and LSE [B, H, N]; `program` and `sizes` are those of a `TorchProgram`."""
+    whole = from_tensors(program, sizes)
+    return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
 
 
 @torch.library.custom_op("sparsebert::attention_backward", mutates_args=())
@@ -110,14 +113,16 @@ def _attention_backward(
     o: torch.Tensor,
     lse: torch.Tensor,
     program: list[torch.Tensor],
+    sizes: list[int],
     key_mask: torch.Tensor | None,
     seed: torch.Tensor | None,
     scale: float,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv."""
+    whole = from_tensors(program, sizes)
     return attention.backward(
-        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, from_tensors(program), scale, dropout_p
+        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, whole, scale, dropout_p
     )
 
 
@@ -128,7 +133,7 @@ def _like_heads_last(x: torch.Tensor) -> torch.Tensor:
 
 
 @_attention.register_fake
-def _(q, k, v, program, key_mask, seed, scale, dropout_p):  # type: ignore[no-untyped-def]
+def _(q, k, v, *rest):  # type: ignore[no-untyped-def]
     accumulate = torch.promote_types(q.dtype, torch.float32)
     return _like_heads_last(q), q.new_empty(q.shape[:-1], dtype=accumulate)
 
@@ -139,10 +144,10 @@ def _(grad_o, grad_lse, q, k, v, *rest):  # type: ignore[no-untyped-def]
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    q, k, v, program, key_mask, seed, scale, dropout_p = inputs
+    q, k, v, program, sizes, key_mask, seed, scale, dropout_p = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, *output, key_mask, seed, *program)
-    ctx.scale, ctx.dropout_p = scale, dropout_p
+    ctx.sizes, ctx.scale, ctx.dropout_p = sizes, scale, dropout_p
 
 
 def _differentiate_forward(
@@ -152,52 +157,51 @@ def _differentiate_forward(
     if grad_o is None:
         grad_o = torch.zeros_like(o)
     dq, dk, dv = torch.ops.sparsebert.attention_backward(
-        grad_o, grad_lse, q, k, v, o, lse, program, key_mask, seed, ctx.scale, ctx.dropout_p
-    )
-    return dq, dk, dv, [None] * len(program), None, None, None, None
+        grad_o, grad_lse, q, k, v, o, lse, program, ctx.sizes, key_mask, seed, ctx.scale,
+        ctx.dropout_p,
+    )  # fmt: skip
+    return dq, dk, dv, [None] * len(program), None, None, None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    grad_o, grad_lse, q, k, v, _, _, program, key_mask, seed, scale, dropout_p = inputs
+    grad_o, grad_lse, q, k, v, _, _, program, sizes, key_mask, seed, scale, dropout_p = inputs
     ctx.save_for_backward(grad_o, grad_lse, q, k, v, key_mask, seed, *program)
-    ctx.scale, ctx.dropout_p = scale, dropout_p
+    ctx.sizes, ctx.scale, ctx.dropout_p = sizes, scale, dropout_p
 
 
 def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-    """The second derivative, from a forward pass of composed operations.
+    """The second derivative: differentiate a forward pass of composed operations twice.
 
     o and lse are functions of q, k and v here, so their own gradients are None.
     """
     grad_o, grad_lse, q, k, v, key_mask, seed, *program = ctx.saved_tensors
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        q, k, v, grad_o = (_tracked(x) for x in (q, k, v, grad_o))
-        inputs, used = [grad_o, q, k, v], slice(0, 1)
-        if grad_lse is not None:
-            grad_lse = _tracked(grad_lse)
-            inputs, used = [grad_o, grad_lse, q, k, v], slice(0, 2)
-        outputs = attention.forward(
-            q, k, v, key_mask, seed, from_tensors(program), ctx.scale, ctx.dropout_p,
+        grad_o, q, k, v = (_independent(x) for x in (grad_o, q, k, v))
+        o, lse = attention.forward(
+            q, k, v, key_mask, seed, from_tensors(program, ctx.sizes), ctx.scale, ctx.dropout_p,
             differentiable=True,
         )  # fmt: skip
-        first = torch.autograd.grad(
-            outputs[used],
-            (q, k, v),
-            (grad_o, grad_lse)[used],
-            create_graph=True,
-        )
+        if grad_lse is None:
+            inputs, results, grad_results = [grad_o, q, k, v], [o], [grad_o]
+        else:
+            grad_lse = _independent(grad_lse)
+            inputs = [grad_o, q, k, v, grad_lse]
+            results, grad_results = [o, lse], [grad_o, grad_lse]
+        first = torch.autograd.grad(results, (q, k, v), grad_results, create_graph=True)
         second = torch.autograd.grad(
-            first, inputs, upstream, create_graph=again, allow_unused=True
+            first, inputs, upstream, create_graph=again, materialize_grads=True
         )
-    of_grad_o, *of_grad_lse, of_q, of_k, of_v = second
+    of_grad_o, of_q, of_k, of_v, *of_grad_lse = second
     return (
         of_grad_o, of_grad_lse[0] if of_grad_lse else None, of_q, of_k, of_v, None, None,
-        [None] * len(program), None, None, None, None,
+        [None] * len(program), None, None, None, None, None,
     )  # fmt: skip
 
 
-def _tracked(x: torch.Tensor) -> torch.Tensor:
-    return x if x.requires_grad else x.detach().requires_grad_()
+def _independent(x: torch.Tensor) -> torch.Tensor:
+    """x as a variable of its own: derivatives with respect to it do not follow its history."""
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
 _attention.register_autograd(_differentiate_forward, setup_context=_save_forward)

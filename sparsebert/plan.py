@@ -13,7 +13,7 @@ import functools
 import numpy as np
 import torch
 
-from sparsebert.executor.program import TorchProgram, build_program
+from sparsebert.executor.program import FlatProgram, build_program
 from sparsebert.masks import AttentionMask
 from sparsebert.report import PlanReport
 from sparsebert.tiles import TileSet
@@ -42,7 +42,7 @@ class AttentionPlan:
     target: str
     objective: str
     report: PlanReport
-    programs: dict[str, TorchProgram] = dataclasses.field(repr=False)
+    programs: dict[str, FlatProgram] = dataclasses.field(repr=False)
 
     @classmethod
     def create(
@@ -57,28 +57,28 @@ class AttentionPlan:
         report: PlanReport,
     ) -> AttentionPlan:
         """A plan on the CPU, ready for its first call."""
-        programs = {"auto": build_program(mask, head_map, dense_heads, tiles)}
+        programs = {"auto": build_program(mask, head_map, dense_heads, tiles).flatten()}
         return cls(mask, head_map, dense_heads, tiles, target, objective, report, programs)
 
     @property
     def q_len(self) -> int:
         """N, the number of query positions."""
-        return self.mask.q_len
+        return self.report.q_len
 
     @property
     def kv_len(self) -> int:
         """M, the number of key positions."""
-        return self.mask.kv_len
+        return self.report.kv_len
 
     @property
     def num_heads(self) -> int:
         """The mask's head count; 1 serves any number of heads."""
-        return self.mask.num_heads
+        return self.report.num_heads
 
     @property
     def device(self) -> torch.device:
         """Where the plan's tensors lie."""
-        return self.programs["auto"].device
+        return self.programs["auto"].tensors[0].device
 
     @property
     def fingerprint(self) -> str:
@@ -94,28 +94,27 @@ class AttentionPlan:
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The same plan with its tensors on `device`."""
-        if self.programs["auto"].is_on(device):
+        if torch.empty(0, device=device).device == self.device:  # "cuda" is its current one
             return self
         programs = {name: program.to(device) for name, program in self.programs.items()}
         return dataclasses.replace(self, programs=programs)
 
-    def program_for(self, backend: str) -> TorchProgram:
+    def program_for(self, backend: str) -> FlatProgram:
         """What the torch executor runs for backend "auto", "torch" (tiles only) or "dense"."""
         if backend not in self.programs:
             self.programs[backend] = self._build_program(backend).to(self.device)
         return self.programs[backend]
 
-    def _build_program(self, backend: str) -> TorchProgram:
+    def _build_program(self, backend: str) -> FlatProgram:
         if backend == "dense":
             every = np.ones_like(self.dense_heads)
-            return build_program(self.mask, self.head_map, every, self.tiles)
+            return build_program(self.mask, self.head_map, every, self.tiles).flatten()
         if not self.dense_heads.any():
             return self.programs["auto"]
         from sparsebert.compiler import compile_tiles
 
-        return build_program(
-            self.mask, self.head_map, np.zeros_like(self.dense_heads), compile_tiles(self)
-        )
+        none = np.zeros_like(self.dense_heads)
+        return build_program(self.mask, self.head_map, none, compile_tiles(self)).flatten()
 
     def dense(self) -> torch.Tensor:
         """The mask that the plan executes, rebuilt from its tiles: bool [H, N, M] on the CPU."""

@@ -1,9 +1,9 @@
 """What the torch executor runs: a plan's tiles, regrouped into batches of equal shape.
 
 Tiles of similar width are padded to one shape and become a *bucket*, so that a few batched
-matrix products do the work of many tiles. A program is a handful of tensors plus one small CPU
-tensor of sizes, so that it can be an argument of a custom op (`tensors`, `from_tensors`); a
-compiled graph or an autograd node keeps alive just what it needs.
+matrix products do the work of many tiles. A program is a handful of tensors and sizes, so that
+it can be an argument of a custom op (`flatten`, `from_tensors`), and a compiled graph or an
+autograd node keeps alive just what it needs.
 
 Positions. The executor sees q, k and v as [B, S, A, D], a memory order that HuggingFace models
 already have. If all heads share one mask, S counts positions and A heads, and one gathered index
@@ -14,7 +14,7 @@ A = 1. `shared` says which.
 from __future__ import annotations
 
 import dataclasses
-import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,6 @@ class TorchProgram:
 
     Attributes:
         q_len, kv_len: N and M.
-        mask_heads: the mask's head count, 1 or H.
         shared: all heads use the same tiles.
         buckets: the tiles.
         tile_heads, dense_heads: int64, the heads that run in tiles, and those that run dense;
@@ -64,7 +63,6 @@ class TorchProgram:
 
     q_len: int
     kv_len: int
-    mask_heads: int
     shared: bool
     buckets: tuple[Bucket, ...]
     tile_heads: torch.Tensor
@@ -75,11 +73,6 @@ class TorchProgram:
     dense_mask: torch.Tensor | None
     dense_unused: torch.Tensor | None
     dense_dead: torch.Tensor | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors lie."""
-        return self.slot_of_row.device
 
     @property
     def num_slots(self) -> int:
@@ -94,52 +87,49 @@ class TorchProgram:
         """Which of `tile_heads` indices into S belong to; only if not `shared`."""
         return index % len(self.tile_heads)
 
-    def to(self, device: torch.device | str) -> TorchProgram:
-        """The same program on another device; itself if it is there already."""
-        if self.is_on(device):
-            return self
-        sizes, *tensors = self.tensors
-        return from_tensors([sizes, *(tensor.to(device) for tensor in tensors)])
-
-    def is_on(self, device: torch.device | str) -> bool:
-        """Whether `device` ("cuda" means its current one) is where the tensors lie."""
-        return torch.empty(0, device=device).device == self.device
-
-    @functools.cached_property
-    def tensors(self) -> list[torch.Tensor]:
-        """The program as a flat list of tensors, the first of them on the CPU."""
-        sizes = [self.q_len, self.kv_len, self.mask_heads, self.shared, len(self.buckets)]
+    def flatten(self) -> FlatProgram:
+        """The program as tensors and sizes; `from_tensors` is the inverse."""
         optional = [self.dense_mask, self.dense_unused, self.dense_dead]
-        sizes += [len(self.more_rows), *(tensor is not None for tensor in optional)]
-        sizes += [bucket.bits is not None for bucket in self.buckets]
-        flat = [torch.tensor(sizes, dtype=torch.int64)]
-        flat += [self.tile_heads, self.dense_heads, self.slot_of_row]
-        flat += [*self.more_rows, *self.more_slots]
-        flat += [tensor for tensor in optional if tensor is not None]
+        tensors = [self.tile_heads, self.dense_heads, self.slot_of_row]
+        tensors += [*self.more_rows, *self.more_slots]
+        tensors += [tensor for tensor in optional if tensor is not None]
         for bucket in self.buckets:
-            flat += [bucket.rows, bucket.cols]
-            flat += [bucket.bits] if bucket.bits is not None else []
-        return flat
+            tensors += [bucket.rows, bucket.cols]
+            tensors += [bucket.bits] if bucket.bits is not None else []
+        sizes = [self.q_len, self.kv_len, int(self.shared), len(self.buckets), len(self.more_rows)]
+        sizes += [int(tensor is not None) for tensor in optional]
+        sizes += [int(bucket.bits is not None) for bucket in self.buckets]
+        return FlatProgram(tensors, sizes)
 
 
-def from_tensors(tensors: list[torch.Tensor]) -> TorchProgram:
-    """The program that `TorchProgram.tensors` wrote."""
+class FlatProgram(NamedTuple):
+    """A program in the form that a custom op takes."""
+
+    tensors: list[torch.Tensor]
+    sizes: list[int]
+
+    def to(self, device: torch.device | str) -> FlatProgram:
+        """The same program with its tensors on `device`."""
+        return FlatProgram([tensor.to(device) for tensor in self.tensors], self.sizes)
+
+
+def from_tensors(tensors: list[torch.Tensor], sizes: list[int]) -> TorchProgram:
+    """The program that `TorchProgram.flatten` made these of."""
     remaining = iter(tensors)
-    sizes = next(remaining).tolist()
-    q_len, kv_len, mask_heads, shared, bucket_count, more_count = sizes[:6]
+    q_len, kv_len, shared, bucket_count, more_count = sizes[:5]
     tile_heads, dense_heads, slot_of_row = (next(remaining) for _ in range(3))
     more_rows = tuple(next(remaining) for _ in range(more_count))
     more_slots = tuple(next(remaining) for _ in range(more_count))
     dense_mask, dense_unused, dense_dead = (
-        next(remaining) if present else None for present in sizes[6:9]
+        next(remaining) if present else None for present in sizes[5:8]
     )
     buckets, first_slot = [], 0
-    for has_bits in sizes[9 : 9 + bucket_count]:
+    for has_bits in sizes[8 : 8 + bucket_count]:
         rows, cols = next(remaining), next(remaining)
         buckets.append(Bucket(rows, cols, next(remaining) if has_bits else None, first_slot))
         first_slot += rows.numel()
     return TorchProgram(
-        q_len, kv_len, mask_heads, bool(shared), tuple(buckets), tile_heads, dense_heads,
+        q_len, kv_len, bool(shared), tuple(buckets), tile_heads, dense_heads,
         slot_of_row, more_rows, more_slots, dense_mask, dense_unused, dense_dead,
     )  # fmt: skip
 
@@ -187,7 +177,6 @@ def build_program(
     return TorchProgram(
         q_len=mask.q_len,
         kv_len=mask.kv_len,
-        mask_heads=mask.num_heads,
         shared=shared,
         buckets=tuple(buckets),
         tile_heads=torch.from_numpy(in_tiles),

@@ -8,7 +8,6 @@ its slots through their LSEs. Tensors are [B, S, A, D] here, see `program`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 
@@ -131,6 +130,7 @@ def backward(
 def _steps(q: torch.Tensor, program: TorchProgram, call: Call) -> Iterator[_Step]:
     """Cut the buckets into steps of bounded memory."""
     batch, _, width, dim = q.shape
+    table = _byte_table(q.device)
     for bucket in program.buckets:
         tiles, slots = bucket.rows.shape
         per_tile = batch * width * bucket.cols.shape[1] * max(slots, dim)
@@ -142,19 +142,18 @@ def _steps(q: torch.Tensor, program: TorchProgram, call: Call) -> Iterator[_Step
             yield _Step(
                 rows,
                 cols,
-                _allowed(bucket, part, program, call),
+                _allowed(bucket, part, table, program, call),
                 _dropout_factor(rows, cols, program, call, q.dtype),
                 slice(first, first + rows.numel()),
             )
 
 
 def _allowed(
-    bucket: Bucket, part: slice, program: TorchProgram, call: Call
+    bucket: Bucket, part: slice, table: torch.Tensor, program: TorchProgram, call: Call
 ) -> torch.Tensor | None:
     """What the tiles may attend to, mask and key mask together: [B or 1, t, 1, R, C]."""
     allowed = None
     if bucket.bits is not None:
-        table = _byte_table(bucket.bits.device)
         allowed = table[bucket.bits[part].int()].flatten(-2)[None, :, None]
     if call.key_mask is not None:
         real = call.key_mask[:, program.position(bucket.cols[part])][:, :, None, None, :]
@@ -162,7 +161,6 @@ def _allowed(
     return allowed
 
 
-@functools.cache
 def _byte_table(device: torch.device) -> torch.Tensor:
     """The eight bits of each byte value: bool [256, 8]."""
     values = torch.arange(256, device=device)[:, None]
