@@ -54,7 +54,7 @@ class AttentionMask:
     """An immutable mask [L, H, N, M], one bit a position, 1 = may attend.
 
     Build one with `from_dense`, `from_packed`, `from_mask_mod`, `load` or a function of
-    `sparsebert.patterns`; the constructor takes no arguments that you could have.
+    `sparsebert.patterns`, not with the constructor.
     """
 
     __slots__ = ("_bits", "_fingerprint", "_kv_len", "_record")
@@ -197,7 +197,7 @@ class AttentionMask:
         """
         bits = bits_of_mask_mod(mod, num_heads, q_len, kv_len, device)
         name = getattr(mod, "__qualname__", type(mod).__qualname__)
-        return cls._wrap(bits[None], kv_len, record_of({"mask_mod": name}))
+        return cls._wrap(bits[None], int(kv_len), record_of({"mask_mod": name}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AttentionMask:
@@ -342,7 +342,9 @@ class AttentionMask:
 
         Whole blocks are skipped or run without a test; in the others the mask's own bits decide
         (one bit a position in memory).  It serves any batch, and with one head any head count.
-        FlexAttention gives rows without any key a zero output too.
+        FlexAttention gives rows without any key a zero output too.  Compiled on the CPU,
+        flex_attention wants ``torch.compile(flex_attention, dynamic=False)``: with dynamic
+        shapes torch 2.13 generates C++ for mask_mods with tensors that does not compile.
 
         Args:
             block_size: edge of a block, or (query, key) edges; FlexAttention's default is 128.

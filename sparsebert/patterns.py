@@ -278,6 +278,9 @@ def bigbird(
         >>> bigbird(128, num_heads=12, seed=7).shape
         (1, 12, 128, 128)
     """
+    seq_len = _count("bigbird", "seq_len", seq_len, 1)
+    window = _count("bigbird", "window", window, 0)
+    num_global = _count("bigbird", "num_global", num_global, 0)
     num_random = _count("bigbird", "num_random", num_random, 0)
     seed = _seed("bigbird", seed)
     num_heads = _count("bigbird", "num_heads", num_heads, 1)
