@@ -390,6 +390,15 @@ def test_block_mask_in_compiled_flex_attention():
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
 
 
+def test_a_block_with_one_gap_is_not_full():
+    dense = torch.ones(64, 64, dtype=torch.bool)
+    dense[3, 60] = False
+    blocks = AttentionMask.from_dense(dense).to_block_mask(32)
+    assert blocks.full_kv_num_blocks.tolist() == [[[1, 2]]]
+    assert blocks.kv_num_blocks.tolist() == [[[1, 0]]]
+    assert blocks.kv_indices[0, 0, 0, 0] == 1
+
+
 def test_block_mask_and_back():
     mask = AttentionMask.from_dense(random_mask(3, 20, 33))
     blocks = mask.to_block_mask(16)
