@@ -75,8 +75,10 @@ class AttentionMask:
         """Take ownership of `bits` ([L, H, N, W] with clean padding); no checks."""
         mask = object.__new__(cls)
         bits = np.ascontiguousarray(bits)
+        # A view cannot be made writeable again once the array that owns the memory is not.
+        owner = bits.base if isinstance(bits.base, np.ndarray) else bits
+        owner.flags.writeable = False
         bits.flags.writeable = False
-        # A view of a read-only array cannot be made writeable again.
         object.__setattr__(mask, "_bits", bits.view())
         object.__setattr__(mask, "_kv_len", kv_len)
         object.__setattr__(mask, "_record", record)

@@ -104,7 +104,10 @@ def test_nothing_changes_a_mask():
     mask.dense().fill_(False)
     assert torch.equal(mask.dense()[0, 0], kept)
     assert torch.equal(other.dense()[0, 0], kept)
-    for built in (mask, other, mask & other, ~mask, mask.layer(0), mask.crop(2, 3)):
+    modded = AttentionMask.from_mask_mod(lambda b, h, q, k: q == k, 2, 4, 9)
+    stacked = AttentionMask.stack_heads([mask, other])
+    parts = (mask.layer(0), mask.head(0), mask.crop(2, 3), mask.without_diagonal())
+    for built in (mask, other, mask & other, ~mask, modded, stacked, *parts):
         with pytest.raises(ValueError, match="read-only"):
             built.bits[0] = 0
         with pytest.raises(ValueError, match="WRITEABLE"):
