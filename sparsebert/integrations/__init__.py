@@ -1,0 +1,1 @@
+"""SparseBERT inside other libraries: `sparsebert.integrations.huggingface`."""

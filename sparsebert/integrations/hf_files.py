@@ -1,0 +1,85 @@
+"""The masks of a HuggingFace model on disk: the mask file, and a note of what it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sparsebert import __version__
+from sparsebert.integrations.hf_modules import SelfAttention
+from sparsebert.masks import AttentionMask
+from sparsebert.ops import BACKENDS
+
+MASKS_FILE = "sparsebert_masks.safetensors"
+CONFIG_FILE = "sparsebert_config.json"
+VERSION = 1
+
+_FIELDS = {
+    "format_version": int,
+    "sparsebert_version": str,
+    "model_type": str,
+    "attention_modules": int,
+    "backend": str,
+    "masks_fingerprint": str,
+}
+
+
+def write_masks(
+    folder: str | os.PathLike[str], masks: AttentionMask, attention: SelfAttention, backend: str
+) -> None:
+    """Write both files to `folder`, which is made if need be."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    masks.save(path / MASKS_FILE)
+    note = {
+        "format_version": VERSION,
+        "sparsebert_version": __version__,
+        "model_type": attention.owner.config.model_type,
+        "attention_modules": len(attention.modules),
+        "backend": backend,
+        "masks_fingerprint": masks.fingerprint,
+    }
+    (path / CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def read_masks(
+    folder: str | os.PathLike[str], attention: SelfAttention
+) -> tuple[AttentionMask, str]:
+    """The masks and the backend from `folder`, checked against each other and the model."""
+    path = Path(folder) / CONFIG_FILE
+    note = _read_note(path)
+    masks = AttentionMask.load(Path(folder) / MASKS_FILE)
+    if masks.fingerprint != note["masks_fingerprint"]:
+        raise ValueError(
+            f"load_masks: {MASKS_FILE} in {os.fspath(folder)} is not the file that {CONFIG_FILE} "
+            "describes; save both again, or use AttentionMask.load and sparsify"
+        )
+    model_type, modules = attention.owner.config.model_type, len(attention.modules)
+    if (note["model_type"], note["attention_modules"]) != (model_type, modules):
+        raise ValueError(
+            f"load_masks: the masks in {os.fspath(folder)} are for a {note['model_type']} model "
+            f"with {note['attention_modules']} attention modules, but this is a {model_type} "
+            f"model with {modules}; to use them all the same, AttentionMask.load and sparsify"
+        )
+    return masks, note["backend"]
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"load_masks: {path} is not JSON: {error}") from error
+    version = note.get("format_version") if isinstance(note, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(
+            f"load_masks: {path} has format version {version}, and this SparseBERT reads up to "
+            f"{VERSION}; upgrade it"
+        )
+    for field, kind in _FIELDS.items():
+        if not isinstance(note, dict) or not isinstance(note.get(field), kind):
+            raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
+    if note["backend"] not in BACKENDS:
+        raise ValueError(f"load_masks: {path} names an unknown backend {note['backend']!r}")
+    return dict(note)

@@ -1,0 +1,268 @@
+"""Sparse attention masks on HuggingFace models.
+
+    >>> import torch, sparsebert as sb
+    >>> from transformers import BertConfig, BertModel
+    >>> model = BertModel(BertConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4))
+    >>> mask = sb.patterns.longformer(512, window=8, num_global=1)
+    >>> model = sb.sparsify(model, mask)      # one mask for all layers; a list for one each
+    >>> model(torch.arange(20)[None]).last_hidden_state.shape
+    torch.Size([1, 20, 64])
+    >>> model = sb.densify(model)             # as before
+
+What holds for every model:
+
+* A sequence shorter than the masks uses their top-left part; a longer one raises.
+* The model's own rules stay in force: padding (anywhere), a decoder's causal mask, the sliding
+  windows of ModernBERT's local layers, a 4-D mask that you pass, T5's position bias. A position
+  is attended to if the sparse mask **and** all of these allow it. A token that may attend to
+  nothing gets a zero from the attention.
+* Causal masks and windows are static and are compiled into the plans. 4-D masks, position
+  biases, decoding steps with cached keys and ``output_attentions=True`` are computed with all
+  scores (right, but no faster than dense).
+* Masks go to the attention modules in the order of ``model.named_modules()``, which is the order
+  of the layers. ALBERT uses one module for many layers: it has as many masks as it has layers
+  *of its own*, ``num_hidden_groups * inner_group_num``, one in every released model.
+* An encoder-decoder (BART, T5, Whisper) gets the masks in its encoder; decoder and
+  cross-attention stay as they are. Of a model with several encoders (CLIP) pass one.
+* State dicts, ``save_pretrained`` and ``from_pretrained`` know nothing of the masks; save them
+  beside the model with `save_masks`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from sparsebert.integrations.hf_attention import IMPLEMENTATION, ConfigSwap, LayerMask
+from sparsebert.integrations.hf_files import read_masks, write_masks
+from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
+from sparsebert.masks import AttentionMask
+from sparsebert.ops import BACKENDS
+
+Model = TypeVar("Model", bound=nn.Module)
+Masks = AttentionMask | torch.Tensor
+
+_ATTN = "_attn_implementation_internal"  # where a configuration keeps the implementation's name
+
+_ABOUT_SHARED_LAYERS = " (layers that share one module, as in ALBERT, share one mask)"
+
+
+def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "auto") -> Model:
+    """Let `model` attend only where `masks` allow; changes the model in place and returns it.
+
+    Args:
+        model: a transformers model whose attention goes through `AttentionInterface` (nearly
+            all do), or a module around one.
+        masks: True = may attend, square, as long as the longest sequence to come:
+
+            * an `AttentionMask` [L, H, N, N] with L = 1 (for all layers) or the number of
+              attention modules, and H = 1 (for all heads) or the number of heads;
+            * a bool tensor [N, N], [H, N, N] or [L, H, N, N];
+            * a sequence of such masks of one layer, one for each attention module.
+        backend: as for `sparse_attention`.
+
+    Sparsifying a sparse model replaces its masks.
+
+    The model gets a configuration of its own while it is sparse, so models that were built from
+    one configuration object do not influence each other.
+
+    Raises:
+        TypeError: not a transformers model, or masks that are not boolean.
+        ValueError: masks of the wrong number, heads or shape; a model with hand-written attention
+            (DeBERTa, MPNet, Longformer, ...), with cross-attention, or with several encoders.
+
+    Example:
+        >>> import sparsebert as sb
+        >>> from transformers import BertConfig, BertModel
+        >>> size = dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4)
+        >>> model = BertModel(BertConfig(**size))
+        >>> narrow, wide = (sb.patterns.sliding_window(512, window=w) for w in (4, 32))
+        >>> model = sb.sparsify(model, [narrow, wide])
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"sparsify: backend must be one of {BACKENDS}, got {backend!r}")
+    attention = find_self_attention("sparsify", model)
+    whole = _whole_mask(masks, attention)
+    if attention.owner.config.output_attentions:
+        raise ValueError(
+            "sparsify: config.output_attentions=True needs eager attention; set it to False and "
+            "pass output_attentions=True to the calls that need it"
+        )
+    if _sparse_modules(model):
+        densify(model)
+    configs = _swap_configs(attention)
+    layers = [LayerMask(whole, index, backend, configs) for index in range(whole.num_layers)]
+    for index, module in enumerate(attention.modules.values()):
+        module.add_module(IMPLEMENTATION, layers[index % len(layers)])
+    return model
+
+
+def densify(model: Model) -> Model:
+    """Undo `sparsify`: remove all masks and give the model its attention back, in place.
+
+    Raises:
+        ValueError: the model is not sparse.
+    """
+    modules = _require_sparse("densify", model)
+    swaps = {id(swap): swap for module in modules for swap in _layer(module).configs}
+    for module in modules:
+        delattr(module, IMPLEMENTATION)
+    for swap in swaps.values():
+        # What was set on the model's configuration meanwhile stays set.
+        for name, value in vars(swap.copy).items():
+            if name != _ATTN and swap.before.get(name, swap) is not value:
+                setattr(swap.original, name, value)
+    _replace_configs(model, {id(swap.copy): swap.original for swap in swaps.values()})
+    return model
+
+
+def save_masks(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the masks of a sparse model to `folder`, beside what `save_pretrained` writes there.
+
+    Two files: ``sparsebert_masks.safetensors``, the masks (see `AttentionMask.save`), and
+    ``sparsebert_config.json``, which says what model they belong to.
+
+    Raises:
+        ValueError: the model is not sparse, or holds several independently sparse models.
+    """
+    modules = _require_sparse("save_masks", model)
+    attention = find_self_attention("save_masks", model)
+    layer = _layer(modules[0])
+    write_masks(folder, layer.masks, attention, layer.backend)
+
+
+def load_masks(model: Model, folder: str | os.PathLike[str]) -> Model:
+    """Sparsify `model` with the masks that `save_masks` wrote to `folder`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is truncated, altered or of a newer version, the two do not belong
+            together, or they do not fit the model.
+
+    Example:
+        >>> import tempfile, sparsebert as sb
+        >>> from transformers import BertConfig, BertModel
+        >>> size = dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4)
+        >>> model = sb.sparsify(BertModel(BertConfig(**size)), sb.patterns.star(128))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     sb.save_masks(model, folder)
+        ...     again = sb.load_masks(BertModel.from_pretrained(folder), folder)
+    """
+    attention = find_self_attention("load_masks", model)
+    masks, backend = read_masks(folder, attention)
+    return sparsify(model, masks, backend=backend)
+
+
+def _whole_mask(masks: Masks | Sequence[Masks], attention: SelfAttention) -> AttentionMask:
+    """`masks` in any accepted form as one AttentionMask [L or 1, H or 1, N, N]."""
+    layers, heads = len(attention.modules), attention.num_heads
+    owner = type(attention.owner).__name__
+    if isinstance(masks, (list, tuple)):
+        if len(masks) != layers:
+            raise ValueError(
+                f"sparsify: {len(masks)} masks for {layers} attention modules of {owner}; give "
+                "one for each, or a single mask, not in a list, for all" + _ABOUT_SHARED_LAYERS
+            )
+        each = [_as_mask(mask, f"masks[{i}]", layers, heads) for i, mask in enumerate(masks)]
+        for i, mask in enumerate(each):
+            if mask.num_layers != 1:
+                raise ValueError(
+                    f"sparsify: masks[{i}] has {mask.num_layers} layers; in a sequence each mask "
+                    "is for one layer (mask.layer(i))"
+                )
+            if mask.shape[2:] != each[0].shape[2:]:
+                raise ValueError(
+                    f"sparsify: masks[{i}] is {mask.q_len} x {mask.kv_len} but masks[0] is "
+                    f"{each[0].q_len} x {each[0].kv_len}; crop them to one size"
+                )
+        for i, mask in enumerate(each):
+            _check_heads(mask, f"masks[{i}]", heads, owner)
+        whole = AttentionMask.stack_layers(each)
+    else:
+        whole = _as_mask(masks, "masks", layers, heads)
+    _check_heads(whole, "masks", heads, owner)
+    if whole.num_layers not in (1, layers):
+        raise ValueError(
+            f"sparsify: masks has {whole.num_layers} layers but {owner} has {layers} attention "
+            f"modules; give 1 (for all) or {layers}" + _ABOUT_SHARED_LAYERS
+        )
+    if whole.q_len != whole.kv_len:
+        raise ValueError(
+            f"sparsify: masks are {whole.q_len} x {whole.kv_len}, but self-attention needs square "
+            "ones; crop them"
+        )
+    return whole
+
+
+def _as_mask(mask: object, name: str, layers: int, heads: int | None) -> AttentionMask:
+    if isinstance(mask, AttentionMask):
+        return mask
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        what = f"a tensor {mask.dtype}" if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise TypeError(
+            f"sparsify: {name} must be an AttentionMask or a bool tensor, True = may attend, got "
+            f"{what}; convert it, for example mask.bool()"
+        )
+    if mask.dim() == 3 and 1 < mask.shape[0] == layers == heads and name == "masks":
+        raise ValueError(
+            f"sparsify: {name} has shape {list(mask.shape)}, and the model has {layers} layers "
+            f"and {heads} heads: which is meant? Pass {name}[None] for heads, {name}[:, None] for "
+            "layers"
+        )
+    return AttentionMask.from_dense(mask)
+
+
+def _check_heads(mask: AttentionMask, name: str, heads: int | None, owner: str) -> None:
+    if heads is not None and mask.num_heads not in (1, heads):
+        raise ValueError(
+            f"sparsify: {name} has {mask.num_heads} heads but {owner} has {heads}; "
+            f"give 1 (for all) or {heads}"
+        )
+
+
+def _sparse_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules that carry a mask, in order."""
+    return [m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), LayerMask)]
+
+
+def _require_sparse(name: str, model: nn.Module) -> list[nn.Module]:
+    modules = _sparse_modules(model)
+    if not modules:
+        raise ValueError(
+            f"{name}: {type(model).__name__} has no sparse masks; call sparsify(model, masks) "
+            "first"
+        )
+    return modules
+
+
+def _layer(module: nn.Module) -> LayerMask:
+    layer = getattr(module, IMPLEMENTATION)
+    assert isinstance(layer, LayerMask)
+    return layer
+
+
+def _swap_configs(attention: SelfAttention) -> tuple[ConfigSwap, ...]:
+    """Replace the configuration that the attention reads by a copy that names us."""
+    used: list[Any] = [attention.owner.config, *(m.config for m in attention.modules.values())]
+    swaps = []
+    for original in {id(config): config for config in used}.values():
+        # Shallow: nested configurations belong to other parts of the model.
+        substitute = copy.copy(original)
+        setattr(substitute, _ATTN, IMPLEMENTATION)
+        swaps.append(ConfigSwap(original, substitute, dict(vars(original))))
+    _replace_configs(attention.root, {id(swap.original): swap.copy for swap in swaps})
+    return tuple(swaps)
+
+
+def _replace_configs(root: nn.Module, substitutes: dict[int, PreTrainedConfig]) -> None:
+    for module in root.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PreTrainedConfig) and id(value) in substitutes:
+                setattr(module, name, substitutes[id(value)])
