@@ -75,17 +75,16 @@ def draw_keys(
     t = floor(u * (j + 1) / 2**32).  t joins the row's set; or j does, if t is in it already.
     """
     n = len(counts)
-    rows = np.arange(n)
     words = np.random.Philox(key=seed, counter=head << 192)
     bits = np.zeros((n, row_bytes(n)), dtype=np.uint8)
     size = np.minimum(counts, number)
     for step in range(int(size.max())):
-        last = counts - size + step  # j; rows that have all their keys draw in vain
+        last = counts - size + step  # j
         upper = words.random_raw(n) >> np.uint64(32)
         drawn = ((upper * (last + 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
-        key = key_of(drawn)
+        rows = np.flatnonzero(step < size)  # the others have all their keys and draw in vain
+        key, last_key = key_of(drawn)[rows], key_of(last)[rows]
         taken = (bits[rows, key >> 3] >> (key & 7).astype(np.uint8)) & 1
-        key = np.where(taken, key_of(last), key)
-        bit = np.uint8(1) << (key & 7).astype(np.uint8)
-        bits[rows, key >> 3] |= np.where(step < size, bit, np.uint8(0))
+        key = np.where(taken, last_key, key)
+        bits[rows, key >> 3] |= np.uint8(1) << (key & 7).astype(np.uint8)
     return bits
