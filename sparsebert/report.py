@@ -17,8 +17,15 @@ class HeadReport:
         cover: how the tiles were chosen, or what dense means here, in words.
         tiles: tile count by height, e.g. {64: 32, 16: 1}.
         gathered_columns: padded columns summed over tiles.
+        merge_share: share of the rows in tiles that an earlier tile covers too, so that their
+            results have to be merged.
         predicted_us, dense_us: predicted forward times of the chosen route and of dense attention,
             in microseconds, for one batch and head of D = 64.
+        predicted_backward_us, dense_backward_us: the same for the backward pass alone.
+        bound_us: no cover can run the forward pass faster: moving q, k, v and o once, or the
+            arithmetic of the ones alone.
+        tried: other covers that came close, with the forward time (or with objective "area" the
+            executed scores) of each, cheapest first.
         reason: why this route and cover.
     """
 
@@ -29,9 +36,24 @@ class HeadReport:
     cover: str
     tiles: dict[int, int]
     gathered_columns: int
+    merge_share: float
     predicted_us: float
+    predicted_backward_us: float
     dense_us: float
+    dense_backward_us: float
+    bound_us: float
+    tried: tuple[tuple[str, float], ...]
     reason: str
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the computed scores that the mask does not need."""
+        return 1.0 - self.density / self.executed_fraction if self.executed_fraction else 0.0
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Predicted forward time of dense attention over that of the chosen route."""
+        return _ratio(self.dense_us, self.predicted_us)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +77,7 @@ class PlanReport:
 
     def _mean(self, field: str) -> float:
         weighted = sum(getattr(head, field) * len(head.heads) for head in self.per_head)
-        return weighted / self.num_heads
+        return float(weighted / self.num_heads)
 
     @property
     def density(self) -> float:
@@ -85,31 +107,63 @@ class PlanReport:
     @property
     def predicted_speedup(self) -> float:
         """Predicted time of dense attention over that of the plan; 1 if all heads run dense."""
-        predicted, dense = self._mean("predicted_us"), self._mean("dense_us")
-        return dense / predicted if predicted else float("inf")
+        return _ratio(self._mean("dense_us"), self._mean("predicted_us"))
+
+    @property
+    def predicted_step_speedup(self) -> float:
+        """The same for a training step, forward and backward."""
+        dense = self._mean("dense_us") + self._mean("dense_backward_us")
+        return _ratio(dense, self._mean("predicted_us") + self._mean("predicted_backward_us"))
+
+    @property
+    def merge_share(self) -> float:
+        """Share of the rows in tiles that an earlier tile covers too, mean over heads."""
+        return self._mean("merge_share")
 
     def __str__(self) -> str:
-        tiles = ", ".join(f"{count} of {height} rows" for height, count in self.tiles.items())
+        forward, backward = self._mean("predicted_us"), self._mean("predicted_backward_us")
         lines = [
             f"plan for {self.num_heads} head(s) of {self.q_len} x {self.kv_len}, "
             f"target {self.target}, objective {self.objective}",
             f"  density            {self.density:8.4f}   share of ones in the mask",
             f"  executed fraction  {self.executed_fraction:8.4f}   share of the scores computed",
             f"  padding waste      {self.padding_waste:8.4f}   of these, not needed by the mask",
-            f"  tiles              {tiles or 'none'}",
+            f"  merge share        {self.merge_share:8.4f}   of the rows in tiles, merged",
+            f"  tiles              {_name_tiles(self.tiles)}",
+            f"  predicted time     {forward:8.4g} us a head forward, {backward:.4g} us backward",
             f"  predicted speed-up {self.predicted_speedup:8.2f}x  over dense attention, forward",
+            f"                     {self.predicted_step_speedup:8.2f}x  forward and backward",
+            f"  bound              {self._mean('bound_us'):8.4g} us a head, for any cover",
             f"  cost model         {self.cost_source}",
         ]
         for head in self.per_head:
-            tiles = ", ".join(f"{count} x {height}" for height, count in head.tiles.items())
-            lines.append(f"  {_name_heads(head.heads)}: {head.route}, {head.cover}")
-            lines.append(
-                f"    density {head.density:.4f}, executed {head.executed_fraction:.4f}, "
-                f"tiles {tiles or 'none'}, gathered columns {head.gathered_columns}, "
-                f"{head.predicted_us:.1f} us predicted against {head.dense_us:.1f} us dense"
-            )
-            lines.append(f"    why: {head.reason}")
+            lines += _describe_head(head, "us" if self.objective == "time" else "scores")
         return "\n".join(lines)
+
+
+def _describe_head(head: HeadReport, unit: str) -> list[str]:
+    lines = [
+        f"  {_name_heads(head.heads)}: {head.route}, {head.cover}",
+        f"    density {head.density:.4f}, executed {head.executed_fraction:.4f}, "
+        f"waste {head.padding_waste:.3f}, tiles {_name_tiles(head.tiles)}, "
+        f"gathered columns {head.gathered_columns}, merge share {head.merge_share:.3f}",
+        f"    forward {head.predicted_us:.4g} us, dense {head.dense_us:.4g} us; backward "
+        f"{head.predicted_backward_us:.4g} us, dense {head.dense_backward_us:.4g} us; "
+        f"bound {head.bound_us:.4g} us",
+        f"    why: {head.reason}",
+    ]
+    if head.tried:
+        tried = "; ".join(f"{name} {cost:.4g} {unit}" for name, cost in head.tried)
+        lines.append(f"    tried: {tried}")
+    return lines
+
+
+def _name_tiles(tiles: dict[int, int]) -> str:
+    return ", ".join(f"{count} of {height} rows" for height, count in tiles.items()) or "none"
+
+
+def _ratio(dense: float, predicted: float) -> float:
+    return dense / predicted if predicted else float("inf")
 
 
 def _name_heads(heads: tuple[int, ...]) -> str:

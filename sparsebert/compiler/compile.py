@@ -7,9 +7,11 @@ import threading
 
 import numpy as np
 
-from sparsebert.compiler import bits as packed
+from sparsebert.compiler import bits
+from sparsebert.compiler.account import report_head, with_fallback
 from sparsebert.compiler.cost import CostModel, cost_model, machine_target
 from sparsebert.compiler.cover import Cover, best_cover
+from sparsebert.compiler.pricing import Area, Pricing, Time
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.report import HeadReport, PlanReport
@@ -73,69 +75,51 @@ def compile_plan(
 
 
 def _compile(mask: AttentionMask, model: CostModel, target: str, objective: str) -> AttentionPlan:
+    lengths = mask.q_len, mask.kv_len
     head_bits, head_map = _distinct_heads(mask)
-    dense_us = model.dense_us(mask.q_len, mask.kv_len)
-    covers = [best_cover(bits, model, objective) for bits in head_bits]
-    dense_heads = np.array([objective == "time" and c.predicted_us >= dense_us for c in covers])
-    tiled = {head: covers[head] for head in np.flatnonzero(~dense_heads).tolist()}
-    tiles = _build_tiles(head_bits, tiled, mask.q_len, mask.kv_len)
-    entries = mask.q_len * mask.kv_len
-    reports = []
-    for head, cover in enumerate(covers):
-        heads = tuple(np.flatnonzero(head_map == head).tolist())
-        density = float(packed.count(head_bits[head]).sum() / entries)
-        report = _report_head(cover, heads, density, entries, dense_us, bool(dense_heads[head]))
-        reports.append(report)
+    heads = [
+        _compile_head(
+            packed, tuple(np.flatnonzero(head_map == head).tolist()), model, objective, lengths
+        )
+        for head, packed in enumerate(head_bits)
+    ]
+    dense_heads = np.array([report.route == "dense" for _, report in heads])
+    tiled = {head: cover for head, (cover, _) in enumerate(heads) if not dense_heads[head]}
+    tiles = _build_tiles(tiled, len(head_bits), *lengths)
     report = PlanReport(
-        mask.q_len, mask.kv_len, mask.num_heads, target, objective, model.source, tuple(reports)
+        *lengths, mask.num_heads, target, objective, model.source, tuple(r for _, r in heads)
     )
     return AttentionPlan.create(
         mask, head_map, dense_heads, tiles, target=target, objective=objective, report=report
     )
 
 
+def _compile_head(
+    packed: np.ndarray,
+    heads: tuple[int, ...],
+    model: CostModel,
+    objective: str,
+    lengths: tuple[int, int],
+) -> tuple[Cover, HeadReport]:
+    """The cover of one distinct head, and its report, which says on which route it runs."""
+    cover = best_cover(packed, lengths[1], _pricing(model, objective, lengths))
+    entries = int(np.bitwise_count(packed).sum(dtype=np.int64))
+    report = report_head(cover, heads, entries, model, lengths)
+    if objective == "time":
+        report = with_fallback(report)
+    return cover, report
+
+
+def _pricing(model: CostModel, objective: str, lengths: tuple[int, int]) -> Pricing:
+    return Area() if objective == "area" else Time(model, *lengths)
+
+
 def _distinct_heads(mask: AttentionMask) -> tuple[list[np.ndarray], np.ndarray]:
     """The different bit matrices among the heads, and which of them each head has."""
     seen: dict[bytes, int] = {}
-    head_map = [seen.setdefault(bits.tobytes(), len(seen)) for bits in mask.bits[0]]
+    head_map = [seen.setdefault(packed.tobytes(), len(seen)) for packed in mask.bits[0]]
     distinct = [mask.bits[0, head_map.index(head)] for head in range(len(seen))]
     return distinct, np.array(head_map)
-
-
-def _report_head(
-    cover: Cover,
-    heads: tuple[int, ...],
-    density: float,
-    entries: int,
-    dense_us: float,
-    is_dense: bool,
-) -> HeadReport:
-    comparison = f"{cover.predicted_us:.1f} us in tiles ({cover.name}), {dense_us:.1f} us dense"
-    if is_dense:
-        return HeadReport(
-            heads=heads,
-            density=density,
-            executed_fraction=1.0,
-            route="dense",
-            cover="all scores, no mask" if density == 1.0 else "all scores, masked",
-            tiles={},
-            gathered_columns=0,
-            predicted_us=dense_us,
-            dense_us=dense_us,
-            reason=f"sparsity would lose: {comparison}",
-        )
-    return HeadReport(
-        heads=heads,
-        density=density,
-        executed_fraction=cover.area / entries,
-        route="tiles",
-        cover=cover.name,
-        tiles=cover.tiles,
-        gathered_columns=cover.columns,
-        predicted_us=cover.predicted_us,
-        dense_us=dense_us,
-        reason=comparison,
-    )
 
 
 def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
@@ -143,22 +127,21 @@ def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
 
     With `transposed` they are tiles of the transposed mask: key rows, gathered queries.
     """
-    model = cost_model(plan.target)
-    q_len, kv_len = plan.q_len, plan.kv_len
+    lengths = plan.q_len, plan.kv_len
     head_bits, _ = _distinct_heads(plan.mask)
     if transposed:
-        head_bits = [packed.transpose(bits, kv_len) for bits in head_bits]
-        q_len, kv_len = kv_len, q_len
-    covers = {head: best_cover(bits, model, plan.objective) for head, bits in enumerate(head_bits)}
-    return _build_tiles(head_bits, covers, q_len, kv_len)
+        head_bits = [bits.transpose(packed, lengths[1]) for packed in head_bits]
+        lengths = lengths[1], lengths[0]
+    pricing = _pricing(cost_model(plan.target), plan.objective, lengths)
+    covers = [best_cover(packed, lengths[1], pricing) for packed in head_bits]
+    return _build_tiles(dict(enumerate(covers)), len(head_bits), *lengths)
 
 
-def _build_tiles(
-    head_bits: list[np.ndarray], covers: dict[int, Cover], q_len: int, kv_len: int
-) -> TileSet:
+def _build_tiles(covers: dict[int, Cover], num_heads: int, q_len: int, kv_len: int) -> TileSet:
     groups = [
-        TileGroup(head, head_bits[head], rows)
+        TileGroup(head, bits.to_bytes(piece.words, kv_len), tiles.rows)
         for head, cover in covers.items()
-        for rows in cover.rows
+        for piece in cover.pieces
+        for tiles in piece.tiles
     ]
-    return build_tile_set(groups, len(head_bits), q_len, kv_len)
+    return build_tile_set(groups, num_heads, q_len, kv_len)

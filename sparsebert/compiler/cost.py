@@ -1,7 +1,9 @@
-"""The cost model: what a cover, and dense attention, should take.
+"""The cost model: what a cover, and dense attention, should take, forward and backward.
 
-Constants per target are data, in `cost_model.json`; a target that has none of its own uses "gpu"
-(or "cpu"). Times are for the forward pass of one batch and one head with D = 64.
+Times are in microseconds for one batch and one head with D = 64, of a call that keeps the whole
+machine busy. Constants per target are data, in `cost_model.json`, with their source; a target
+that has none of its own uses "cpu" or "sm90". `benchmarks/fit_cost_model.py` fits those of the
+CPU to measurements.
 """
 
 from __future__ import annotations
@@ -10,9 +12,64 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+
+from sparsebert.compiler.pieces import Piece
+
+DEFAULT_GPU = "sm90"
+
+_SAME_SHAPE = 0.8
+"""Tiles of equal row count whose widths are within this factor run as one batch on the CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PassCost:
+    """Constants of one pass, forward or backward; all times in microseconds.
+
+    Attributes:
+        call: a call with tiles, beyond a dense one.
+        shape: each different tile shape (a batch of its own in the torch executor).
+        tile: each tile.
+        row: each row of a tile: loading q, storing the result.
+        column: each gathered key and value row.
+        entry: each score of a tile, by the tile's height.
+        merge: each row of a tile beyond the first tile that covers the row.
+        floor_row: least time that a row of q, k, v and o takes to move, on any route.
+        dense_call, dense_entry: dense attention, masked: each call, each score.
+    """
+
+    call: float
+    shape: float
+    tile: float
+    row: float
+    column: float
+    entry: dict[int, float]
+    merge: float
+    floor_row: float
+    dense_call: float
+    dense_entry: float
+
+    def tiles(
+        self, height: int, rows: np.ndarray, width: np.ndarray, *, overlapped: bool
+    ) -> np.ndarray:
+        """Time of tiles of one height: executed rows [T], padded columns [T]."""
+        compute = self.entry[height] * rows * width
+        gather = self.column * width + self.row * rows
+        busy = np.maximum(compute, gather) if overlapped else compute + gather
+        total: np.ndarray = self.tile + busy
+        return total
+
+    def dense(self, q_len: int, kv_len: int) -> float:
+        """Time of dense attention with the mask."""
+        return max(self.dense_call + self.dense_entry * q_len * kv_len, self.floor(q_len, kv_len))
+
+    def floor(self, q_len: int, kv_len: int) -> float:
+        """Time to move q, o and k, v once."""
+        return self.floor_row * (q_len + kv_len)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,31 +80,75 @@ class CostModel:
         source: where the constants come from.
         overlapped: arithmetic and gathering run at the same time, as on a GPU, so that a tile
             takes the longer of the two; else their sum.
-        call_us: what a call with tiles costs beyond one without.
-        dense_entry_ns: time of one score in dense attention.
-        entry_ns: time of one score in a tile, by the tile's height.
-        column_ns: time to gather one key and value row.
-        tile_us: what each tile costs by itself.
+        empty_rows_cost: a tile computes its empty row slots too.
+        programs: tiles that run at the same time.
+        copies: batch x heads of the call that `programs` is shared by.
+        forward, backward: constants of the passes.
     """
 
     source: str
     overlapped: bool
-    call_us: float
-    dense_entry_ns: float
-    entry_ns: dict[int, float]
-    column_ns: float
-    tile_us: float
+    empty_rows_cost: bool
+    programs: int
+    copies: int
+    forward: PassCost
+    backward: PassCost
 
-    def tiles_us(self, height: int, rows: np.ndarray, width: np.ndarray) -> float:
-        """Time of tiles of one height, given the executed rows and padded columns of each."""
-        entries = self.entry_ns[height] * rows * width
-        columns = self.column_ns * width
-        tile_ns = np.maximum(entries, columns) if self.overlapped else entries + columns
-        return float(tile_ns.sum()) * 1e-3 + self.tile_us * len(width)
+    def tile_us(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Forward time of tiles of one height, [T]."""
+        return self._tiles(self.forward, height, rows, width)
 
-    def dense_us(self, q_len: int, kv_len: int) -> float:
-        """Time of dense attention with the mask."""
-        return self.dense_entry_ns * q_len * kv_len * 1e-3
+    def cover_us(
+        self,
+        pieces: Iterable[Piece],
+        q_len: int,
+        kv_len: int,
+        *,
+        backward: bool = False,
+        balanced: bool = False,
+    ) -> float:
+        """Time of a cover in the forward pass, or in the backward pass alone.
+
+        With `balanced` no program is taken to wait for one with a longer tile.
+        """
+        cost = self.backward if backward else self.forward
+        shapes: list[np.ndarray] = []
+        work, longest, slots = 0.0, 0.0, 0
+        covered = np.zeros(q_len, dtype=bool)
+        for piece in pieces:
+            for tiles in piece.tiles:
+                rows, width = tiles.real_rows, tiles.padded
+                each = self._tiles(cost, tiles.height, rows, width)
+                work += float(each.sum())
+                longest = max(longest, float(each.max(initial=0.0)))
+                slots += int(rows.sum())
+                covered[tiles.rows[tiles.rows >= 0]] = True
+                shapes.append(_shape_class(rows, width))
+        batches = len(np.unique(np.concatenate(shapes))) if shapes else 0
+        # One tile runs on one of the machine's programs, so it takes `programs` times its share
+        # of the whole machine; all copies of it run side by side.
+        if not balanced:
+            work = max(work, longest * self.programs / self.copies)
+        work += cost.merge * (slots - int(covered.sum()))
+        return max(cost.call + cost.shape * batches + work, cost.floor(q_len, kv_len))
+
+    def _tiles(
+        self, cost: PassCost, height: int, rows: np.ndarray, width: np.ndarray
+    ) -> np.ndarray:
+        executed = np.full_like(rows, height) if self.empty_rows_cost else rows
+        return cost.tiles(height, executed, width, overlapped=self.overlapped)
+
+    def bound_us(self, entries: int, q_len: int, kv_len: int) -> float:
+        """No cover of so many entries can take less in the forward pass."""
+        arithmetic = min(self.forward.entry.values()) * entries
+        return max(arithmetic, self.forward.floor(q_len, kv_len))
+
+
+def _shape_class(rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """A number that is the same for tiles that the torch executor runs as one batch, about."""
+    steps = np.floor(np.log(np.maximum(width, 1)) / -np.log(_SAME_SHAPE)).astype(np.int64)
+    shape: np.ndarray = rows * 1000 + steps
+    return shape
 
 
 @functools.cache
@@ -55,9 +156,16 @@ def cost_model(target: str) -> CostModel:
     """The constants for a target such as "cpu", "sm90" or "gfx942"."""
     text = importlib.resources.files(__package__).joinpath("cost_model.json").read_text()
     models = json.loads(text)
-    constants = models.get(target) or models["cpu" if target == "cpu" else "gpu"]
-    heights = {int(height): ns for height, ns in constants.pop("entry_ns").items()}
-    return CostModel(entry_ns=heights, **constants)
+    constants = models.get(target, models[DEFAULT_GPU])
+    if target not in models:
+        constants["source"] = f"that of {DEFAULT_GPU}, none for {target}: {constants['source']}"
+    forward, backward = (_pass_cost(constants.pop(name)) for name in ("forward", "backward"))
+    return CostModel(**constants, forward=forward, backward=backward)
+
+
+def _pass_cost(constants: dict[str, Any]) -> PassCost:
+    entry = {int(height): us for height, us in constants.pop("entry").items()}
+    return PassCost(entry=entry, **constants)
 
 
 def machine_target() -> str:

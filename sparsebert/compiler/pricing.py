@@ -1,0 +1,101 @@
+"""What the search for a cover minimises: executed area, or time by the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sparsebert.compiler.cost import CostModel
+from sparsebert.compiler.pieces import Piece
+
+Heights = tuple[int, ...]
+
+
+class Pricing(Protocol):
+    """An objective, and which tiles the search may use for it."""
+
+    @property
+    def unit(self) -> str:
+        """What costs are counted in."""
+
+    @property
+    def height_choices(self) -> tuple[Heights, ...]:
+        """Sets of tile heights, all heights first; a pass keeps to one of them."""
+
+    @property
+    def peel_heights(self) -> Heights:
+        """Heights of the groups whose shared columns are peeled off."""
+
+    @property
+    def greedy_height(self) -> int:
+        """Size of greedily grown groups."""
+
+    @property
+    def split_limits(self) -> tuple[int, ...]:
+        """Widths to which wide tiles may be split."""
+
+    def tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Cost of tiles of one height, given real rows [T] and padded columns [T]."""
+
+    def peeled_tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """The same with the cost of merging their rows with those of other tiles."""
+
+    def total(self, pieces: Sequence[Piece]) -> float:
+        """Cost of a cover whose tiles keep the whole machine busy."""
+
+    def balanced_total(self, pieces: Sequence[Piece]) -> float:
+        """The same, where a very long tile may keep the machine waiting."""
+
+
+class Area:
+    """Executed entries: row slots times padded columns."""
+
+    unit = "entries"
+    height_choices: tuple[Heights, ...] = ((16, 32, 64),)
+    peel_heights: Heights = (16, 64)
+    greedy_height = 16
+    split_limits: tuple[int, ...] = ()
+
+    def tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Slots times columns."""
+        return (height * width).astype(np.float64)
+
+    peeled_tile = tile
+
+    def total(self, pieces: Sequence[Piece]) -> float:
+        """The sum over all tiles."""
+        return float(sum(piece.cost for piece in pieces))
+
+    balanced_total = total
+
+
+class Time:
+    """Forward time by the cost model, in microseconds."""
+
+    unit = "us"
+    height_choices: tuple[Heights, ...] = ((16, 32, 64, 128), (16,), (32,), (64,), (128,))
+    peel_heights: Heights = (16, 64)
+    greedy_height = 64
+
+    def __init__(self, model: CostModel, q_len: int, kv_len: int) -> None:
+        self._model = model
+        self.split_limits = (1024, 512, 256, 128) if model.programs > model.copies else ()
+        self._lengths = q_len, kv_len
+
+    def tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Time of each tile."""
+        return self._model.tile_us(height, rows, width)
+
+    def peeled_tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Time of each tile and of merging all its rows."""
+        return self.tile(height, rows, width) + self._model.forward.merge * rows
+
+    def total(self, pieces: Sequence[Piece]) -> float:
+        """Time of the whole call."""
+        return self._model.cover_us(pieces, *self._lengths, balanced=True)
+
+    def balanced_total(self, pieces: Sequence[Piece]) -> float:
+        """The same, waiting for the longest tile."""
+        return self._model.cover_us(pieces, *self._lengths)

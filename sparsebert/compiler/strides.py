@@ -1,0 +1,47 @@
+"""Strides of a mask, read off how dense it is at each distance between query and key."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsebert.bits import unpack
+
+_SAMPLED_ROWS = 256
+_IS_STRONG = 0.3
+"""A distance belongs to the structure of the mask if this share of its positions is allowed."""
+
+_LEAST_EXCESS = 1.5
+"""Distances that the multiples of a stride must have beyond what chance would give them."""
+
+
+def distance_profile(packed: np.ndarray, columns: int) -> np.ndarray:
+    """Share of allowed positions at each distance |i - j|, float [columns], of sampled rows."""
+    rows = np.unique(np.linspace(0, len(packed) - 1, _SAMPLED_ROWS).astype(np.int64))
+    sample, column = np.nonzero(unpack(packed[rows], columns))
+    found = np.bincount(np.abs(column - rows[sample]), minlength=columns)[:columns]
+    # A row i has positions at the distances 0 .. i on its left and 1 .. columns - 1 - i on its
+    # right; counting the rows for which a distance exists turns counts into shares.
+    reach_left = np.minimum(rows, columns - 1)
+    exists = len(rows) - np.searchsorted(np.sort(reach_left), np.arange(columns))
+    reach_right = np.maximum(columns - 1 - rows, -1)
+    right = len(rows) - np.searchsorted(np.sort(reach_right), np.arange(columns))
+    exists[1:] += right[1:]
+    return np.minimum(1.0, found / np.maximum(1, exists))
+
+
+def find_strides(packed: np.ndarray, columns: int, limit: int) -> list[int]:
+    """At most `limit` strides s such that multiples of s are much denser than other distances.
+
+    The excess of s is the sum of the profile over the multiples of s, less what as many distances
+    of mean density would have; only distances up to the farthest strong one count.
+    """
+    profile = distance_profile(packed, columns)
+    strong = np.flatnonzero(profile >= _IS_STRONG)
+    reach = int(strong[-1]) if len(strong) else 0
+    if reach < 2:
+        return []
+    inside = profile[1 : reach + 1]
+    mean = inside.mean()
+    excess = np.array([(inside[s - 1 :: s] - mean).sum() for s in range(2, reach + 1)])
+    best = np.argsort(-excess, kind="stable")[:limit]
+    return [int(s) + 2 for s in best if excess[s] >= _LEAST_EXCESS]
