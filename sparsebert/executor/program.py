@@ -222,13 +222,15 @@ def _make_bucket(
     slot_rows = np.full((len(batch), slots), -1, dtype=np.int64)
     for index, (tile, place) in enumerate(batch):
         tile_rows, tile_cols = tiles.row_slots(tile), tiles.columns(tile)
-        real = tile_rows[tile_rows >= 0]
+        filled = tile_rows >= 0
+        real, covered = tile_rows[filled], tiles.allowed(tile)[filled]
         rows[index] = np.resize(real, slots) * stride + place
-        slot_rows[index, : len(real)] = real * stride + place
+        # A row with nothing in this tile has no result here: its slot counts as empty.
+        slot_rows[index, : len(real)] = np.where(covered.any(1), real * stride + place, -1)
         cols[index, : len(tile_cols)] = tile_cols
         cols[index, len(tile_cols) :] = tile_cols[-1]
         cols[index] = cols[index] * stride + place
-        allowed[index, : len(real), : len(tile_cols)] = tiles.allowed(tile)[: len(real)]
+        allowed[index, : len(real), : len(tile_cols)] = covered
     bits = None
     if not allowed.all():
         bits = torch.from_numpy(np.packbits(allowed, axis=-1, bitorder="little"))

@@ -67,20 +67,17 @@ def _merge(
     lse = slots_lse.index_select(1, program.slot_of_row)
     for rows, slots in zip(program.more_rows, program.more_slots, strict=True):
         old, new = lse.index_select(1, rows), slots_lse.index_select(1, slots)
-        total = _logaddexp(old, new)
-        safe = total.masked_fill(total == -math.inf, 0.0)
-        old_weight, new_weight = torch.exp(old - safe)[..., None], torch.exp(new - safe)[..., None]
-        merged = old_weight * o.index_select(1, rows) + new_weight * slots_o.index_select(1, slots)
-        o, lse = o.index_copy(1, rows, merged), lse.index_copy(1, rows, total)
+        # Not logaddexp: its second derivative is NaN where one side is -inf.
+        largest = torch.maximum(old, new).detach()
+        dead = largest == -math.inf
+        largest = largest.masked_fill(dead, 0.0)
+        old_weight, new_weight = torch.exp(old - largest), torch.exp(new - largest)
+        total = (old_weight + new_weight).masked_fill(dead, 1.0)
+        old_o, new_o = o.index_select(1, rows), slots_o.index_select(1, slots)
+        merged = old_weight[..., None] * old_o + new_weight[..., None] * new_o
+        o = o.index_copy(1, rows, merged / total[..., None])
+        lse = lse.index_copy(1, rows, (largest + total.log()).masked_fill(dead, -math.inf))
     return o, lse
-
-
-def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """log(exp(a) + exp(b)) whose derivatives are zero, not NaN, where both are -inf."""
-    dead = (a == -math.inf) & (b == -math.inf)
-    return torch.logaddexp(a.masked_fill(dead, 0.0), b.masked_fill(dead, 0.0)).masked_fill(
-        dead, -math.inf
-    )
 
 
 def backward(
