@@ -116,6 +116,26 @@ class AttentionPlan:
         none = np.zeros_like(self.dense_heads)
         return build_program(self.mask, self.head_map, none, compile_tiles(self)).flatten()
 
+    def crop(self, q_len: int, kv_len: int | None = None) -> AttentionPlan:
+        """The plan of the first `q_len` queries and `kv_len` keys, made without recompiling.
+
+        Args:
+            q_len: 1 to N.
+            kv_len: 1 to M; for a square plan it defaults to q_len.
+
+        Tiles lose the rows and columns beyond, so the cost shrinks with the lengths; a head whose
+        tiles do not pay at the shorter lengths goes dense. Raises ValueError as
+        `AttentionMask.crop` does.
+
+        >>> import sparsebert as sb
+        >>> plan = sb.compile_plan(sb.patterns.longformer(512), target="cpu").crop(300)
+        >>> plan.dense().equal(sb.patterns.longformer(512).crop(300).dense()[0])
+        True
+        """
+        from sparsebert.compiler import crop_plan
+
+        return crop_plan(self, self.mask.crop(q_len, kv_len))
+
     def dense(self) -> torch.Tensor:
         """The mask that the plan executes, rebuilt from its tiles: bool [H, N, M] on the CPU."""
         distinct = self.tiles.dense()

@@ -108,6 +108,30 @@ def test_any_mask_is_covered_exactly(mask: AttentionMask, objective: str, target
     check_plan(compile_plan(mask, objective=objective, target=target), mask)
 
 
+@settings(max_examples=40, deadline=None)
+@given(masks(), st.data())
+def test_cropped_plans_are_exact(mask: AttentionMask, data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, mask.q_len))
+    columns = data.draw(st.integers(1, mask.kv_len))
+    objective = data.draw(st.sampled_from(["area", "time"]))
+    plan = compile_plan(mask, objective=objective, target="cpu")
+    if data.draw(st.booleans()):
+        assert plan.transposed.num_rows == mask.kv_len  # made, so that it is cropped too
+    cropped, wanted = plan.crop(rows, columns), mask.crop(rows, columns)
+    check_plan(cropped, wanted)
+    dense = wanted.dense()[0].numpy()[[r.heads[0] for r in cropped.report.per_head]]
+    check_tiles(cropped.transposed, dense.transpose(0, 2, 1))
+
+
+def test_the_cost_shrinks_with_the_length() -> None:
+    plan = compile_plan(patterns.strided(512, 22), objective="area", target="cpu")
+    executed = [plan.crop(n).explain().executed_fraction * n * n for n in (512, 384, 256, 128, 64)]
+    assert executed == sorted(executed, reverse=True)
+    assert executed[2] < 0.4 * executed[0]
+    direct = compile_plan(patterns.strided(512, 22).crop(256), objective="area", target="cpu")
+    assert executed[2] <= 1.3 * direct.explain().executed_fraction * 256 * 256
+
+
 @pytest.mark.parametrize(
     "mask",
     [

@@ -4,50 +4,92 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from sparsebert.compiler.cost import CostModel
-from sparsebert.compiler.cover import Cover
+from sparsebert.compiler.pieces import Tiles
 from sparsebert.report import HeadReport
+from sparsebert.tiles import TileSet
 
 
-def report_head(
-    cover: Cover,
-    heads: tuple[int, ...],
-    entries: int,
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What a head's report says of its mask.
+
+    Attributes:
+        heads: the heads that have it.
+        entries: its number of ones.
+        q_len, kv_len: N and M.
+    """
+
+    heads: tuple[int, ...]
+    entries: int
+    q_len: int
+    kv_len: int
+
+
+def report_tiles(
+    mask: Mask,
+    cover: list[Tiles],
+    name: str,
+    tried: tuple[tuple[str, float], ...],
+    reason: str,
     model: CostModel,
-    lengths: tuple[int, int],
 ) -> HeadReport:
-    """Describe a cover of a mask with so many entries, for the heads that have this mask."""
-    tiles: dict[int, int] = {}
-    area = columns = slots = 0
-    rows: set[int] = set()
-    for piece in cover.pieces:
-        for some in piece.tiles:
-            tiles[some.height] = tiles.get(some.height, 0) + len(some.rows)
-            area += some.height * int(some.padded.sum())
-            columns += int(some.padded.sum())
-            slots += int(some.real_rows.sum())
-            rows.update(some.rows[some.rows >= 0].tolist())
-    positions = lengths[0] * lengths[1]
+    """Describe a head that runs in tiles."""
+    lengths = mask.q_len, mask.kv_len
+    positions = mask.q_len * mask.kv_len
+    counts: dict[int, int] = {}
+    for tiles in sorted(cover, key=lambda tiles: -tiles.height):
+        counts[tiles.height] = counts.get(tiles.height, 0) + len(tiles.rows)
+    rows = [tiles.rows[tiles.rows >= 0] for tiles in cover]
+    slots = sum(map(len, rows))
+    covered = len(np.unique(np.concatenate(rows))) if rows else 0
     return HeadReport(
-        heads=heads,
-        density=entries / positions,
-        executed_fraction=area / positions,
+        heads=mask.heads,
+        density=mask.entries / positions,
+        executed_fraction=sum(t.height * int(t.padded.sum()) for t in cover) / positions,
         route="tiles",
-        cover=cover.name,
-        tiles=dict(sorted(tiles.items(), reverse=True)),
-        gathered_columns=columns,
-        merge_share=1.0 - len(rows) / slots if slots else 0.0,
-        predicted_us=model.cover_us(cover.pieces, *lengths),
-        predicted_backward_us=model.cover_us(cover.pieces, *lengths, backward=True),
+        cover=name,
+        tiles=counts,
+        gathered_columns=sum(int(tiles.padded.sum()) for tiles in cover),
+        merge_share=1.0 - covered / slots if slots else 0.0,
+        predicted_us=model.cover_us(cover, *lengths),
+        predicted_backward_us=model.cover_us(cover, *lengths, backward=True),
         dense_us=model.forward.dense(*lengths),
         dense_backward_us=model.backward.dense(*lengths),
-        bound_us=model.bound_us(entries, *lengths),
-        tried=cover.tried,
-        reason="the cheapest of the covers tried",
+        bound_us=model.bound_us(mask.entries, *lengths),
+        tried=tried,
+        reason=reason,
     )
 
 
-def with_fallback(report: HeadReport) -> HeadReport:
+def report_dense(
+    mask: Mask, tried: tuple[tuple[str, float], ...], reason: str, model: CostModel
+) -> HeadReport:
+    """Describe a head that runs dense."""
+    lengths = mask.q_len, mask.kv_len
+    everything = mask.entries == mask.q_len * mask.kv_len
+    return HeadReport(
+        heads=mask.heads,
+        density=mask.entries / (mask.q_len * mask.kv_len),
+        executed_fraction=1.0,
+        route="dense",
+        cover="all scores, no mask" if everything else "all scores, masked",
+        tiles={},
+        gathered_columns=0,
+        merge_share=0.0,
+        predicted_us=model.forward.dense(*lengths),
+        predicted_backward_us=model.backward.dense(*lengths),
+        dense_us=model.forward.dense(*lengths),
+        dense_backward_us=model.backward.dense(*lengths),
+        bound_us=model.bound_us(mask.entries, *lengths),
+        tried=tried,
+        reason=reason,
+    )
+
+
+def with_fallback(report: HeadReport, mask: Mask, model: CostModel) -> HeadReport:
     """The report of dense attention instead, where the model predicts that tiles would lose.
 
     They lose if the forward pass, or a training step's forward and backward, would be slower.
@@ -59,18 +101,19 @@ def with_fallback(report: HeadReport) -> HeadReport:
     what, lost, dense = "forward", report.predicted_us, report.dense_us
     if report.predicted_us < report.dense_us:
         what, lost, dense = "forward and backward", step, dense_step
-    return dataclasses.replace(
-        report,
-        executed_fraction=1.0,
-        route="dense",
-        cover="all scores, no mask" if report.density == 1.0 else "all scores, masked",
-        tiles={},
-        gathered_columns=0,
-        merge_share=0.0,
-        predicted_us=report.dense_us,
-        predicted_backward_us=report.dense_backward_us,
-        tried=((report.cover, report.predicted_us), *report.tried),
-        reason=f"sparsity does not pay here: the best tiles ({report.cover}) would execute "
+    reason = (
+        f"sparsity does not pay here: the best tiles ({report.cover}) would execute "
         f"{report.executed_fraction:.1%} of the scores and take {lost:.4g} us {what}, "
-        f"dense attention {dense:.4g} us",
+        f"dense attention {dense:.4g} us"
     )
+    return report_dense(mask, ((report.cover, report.predicted_us), *report.tried), reason, model)
+
+
+def tiles_of_head(tiles: TileSet, head: int) -> list[Tiles]:
+    """A head's tiles by height, as the cost model takes them."""
+    found = []
+    for height in np.unique(tiles.height[tiles.head == head])[::-1]:
+        index = np.flatnonzero((tiles.head == head) & (tiles.height == height))
+        slots = tiles.row_start[index][:, None] + np.arange(height)
+        found.append(Tiles(tiles.rows[slots], tiles.width[index].astype(np.int64)))
+    return found

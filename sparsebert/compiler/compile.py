@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 
 import numpy as np
 
 from sparsebert.compiler import bits
-from sparsebert.compiler.account import report_head, with_fallback
+from sparsebert.compiler.account import (
+    Mask,
+    report_dense,
+    report_tiles,
+    tiles_of_head,
+    with_fallback,
+)
 from sparsebert.compiler.cost import CostModel, cost_model, machine_target
 from sparsebert.compiler.cover import Cover, best_cover
+from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import Area, Pricing, Time
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.report import HeadReport, PlanReport
-from sparsebert.tiles import TileGroup, TileSet, build_tile_set
+from sparsebert.tiles import TileGroup, TileSet, build_tile_set, crop_tiles, without_heads
 
 _OBJECTIVES = ("time", "area")
 _CACHE_SIZE = 64
@@ -76,16 +84,15 @@ def compile_plan(
 
 def _compile(mask: AttentionMask, model: CostModel, target: str, objective: str) -> AttentionPlan:
     lengths = mask.q_len, mask.kv_len
-    head_bits, head_map = _distinct_heads(mask)
-    heads = [
-        _compile_head(
-            packed, tuple(np.flatnonzero(head_map == head).tolist()), model, objective, lengths
-        )
-        for head, packed in enumerate(head_bits)
-    ]
+    head_map = _head_map(mask)
+    heads = []
+    for head in range(int(head_map.max()) + 1):
+        members = tuple(np.flatnonzero(head_map == head).tolist())
+        packed = mask.bits[0, members[0]]
+        heads.append(_compile_head(packed, _about(mask, members), model, objective))
     dense_heads = np.array([report.route == "dense" for _, report in heads])
     tiled = {head: cover for head, (cover, _) in enumerate(heads) if not dense_heads[head]}
-    tiles = _build_tiles(tiled, len(head_bits), *lengths)
+    tiles = _build_tiles(tiled, len(heads), *lengths)
     report = PlanReport(
         *lengths, mask.num_heads, target, objective, model.source, tuple(r for _, r in heads)
     )
@@ -95,31 +102,65 @@ def _compile(mask: AttentionMask, model: CostModel, target: str, objective: str)
 
 
 def _compile_head(
-    packed: np.ndarray,
-    heads: tuple[int, ...],
-    model: CostModel,
-    objective: str,
-    lengths: tuple[int, int],
+    packed: np.ndarray, mask: Mask, model: CostModel, objective: str
 ) -> tuple[Cover, HeadReport]:
     """The cover of one distinct head, and its report, which says on which route it runs."""
-    cover = best_cover(packed, lengths[1], _pricing(model, objective, lengths))
-    entries = int(np.bitwise_count(packed).sum(dtype=np.int64))
-    report = report_head(cover, heads, entries, model, lengths)
+    cover = best_cover(packed, mask.kv_len, _pricing(model, objective, mask.q_len, mask.kv_len))
+    tiles = all_tiles(cover.pieces)
+    reason = f"least {'area' if objective == 'area' else 'forward time'} of the covers tried"
+    report = report_tiles(mask, tiles, cover.name, cover.tried, reason, model)
     if objective == "time":
-        report = with_fallback(report)
+        report = with_fallback(report, mask, model)
     return cover, report
 
 
-def _pricing(model: CostModel, objective: str, lengths: tuple[int, int]) -> Pricing:
-    return Area() if objective == "area" else Time(model, *lengths)
+def crop_plan(plan: AttentionPlan, mask: AttentionMask) -> AttentionPlan:
+    """The plan of `mask`, the top-left part of the plan's mask; see `AttentionPlan.crop`."""
+    model = cost_model(plan.target)
+    tiles = crop_tiles(plan.tiles, mask.q_len, mask.kv_len)
+    dense_heads, reports = plan.dense_heads.copy(), []
+    for head, was in enumerate(plan.report.per_head):
+        about = _about(mask, was.heads)
+        if dense_heads[head]:
+            report = report_dense(about, (), f"cropped; {was.reason}", model)
+        else:
+            rest = tiles_of_head(tiles, head)
+            report = report_tiles(about, rest, was.cover, (), f"cropped; {was.reason}", model)
+            if plan.objective == "time":
+                report = with_fallback(report, about, model)
+            dense_heads[head] = report.route == "dense"
+        reports.append(report)
+    if (dense_heads > plan.dense_heads).any():
+        tiles = without_heads(tiles, dense_heads)
+    cropped = AttentionPlan.create(
+        mask,
+        plan.head_map,
+        dense_heads,
+        tiles,
+        target=plan.target,
+        objective=plan.objective,
+        report=dataclasses.replace(
+            plan.report, q_len=mask.q_len, kv_len=mask.kv_len, per_head=tuple(reports)
+        ),
+    )
+    if "transposed" in vars(plan):  # compiled already; else it is compiled if it is needed
+        vars(cropped)["transposed"] = crop_tiles(plan.transposed, mask.kv_len, mask.q_len)
+    return cropped.to(plan.device)
 
 
-def _distinct_heads(mask: AttentionMask) -> tuple[list[np.ndarray], np.ndarray]:
-    """The different bit matrices among the heads, and which of them each head has."""
+def _about(mask: AttentionMask, heads: tuple[int, ...]) -> Mask:
+    entries = int(np.bitwise_count(mask.bits[0, heads[0]]).sum(dtype=np.int64))
+    return Mask(heads, entries, mask.q_len, mask.kv_len)
+
+
+def _pricing(model: CostModel, objective: str, q_len: int, kv_len: int) -> Pricing:
+    return Area() if objective == "area" else Time(model, q_len, kv_len)
+
+
+def _head_map(mask: AttentionMask) -> np.ndarray:
+    """Which of the distinct bit matrices each head has, int64 [H], in order of appearance."""
     seen: dict[bytes, int] = {}
-    head_map = [seen.setdefault(packed.tobytes(), len(seen)) for packed in mask.bits[0]]
-    distinct = [mask.bits[0, head_map.index(head)] for head in range(len(seen))]
-    return distinct, np.array(head_map)
+    return np.array([seen.setdefault(packed.tobytes(), len(seen)) for packed in mask.bits[0]])
 
 
 def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
@@ -128,11 +169,12 @@ def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
     With `transposed` they are tiles of the transposed mask: key rows, gathered queries.
     """
     lengths = plan.q_len, plan.kv_len
-    head_bits, _ = _distinct_heads(plan.mask)
+    first = [report.heads[0] for report in plan.report.per_head]
+    head_bits = [plan.mask.bits[0, head] for head in first]
     if transposed:
         head_bits = [bits.transpose(packed, lengths[1]) for packed in head_bits]
         lengths = lengths[1], lengths[0]
-    pricing = _pricing(cost_model(plan.target), plan.objective, lengths)
+    pricing = _pricing(cost_model(plan.target), plan.objective, *lengths)
     covers = [best_cover(packed, lengths[1], pricing) for packed in head_bits]
     return _build_tiles(dict(enumerate(covers)), len(head_bits), *lengths)
 

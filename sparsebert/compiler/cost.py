@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsebert.compiler.pieces import Piece
+from sparsebert.compiler.pieces import Tiles
 
 DEFAULT_GPU = "sm90"
 
@@ -100,7 +100,7 @@ class CostModel:
 
     def cover_us(
         self,
-        pieces: Iterable[Piece],
+        cover: Iterable[Tiles],
         q_len: int,
         kv_len: int,
         *,
@@ -115,15 +115,14 @@ class CostModel:
         shapes: list[np.ndarray] = []
         work, longest, slots = 0.0, 0.0, 0
         covered = np.zeros(q_len, dtype=bool)
-        for piece in pieces:
-            for tiles in piece.tiles:
-                rows, width = tiles.real_rows, tiles.padded
-                each = self._tiles(cost, tiles.height, rows, width)
-                work += float(each.sum())
-                longest = max(longest, float(each.max(initial=0.0)))
-                slots += int(rows.sum())
-                covered[tiles.rows[tiles.rows >= 0]] = True
-                shapes.append(_shape_class(rows, width))
+        for tiles in cover:
+            rows, width = tiles.real_rows, tiles.padded
+            each = self._tiles(cost, tiles.height, rows, width)
+            work += float(each.sum())
+            longest = max(longest, float(each.max(initial=0.0)))
+            slots += int(rows.sum())
+            covered[tiles.rows[tiles.rows >= 0]] = True
+            shapes.append(_shape_class(rows, width))
         batches = len(np.unique(np.concatenate(shapes))) if shapes else 0
         # One tile runs on one of the machine's programs, so it takes `programs` times its share
         # of the whole machine; all copies of it run side by side.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class Piece:
     words: np.ndarray
     tiles: tuple[Tiles, ...]
     cost: float
+
+
+def all_tiles(pieces: Iterable[Piece]) -> list[Tiles]:
+    """The tiles of all pieces."""
+    return [tiles for piece in pieces for tiles in piece.tiles]
 
 
 def pad(width: Positions) -> Positions:

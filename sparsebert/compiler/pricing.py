@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from sparsebert.compiler.cost import CostModel
-from sparsebert.compiler.pieces import Piece
+from sparsebert.compiler.pieces import Piece, all_tiles
 
 Heights = tuple[int, ...]
 
@@ -94,8 +94,8 @@ class Time:
 
     def total(self, pieces: Sequence[Piece]) -> float:
         """Time of the whole call."""
-        return self._model.cover_us(pieces, *self._lengths, balanced=True)
+        return self._model.cover_us(all_tiles(pieces), *self._lengths, balanced=True)
 
     def balanced_total(self, pieces: Sequence[Piece]) -> float:
         """The same, waiting for the longest tile."""
-        return self._model.cover_us(pieces, *self._lengths)
+        return self._model.cover_us(all_tiles(pieces), *self._lengths)
