@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sparsebert import patterns
 from sparsebert.compiler import compile_plan, compile_tiles
+from sparsebert.compiler.inspect import NOT_COMPUTED, WASTE, tile_map
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.reference import reference_attention
@@ -259,3 +260,17 @@ def test_merged_rows_equal_the_reference(name: str, hide_keys: bool) -> None:
     for found, wanted in zip(gradients, torch.autograd.grad(expected, inputs, grad), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     assert plan.explain().merge_share > 0.0 or name.startswith("learned")
+
+
+def test_tile_map_shows_what_each_tile_covers() -> None:
+    mask = patterns.strided(128, 11)
+    plan = compile_plan(mask, objective="area", target="cpu")
+    shown = tile_map(plan)
+    assert ((shown >= 0) == mask.dense()[0, 0].numpy()).all()
+    assert set(np.unique(shown[shown >= 0])) == set(range(plan.tiles.num_tiles))
+    computed = (shown != NOT_COMPUTED).mean()
+    assert computed <= plan.explain().executed_fraction
+    dense = tile_map(compile_plan(patterns.random(64, 0.5), target="cpu"))
+    assert set(np.unique(dense)) == {0, WASTE}
+    with pytest.raises(IndexError, match="head 3"):
+        tile_map(plan, 3)

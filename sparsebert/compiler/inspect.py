@@ -1,0 +1,45 @@
+"""Looking into a plan: which tile covers, or computes in vain, each position of a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsebert.plan import AttentionPlan
+
+NOT_COMPUTED = -1
+WASTE = -2
+
+
+def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:
+    """Which tile covers each position of one head: int32 [N, M].
+
+    A position holds the number of the tile (0, 1, ... among the head's tiles, those with the most
+    rows first) that covers it, `NOT_COMPUTED` where no tile has it, and `WASTE` where a tile
+    computes a score that the mask does not allow. The entries of a head that runs dense are all
+    of tile 0, the rest of it is waste. Padding columns and empty row slots are not positions, so
+    they do not show.
+
+    Raises IndexError if the plan has no such head.
+
+    >>> import sparsebert as sb
+    >>> plan = sb.compile_plan(sb.patterns.block_local(64, 32), objective="area", target="cpu")
+    >>> tile_map(plan)[[0, 0, 32, 63], [31, 32, 31, 63]].tolist()
+    [0, -1, -1, 1]
+    """
+    if not 0 <= head < plan.num_heads:
+        raise IndexError(f"tile_map: head {head} but the plan has {plan.num_heads} head(s)")
+    distinct = int(plan.head_map[head])
+    if plan.dense_heads[distinct]:
+        allowed = plan.mask.head(head).dense()[0, 0].numpy()
+        return np.where(allowed, np.int32(0), np.int32(WASTE))
+    found = np.full((plan.q_len, plan.kv_len), NOT_COMPUTED, dtype=np.int32)
+    tiles = plan.tiles
+    for number, tile in enumerate(np.flatnonzero(tiles.head == distinct).tolist()):
+        slots, width = tiles.row_slots(tile), int(tiles.width[tile])
+        rows = slots[slots >= 0]
+        place = np.ix_(rows, tiles.columns(tile)[:width])
+        covered = tiles.allowed(tile)[: len(rows), :width]
+        before = found[place]
+        found[place] = np.where(covered, number, np.where(before >= 0, before, WASTE))
+    return found
