@@ -1,0 +1,166 @@
+"""Attention over a plan by Triton kernels: the host's side of the forward and backward pass.
+
+The same signatures and conventions as `sparsebert.executor.attention`; every result lies in
+memory as [B, N, H, D]. Nothing here waits for the device, so a call can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sparsebert import dropout
+
+from .backward import dkdv_kernel, dq_kernel
+from .forward import forward_kernel
+from .launch import (
+    alignment,
+    run_delta,
+    run_merge,
+    run_tiles,
+    strides,
+    with_contiguous_rows,
+)
+from .program import KernelProgram, build_program, from_tensors
+
+__all__ = ["KernelProgram", "backward", "build_program", "forward", "from_tensors"]
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    program: KernelProgram,
+    scale: float,
+    dropout_p: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """o [B, H, N, D] in q's dtype and LSE fp32 [B, H, N]; `seed` is needed if dropout_p > 0."""
+    batch, heads, q_len, head_dim = q.shape
+    o = q.new_empty(batch, q_len, heads, head_dim)
+    lse = q.new_empty(batch, heads, q_len, dtype=torch.float32)
+    if o.numel() == 0:
+        return o.transpose(1, 2), lse
+    q, scale = _with_positive_scale(q, scale)
+    spaces, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p)
+    part_o, part_lse = _scratch(program.queries.num_slots, spaces, head_dim, q)
+    arguments |= {"o_ptr": o, "lse_ptr": lse, "part_o_ptr": part_o, "part_lse_ptr": part_lse}
+    run_tiles(forward_kernel, "forward", program.queries, spaces, arguments)
+    heads_per_item = arguments["heads_per_item"]
+    run_merge(program.queries, spaces, heads_per_item, part_o, o, part_lse, lse)
+    return o.transpose(1, 2), lse
+
+
+def backward(
+    grad_o: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    program: KernelProgram,
+    scale: float,
+    dropout_p: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v in their dtypes; o and lse are what `forward` returned."""
+    batch, heads, q_len, head_dim = q.shape
+    kv_heads, kv_len = k.shape[1], k.shape[2]
+    dq = q.new_empty(batch, q_len, heads, head_dim)
+    # Query heads that share a key head leave their own dK and dV, which are then added up.
+    shared = kv_heads != heads
+    dk, dv = (
+        k.new_empty(batch, kv_len, heads, head_dim, dtype=torch.float32 if shared else k.dtype)
+        for _ in range(2)
+    )
+    if q.numel() == 0 or k.numel() == 0:
+        return tuple(torch.zeros_like(x) for x in (q, k, v))
+    grad_o, o = with_contiguous_rows(grad_o), with_contiguous_rows(o)
+    delta = run_delta(o, grad_o, lse, grad_lse)
+    q_given_scale = scale
+    q, scale = _with_positive_scale(q, scale)
+    spaces, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p, grad_o)
+    arguments |= {
+        "grad_o_ptr": grad_o,
+        "lse_ptr": lse,
+        "delta_ptr": delta,
+        **strides("g", grad_o, arguments["ALIGN"]),
+    }
+    heads_per_item = arguments["heads_per_item"]
+    part_dq, _ = _scratch(program.queries.num_slots, spaces, head_dim, q)
+    run_tiles(
+        dq_kernel, "dq", program.queries, spaces,
+        arguments | {"dq_ptr": dq, "part_dq_ptr": part_dq},
+    )  # fmt: skip
+    run_merge(program.queries, spaces, heads_per_item, part_dq, dq)
+    part_dk, _ = _scratch(program.keys.num_slots, spaces, head_dim, q)
+    part_dv = torch.empty_like(part_dk)
+    outputs = {"dk_ptr": dk, "dv_ptr": dv, "part_dk_ptr": part_dk, "part_dv_ptr": part_dv}
+    run_tiles(dkdv_kernel, "dkdv", program.keys, spaces, arguments | outputs | {"kv_len": kv_len})
+    run_merge(program.keys, spaces, heads_per_item, part_dk, dk)
+    run_merge(program.keys, spaces, heads_per_item, part_dv, dv)
+    if shared:
+        dk, dv = (x.unflatten(2, (kv_heads, -1)).sum(3).to(k.dtype) for x in (dk, dv))
+    if q_given_scale <= 0.0:
+        dq = -dq if q_given_scale < 0.0 else torch.zeros_like(dq)
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+
+
+def _arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    program: KernelProgram,
+    scale: float,
+    dropout_p: float,
+    *others: torch.Tensor,
+) -> tuple[int, dict[str, Any]]:
+    """How many scratch spaces there are, and the arguments that all tile kernels share."""
+    q, k, v = (with_contiguous_rows(x) for x in (q, k, v))
+    batch, heads, q_len, _ = q.shape
+    # A space is what slots are numbered in: a batch and head if one list serves all heads.
+    heads_per_item = 1 if program.per_head else heads
+    align = alignment(q, k, v, *others)
+    has_dropout = dropout_p > 0.0
+    return batch * heads_per_item, {
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "key_mask_ptr": None if key_mask is None else key_mask.view(torch.uint8),
+        "seed_ptr": seed if has_dropout else None,
+        **strides("q", q, align),
+        **strides("k", k, align),
+        **strides("v", v, align),
+        "stride_mb": 0 if key_mask is None else key_mask.stride(0),
+        "heads_per_item": heads_per_item,
+        "num_heads": heads,
+        "group": heads // k.shape[1],
+        "q_len": q_len,
+        "scale": scale,
+        "keep_scale": 1.0 / (1.0 - dropout_p),
+        "drop_threshold": dropout.drop_threshold(dropout_p) - 2**31,
+        "HAS_KEY_MASK": key_mask is not None,
+        "HAS_DROPOUT": has_dropout,
+        "ALIGN": align,
+    }
+
+
+def _scratch(
+    num_slots: int, spaces: int, head_dim: int, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for partial results and their LSEs."""
+    part = like.new_empty(spaces, num_slots, head_dim, dtype=torch.float32)
+    return part, like.new_empty(spaces, num_slots, dtype=torch.float32)
+
+
+def _with_positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:
+    """q and scale with the same scores, for the kernels take the maximum before they scale."""
+    if scale > 0.0:
+        return q, scale
+    return (-q, -scale) if scale < 0.0 else (torch.zeros_like(q), 1.0)

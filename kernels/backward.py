@@ -1,0 +1,418 @@
+"""The backward kernels: delta, then dQ over query tiles, then dK and dV over key tiles.
+
+Both recompute the probabilities from the LSE (FlashAttention-2, Dao, 2023). dQ runs over the tiles
+of the forward pass; dK and dV over the tiles of the transposed mask, whose rows are keys and whose
+gathered columns are queries. So every result has one writer and nothing is added atomically. Rows
+that several tiles cover go to scratch and are added up by `merge.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import philox
+from .tile import dot, exponential, find_work, finite, load_rows, store_rows, unpack_words
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("stride_ob", "stride_oh", "stride_on", "stride_gb", "stride_gh", "stride_gn"),
+        *("num_heads", "q_len"),
+    ]
+)
+def delta_kernel(
+    o_ptr,  # [B, H, N, D]
+    grad_o_ptr,  # [B, H, N, D]
+    lse_ptr,  # fp32 [B, H, N]
+    grad_lse_ptr,  # fp32 [B, H, N]; with HAS_GRAD_LSE
+    delta_ptr,  # fp32 [B, H, N]
+    stride_ob,
+    stride_oh,
+    stride_on,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    num_heads,
+    q_len,
+    HAS_GRAD_LSE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    """delta = rowsum(o * grad_o) - grad_lse; 0 for a row with nothing to attend."""
+    blocks = tl.cdiv(q_len, BLOCK_R)
+    program = tl.program_id(0)
+    space = (program // blocks).to(tl.int64)
+    batch, head = space // num_heads, space % num_heads
+    rows = (program % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = rows < q_len
+    lse = tl.load(lse_ptr + space * q_len + rows, mask=inside, other=-float("inf"))
+    alive = lse > -float("inf")
+    o_ptr += (batch * stride_ob + head * stride_oh) * ALIGN
+    grad_o_ptr += (batch * stride_gb + head * stride_gh) * ALIGN
+    o = load_rows(o_ptr, rows, stride_on, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
+    do = load_rows(grad_o_ptr, rows, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if HAS_GRAD_LSE:
+        delta -= tl.load(grad_lse_ptr + space * q_len + rows, mask=alive, other=0.0)
+    tl.store(delta_ptr + space * q_len + rows, delta, mask=inside)
+
+
+@triton.jit
+def _score_gradient(
+    s,  # scores without scale
+    dp,  # gradient of the (dropped) probabilities
+    lse,  # natural, finite; broadcasts
+    delta,  # broadcasts
+    kept,
+    scale,
+    keep_scale,
+    HAS_DROPOUT: tl.constexpr,
+    IS_FP32: tl.constexpr,
+):
+    """The probabilities as they met v, and the gradient of the scaled scores."""
+    p = exponential(s, scale, lse, IS_FP32)
+    dropped = p
+    if HAS_DROPOUT:
+        dropped = tl.where(kept, p * keep_scale, 0.0)
+        dp = tl.where(kept, dp * keep_scale, 0.0)
+    return dropped, p * (dp - delta)
+
+
+@triton.jit
+def _dq_step(
+    dq,  # [BLOCK_M, BLOCK_D]
+    q,
+    do,
+    lse,
+    delta,
+    rows,
+    k_ptr,
+    v_ptr,
+    key_mask_ptr,
+    cols_ptr,
+    words_ptr,
+    stride_kn,
+    stride_vn,
+    scale,
+    keep_scale,
+    head_key,
+    drop_threshold,
+    HAS_WORDS: tl.constexpr,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add what BLOCK_N gathered keys contribute to dQ, without the scale."""
+    cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
+    visible = cols >= 0
+    if HAS_KEY_MASK:
+        visible = tl.load(key_mask_ptr + cols) != 0
+    k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    s = dot(q, tl.trans(k), None, PRECISION)  # [BLOCK_M, BLOCK_N]
+    dp = dot(do, tl.trans(v), None, PRECISION)
+    if HAS_WORDS:
+        s = tl.where(unpack_words(words_ptr, BLOCK_M, BLOCK_N), s, -float("inf"))
+    if HAS_KEY_MASK:
+        s = tl.where(visible[None, :], s, -float("inf"))
+    kept = visible
+    if HAS_DROPOUT:
+        kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
+    _, ds = _score_gradient(
+        s, dp, lse[:, None], delta[:, None], kept, scale, keep_scale, HAS_DROPOUT,
+        k.dtype == tl.float32,
+    )  # fmt: skip
+    return dot(ds.to(k.dtype), k, dq, PRECISION)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
+        *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
+        *("stride_mb", "first_item", "num_items", "heads_per_item", "num_slots"),
+        *("num_heads", "group", "q_len", "drop_threshold"),
+    ]
+)
+def dq_kernel(
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H_kv, M, D]
+    v_ptr,  # [B, H_kv, M, D]
+    grad_o_ptr,  # [B, H, N, D]
+    lse_ptr,  # fp32 [B, H, N], natural
+    delta_ptr,  # fp32 [B, H, N]
+    key_mask_ptr,  # uint8 [B, M]
+    seed_ptr,  # int64 [1]
+    dq_ptr,  # [B, N, H, D]
+    part_dq_ptr,  # fp32 [spaces, num_slots, D]
+    items_ptr,
+    rows_ptr,
+    slots_ptr,
+    cols_ptr,
+    words_ptr,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    stride_mb,
+    first_item,
+    num_items,
+    heads_per_item,
+    num_slots,
+    num_heads,
+    group,
+    q_len,
+    scale,
+    keep_scale,
+    drop_threshold,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dQ of one tile of query rows."""
+    item_ptr, head, batch, space = find_work(items_ptr, first_item, num_items, heads_per_item)
+    row_start = tl.load(item_ptr + 0)
+    cols_ptr += tl.load(item_ptr + 1)
+    words_ptr += tl.load(item_ptr + 2)
+    word_col = tl.load(item_ptr + 3).to(tl.int32)
+    full = tl.load(item_ptr + 4).to(tl.int32) // BLOCK_N * BLOCK_N
+    width = tl.load(item_ptr + 5).to(tl.int32)
+    slot_base = tl.load(item_ptr + 7)
+
+    m = tl.arange(0, BLOCK_M)
+    rows = tl.load(rows_ptr + row_start + m)
+    wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
+    kv_head = (head // group).to(tl.int64)
+    q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
+    grad_o_ptr += (wide_batch * stride_gb + wide_head * stride_gh) * ALIGN
+    k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
+    v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN
+    stats = (wide_batch * num_heads + head) * q_len + rows
+    lse = tl.load(lse_ptr + stats, mask=rows >= 0, other=-float("inf"))
+    alive = lse > -float("inf")
+    delta = tl.load(delta_ptr + stats, mask=alive, other=0.0)
+    lse = finite(lse)
+    q = load_rows(q_ptr, rows, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
+    do = load_rows(grad_o_ptr, rows, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
+    head_key = tl.zeros([], tl.uint32)
+    if HAS_KEY_MASK:
+        key_mask_ptr += wide_batch * stride_mb
+    if HAS_DROPOUT:
+        head_key = philox.head_key(seed_ptr, batch, head)
+
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if full > 0:  # as in the forward kernel
+        for start in tl.range(0, full, BLOCK_N):
+            dq = _dq_step(
+                dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                words_ptr, stride_kn, stride_vn, scale, keep_scale, head_key, drop_threshold,
+                False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN,
+                PRECISION,
+            )  # fmt: skip
+    if width > full:
+        for start in tl.range(full, width, BLOCK_N):
+            dq = _dq_step(
+                dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                words_ptr + (start - word_col) // 32 * BLOCK_M, stride_kn, stride_vn, scale,
+                keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM,
+                BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+            )  # fmt: skip
+    store_rows(
+        dq * scale, dq_ptr, part_dq_ptr, rows, slots_ptr + row_start, slot_base, space, num_slots,
+        wide_batch * q_len, num_heads, head, HEAD_DIM, BLOCK_M, BLOCK_D,
+    )  # fmt: skip
+
+
+@triton.jit
+def _dkdv_step(
+    dk,  # [BLOCK_M, BLOCK_D]
+    dv,
+    k,
+    v,
+    rows,
+    visible,  # [BLOCK_M], with HAS_KEY_MASK
+    q_ptr,
+    grad_o_ptr,
+    lse_ptr,
+    delta_ptr,
+    cols_ptr,
+    words_ptr,
+    stride_qn,
+    stride_gn,
+    scale,
+    keep_scale,
+    head_key,
+    drop_threshold,
+    HAS_WORDS: tl.constexpr,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add what BLOCK_N gathered queries contribute to dK (without the scale) and dV."""
+    cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
+    lse = tl.load(lse_ptr + cols)
+    delta = tl.load(delta_ptr + cols)
+    alive = cols >= 0
+    if HAS_KEY_MASK:  # which may leave a query nothing to attend
+        alive = lse > -float("inf")
+    q = load_rows(q_ptr, cols, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    do = load_rows(grad_o_ptr, cols, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    s = dot(k, tl.trans(q), None, PRECISION)  # [BLOCK_M keys, BLOCK_N queries]
+    dp = dot(v, tl.trans(do), None, PRECISION)
+    if HAS_WORDS:
+        s = tl.where(unpack_words(words_ptr, BLOCK_M, BLOCK_N), s, -float("inf"))
+    if HAS_KEY_MASK:
+        s = tl.where(visible[:, None] & alive[None, :], s, -float("inf"))
+    kept = alive
+    if HAS_DROPOUT:
+        kept = philox.keep(head_key, cols[None, :], rows[:, None], drop_threshold)
+    p, ds = _score_gradient(
+        s, dp, finite(lse)[None, :], delta[None, :], kept, scale, keep_scale, HAS_DROPOUT,
+        k.dtype == tl.float32,
+    )  # fmt: skip
+    dv = dot(p.to(do.dtype), do, dv, PRECISION)
+    dk = dot(ds.to(q.dtype), q, dk, PRECISION)
+    return dk, dv
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
+        *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
+        *("stride_mb", "first_item", "num_items", "heads_per_item", "num_slots"),
+        *("num_heads", "group", "q_len", "kv_len", "drop_threshold"),
+    ]
+)
+def dkdv_kernel(
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H_kv, M, D]
+    v_ptr,  # [B, H_kv, M, D]
+    grad_o_ptr,  # [B, H, N, D]
+    lse_ptr,  # fp32 [B, H, N], natural
+    delta_ptr,  # fp32 [B, H, N]
+    key_mask_ptr,  # uint8 [B, M]
+    seed_ptr,  # int64 [1]
+    dk_ptr,  # [B, M, H, D], one for each query head
+    dv_ptr,  # [B, M, H, D]
+    part_dk_ptr,  # fp32 [spaces, num_slots, D]
+    part_dv_ptr,  # fp32 [spaces, num_slots, D]
+    items_ptr,
+    rows_ptr,
+    slots_ptr,
+    cols_ptr,
+    words_ptr,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    stride_mb,
+    first_item,
+    num_items,
+    heads_per_item,
+    num_slots,
+    num_heads,
+    group,
+    q_len,
+    kv_len,
+    scale,
+    keep_scale,
+    drop_threshold,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dK and dV of one tile of key rows, for one query head."""
+    item_ptr, head, batch, space = find_work(items_ptr, first_item, num_items, heads_per_item)
+    row_start = tl.load(item_ptr + 0)
+    cols_ptr += tl.load(item_ptr + 1)
+    words_ptr += tl.load(item_ptr + 2)
+    word_col = tl.load(item_ptr + 3).to(tl.int32)
+    full = tl.load(item_ptr + 4).to(tl.int32) // BLOCK_N * BLOCK_N
+    width = tl.load(item_ptr + 5).to(tl.int32)
+    slot_base = tl.load(item_ptr + 7)
+
+    m = tl.arange(0, BLOCK_M)
+    rows = tl.load(rows_ptr + row_start + m)
+    wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
+    kv_head = (head // group).to(tl.int64)
+    q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
+    grad_o_ptr += (wide_batch * stride_gb + wide_head * stride_gh) * ALIGN
+    k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
+    v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN
+    lse_ptr += (wide_batch * num_heads + head) * q_len
+    delta_ptr += (wide_batch * num_heads + head) * q_len
+    visible = rows >= 0
+    if HAS_KEY_MASK:
+        key_mask_ptr += wide_batch * stride_mb
+        visible = tl.load(key_mask_ptr + rows, mask=rows >= 0, other=0) != 0
+    k = load_rows(k_ptr, rows, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, False)
+    v = load_rows(v_ptr, rows, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, False)
+    head_key = tl.zeros([], tl.uint32)
+    if HAS_DROPOUT:
+        head_key = philox.head_key(seed_ptr, batch, head)
+
+    dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if full > 0:  # as in the forward kernel
+        for start in tl.range(0, full, BLOCK_N):
+            dk, dv = _dkdv_step(
+                dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, lse_ptr, delta_ptr,
+                cols_ptr + start, words_ptr, stride_qn, stride_gn, scale, keep_scale, head_key,
+                drop_threshold, False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N,
+                BLOCK_D, ALIGN, PRECISION,
+            )  # fmt: skip
+    if width > full:
+        for start in tl.range(full, width, BLOCK_N):
+            dk, dv = _dkdv_step(
+                dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, lse_ptr, delta_ptr,
+                cols_ptr + start, words_ptr + (start - word_col) // 32 * BLOCK_M, stride_qn,
+                stride_gn, scale, keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK,
+                HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+            )  # fmt: skip
+    slots_ptr += row_start
+    store_rows(
+        dk * scale, dk_ptr, part_dk_ptr, rows, slots_ptr, slot_base, space, num_slots,
+        wide_batch * kv_len, num_heads, head, HEAD_DIM, BLOCK_M, BLOCK_D,
+    )  # fmt: skip
+    store_rows(
+        dv, dv_ptr, part_dv_ptr, rows, slots_ptr, slot_base, space, num_slots,
+        wide_batch * kv_len, num_heads, head, HEAD_DIM, BLOCK_M, BLOCK_D,
+    )  # fmt: skip

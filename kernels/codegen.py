@@ -1,0 +1,218 @@
+"""Compile a kernel for a named GPU without having one, and read what came out.
+
+Triton compiles ahead of time for any target; on NVIDIA targets its own `cuobjdump` then tells
+registers, spills and the instructions of each loop. Needs `TRITON_INTERPRET` unset, because the
+interpreter replaces the kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import subprocess
+import tempfile
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .configs import LaunchConfig, block_d, launch_config
+from .launch import dot_precision
+
+TARGETS = {
+    "sm80": GPUTarget("cuda", 80, 32),
+    "sm90": GPUTarget("cuda", 90, 32),
+    "sm100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_POINTERS = {
+    "key_mask_ptr": "*u8", "seed_ptr": "*i64", "items_ptr": "*i64", "rows_ptr": "*i32",
+    "slots_ptr": "*i32", "cols_ptr": "*i32", "words_ptr": "*i32", "merges_ptr": "*i32",
+    "lse_ptr": "*fp32", "delta_ptr": "*fp32", "part_o_ptr": "*fp32", "part_lse_ptr": "*fp32",
+    "part_ptr": "*fp32", "part_dq_ptr": "*fp32", "part_dk_ptr": "*fp32", "part_dv_ptr": "*fp32",
+    "grad_lse_ptr": "*fp32",
+}  # fmt: skip
+_FLOATS = {"scale", "keep_scale"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Specialisation:
+    """One compiled form of a tile kernel: everything that changes its code."""
+
+    kernel: str
+    arch: str
+    height: int
+    head_dim: int = 64
+    dtype: torch.dtype = torch.bfloat16
+    has_key_mask: bool = False
+    has_dropout: bool = False
+    config: LaunchConfig | None = None
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """Its launch configuration, the shipped one unless `config` is given."""
+        return self.config or launch_config(
+            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A main loop: one that multiplies on tensor cores, or else the ones with the exponentials.
+
+    `per_1000` is warp instructions per 1,000 entries of the score matrix.
+    """
+
+    instructions: int
+    per_1000: float
+    tensor_core: int
+    mix: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """What the compiler made of a specialisation; `None` where a target has no such number."""
+
+    spec: Specialisation
+    registers: int | None
+    spill_bytes: int | None
+    shared_bytes: int
+    tensor_core: int
+    async_copies: int
+    loops: tuple[Loop, ...]
+
+
+def compile_code(kernel: Any, spec: Specialisation) -> Code:
+    """Compile `kernel` (the jit function of `spec.kernel`) for `spec` and analyse it."""
+    config = spec.launch
+    constants: dict[str, Any] = {
+        "HAS_KEY_MASK": spec.has_key_mask,
+        "HAS_DROPOUT": spec.has_dropout,
+        "HEAD_DIM": spec.head_dim,
+        "BLOCK_M": spec.height,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": block_d(spec.head_dim),
+        "ALIGN": 16 // spec.dtype.itemsize,
+        "PRECISION": dot_precision(spec.dtype, spec.arch),
+    }
+    if not spec.has_key_mask:
+        constants["key_mask_ptr"] = None
+    if not spec.has_dropout:
+        constants["seed_ptr"] = None
+    signature = {name: _type_of(name, spec, constants) for name in kernel.arg_names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(
+        kernel, signature, {name: constants[name] for name in signature if name in constants},
+        aligned,
+    )  # fmt: skip
+    compiled = triton.compile(
+        source,
+        target=TARGETS[spec.arch],
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
+    if "cubin" not in compiled.asm:
+        return _read_amd(spec, compiled)
+    return _read_nvidia(spec, compiled)
+
+
+def _type_of(name: str, spec: Specialisation, constants: dict[str, Any]) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in _POINTERS:
+        return _POINTERS[name]
+    if name.endswith("_ptr"):
+        return "*" + _DTYPES[spec.dtype]
+    return "fp32" if name in _FLOATS else "i32"
+
+
+def _read_nvidia(spec: Specialisation, compiled: Any) -> Code:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = pathlib.Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _cuobjdump("--dump-resource-usage", cubin)
+        sass = _cuobjdump("-sass", cubin)
+    lines = _instructions(sass)
+    registers = re.search(r"REG:(\d+)", usage)
+    stack = re.search(r"STACK:(\d+)", usage)
+    opcodes = [opcode for _, opcode, _ in lines]
+    spills = sum(opcode.startswith(("STL", "LDL")) for opcode in opcodes)
+    return Code(
+        spec=spec,
+        registers=int(registers.group(1)) if registers else None,
+        spill_bytes=max(int(stack.group(1)) if stack else 0, 4 * spills),
+        shared_bytes=compiled.metadata.shared,
+        tensor_core=sum(_is_tensor_core(opcode) for opcode in opcodes),
+        async_copies=sum(opcode.startswith("LDGSTS") for opcode in opcodes),
+        loops=tuple(_loops(lines, spec)),
+    )
+
+
+def _read_amd(spec: Specialisation, compiled: Any) -> Code:
+    assembly = compiled.asm["amdgcn"]
+
+    def number(name: str) -> int | None:
+        found = re.search(rf"\.{name}:\s*(\d+)", assembly)
+        return int(found.group(1)) if found else None
+
+    return Code(
+        spec=spec,
+        registers=number("vgpr_count"),
+        spill_bytes=4 * ((number("vgpr_spill_count") or 0) + (number("sgpr_spill_count") or 0)),
+        shared_bytes=compiled.metadata.shared,
+        tensor_core=len(re.findall(r"\bv_mfma", assembly)),
+        async_copies=len(re.findall(r"\b(?:global|buffer)_load_\w+ .* lds\b", assembly)),
+        loops=(),
+    )
+
+
+def _cuobjdump(option: str, cubin: pathlib.Path) -> str:
+    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, option, cubin], check=True, capture_output=True, text=True).stdout
+
+
+def _instructions(sass: str) -> list[tuple[int, str, str]]:
+    """(address, opcode, operands) of each instruction."""
+    pattern = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+    return [(int(a, 16), opcode, rest) for a, opcode, rest in pattern.findall(sass)]
+
+
+def _is_tensor_core(opcode: str) -> bool:
+    return opcode.startswith(("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "UTCMMA", "UTC"))
+
+
+def _loops(lines: list[tuple[int, str, str]], spec: Specialisation) -> list[Loop]:
+    """Innermost loops that compute exponentials; the address order is the source's order."""
+    spans = []
+    for address, opcode, operands in lines:
+        target = re.search(r"0x([0-9a-f]+)", operands)
+        if opcode.startswith("BRA") and target and int(target.group(1), 16) < address:
+            spans.append((int(target.group(1), 16), address))
+    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+    entries = spec.height * spec.launch.block_n
+    loops = []
+    for first, last in sorted(inner):
+        body = [opcode for address, opcode, _ in lines if first <= address <= last]
+        if not any(opcode.startswith("MUFU.EX2") for opcode in body):
+            continue
+        mix: dict[str, int] = {}
+        for opcode in body:
+            name = opcode.split(".")[0]
+            mix[name] = mix.get(name, 0) + 1
+        loops.append(
+            Loop(
+                instructions=len(body),
+                per_1000=1000.0 * len(body) * spec.launch.num_warps / entries,
+                tensor_core=sum(_is_tensor_core(opcode) for opcode in body),
+                mix=dict(sorted(mix.items(), key=lambda item: -item[1])),
+            )
+        )
+    return loops

@@ -1,0 +1,175 @@
+"""The forward kernel: one program per tile, head and batch.
+
+FlashAttention's loop (Dao et al., 2022) over the tile's gathered columns: first those that every
+row attends to, then those with a bit test. Rows that this tile alone covers are final; the others
+go to scratch, normalised, with their LSE, for `merge.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import philox
+from .tile import LOG2_E, dot, exponential, find_work, finite, load_rows, store_rows, unpack_words
+
+
+@triton.jit
+def _attend(
+    acc,  # [BLOCK_M, BLOCK_D] unnormalised output
+    total,  # [BLOCK_M] sum of the weights
+    maximum,  # [BLOCK_M] running maximum of the scaled scores
+    q,  # [BLOCK_M, BLOCK_D]
+    rows,  # [BLOCK_M] query positions, for dropout
+    k_ptr,
+    v_ptr,
+    key_mask_ptr,
+    cols_ptr,
+    words_ptr,
+    stride_kn,
+    stride_vn,
+    scale,
+    head_key,
+    drop_threshold,
+    HAS_WORDS: tl.constexpr,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One step of BLOCK_N columns; the pointers are at its first column and words."""
+    cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
+    visible = cols >= 0
+    if HAS_KEY_MASK:
+        visible = tl.load(key_mask_ptr + cols) != 0
+    k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    s = dot(q, tl.trans(k), None, PRECISION)  # [BLOCK_M, BLOCK_N]
+    if HAS_WORDS:
+        s = tl.where(unpack_words(words_ptr, BLOCK_M, BLOCK_N), s, -float("inf"))
+    if HAS_KEY_MASK:
+        s = tl.where(visible[None, :], s, -float("inf"))
+
+    new_maximum = tl.maximum(maximum, tl.max(s, 1) * scale)
+    safe = finite(new_maximum)
+    p = exponential(s, scale, safe[:, None], q.dtype == tl.float32)
+    shrink = tl.exp2((maximum - safe) * LOG2_E)
+    total = total * shrink + tl.sum(p, 1)
+    if HAS_DROPOUT:
+        kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
+        p = tl.where(kept, p, 0.0)
+    acc = acc * shrink[:, None]
+    acc = dot(p.to(v.dtype), v, acc, PRECISION)
+    return acc, total, new_maximum
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
+        *("stride_vb", "stride_vh", "stride_vn", "stride_mb"),
+        *("first_item", "num_items", "heads_per_item", "num_slots"),
+        *("num_heads", "group", "q_len", "drop_threshold"),
+    ]
+)
+def forward_kernel(
+    q_ptr,  # [B, H, N, D]
+    k_ptr,  # [B, H_kv, M, D]
+    v_ptr,  # [B, H_kv, M, D]
+    key_mask_ptr,  # uint8 [B, M]
+    seed_ptr,  # int64 [1]
+    o_ptr,  # [B, N, H, D]
+    lse_ptr,  # fp32 [B, H, N], natural
+    part_o_ptr,  # fp32 [spaces, num_slots, D]: o of the covering tiles
+    part_lse_ptr,  # fp32 [spaces, num_slots]: their LSE
+    items_ptr,
+    rows_ptr,
+    slots_ptr,
+    cols_ptr,
+    words_ptr,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_mb,
+    first_item,
+    num_items,
+    heads_per_item,
+    num_slots,
+    num_heads,
+    group,  # query heads per key head
+    q_len,
+    scale,  # positive
+    keep_scale,  # 1 / (1 - p)
+    drop_threshold,
+    HAS_KEY_MASK: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    item_ptr, head, batch, space = find_work(items_ptr, first_item, num_items, heads_per_item)
+    row_start = tl.load(item_ptr + 0)
+    cols_ptr += tl.load(item_ptr + 1)
+    words_ptr += tl.load(item_ptr + 2)
+    word_col = tl.load(item_ptr + 3).to(tl.int32)
+    full = tl.load(item_ptr + 4).to(tl.int32) // BLOCK_N * BLOCK_N
+    width = tl.load(item_ptr + 5).to(tl.int32)
+    slot_base = tl.load(item_ptr + 7)
+
+    m = tl.arange(0, BLOCK_M)
+    rows = tl.load(rows_ptr + row_start + m)
+    wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
+    kv_head = (head // group).to(tl.int64)
+    q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
+    k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
+    v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN
+    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False)
+    head_key = tl.zeros([], tl.uint32)
+    if HAS_KEY_MASK:
+        key_mask_ptr += wide_batch * stride_mb
+    if HAS_DROPOUT:
+        head_key = philox.head_key(seed_ptr, batch, head)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    # A loop that may run zero times makes ptxas wait after every single wgmma (C7515); hence "if".
+    if full > 0:
+        for start in tl.range(0, full, BLOCK_N):
+            acc, total, maximum = _attend(
+                acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                words_ptr, stride_kn, stride_vn, scale, head_key, drop_threshold, False,
+                HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+            )  # fmt: skip
+    if width > full:
+        for start in tl.range(full, width, BLOCK_N):
+            acc, total, maximum = _attend(
+                acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                words_ptr + (start - word_col) // 32 * BLOCK_M,
+                stride_kn, stride_vn, scale, head_key, drop_threshold, True,
+                HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+            )  # fmt: skip
+
+    dead = total == 0.0
+    safe_total = tl.where(dead, 1.0, total)
+    o = acc * (keep_scale / safe_total)[:, None]
+    lse = tl.where(dead, -float("inf"), maximum + tl.log(safe_total))
+    final, part = store_rows(
+        o, o_ptr, part_o_ptr, rows, slots_ptr + row_start, slot_base, space, num_slots,
+        wide_batch * q_len, num_heads, head, HEAD_DIM, BLOCK_M, BLOCK_D,
+    )  # fmt: skip
+    tl.store(part_lse_ptr + part, lse, mask=part >= 0)
+    lse_ptrs = lse_ptr + (wide_batch * num_heads + head) * q_len + rows
+    tl.store(lse_ptrs, lse, mask=final)

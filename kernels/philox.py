@@ -1,0 +1,64 @@
+"""The dropout draw of `sparsebert.dropout` inside a kernel, bit for bit.
+
+Philox (Salmon et al., SC 2011): Philox4x32-10 of (batch, head) under the seed gives one key per
+program, Philox2x32-7 of (query, key position) under it gives 32 bits per element.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_MULTIPLIER_2X32 = tl.constexpr(0xD256D193)
+_MULTIPLIER_4X32_A = tl.constexpr(0xD2511F53)
+_MULTIPLIER_4X32_B = tl.constexpr(0xCD9E8D57)
+_WEYL_A = tl.constexpr(0x9E3779B9)
+_WEYL_B = tl.constexpr(0xBB67AE85)
+
+
+@triton.jit
+def head_key(seed_ptr, batch, head):
+    """The 32-bit key of one batch and head, uint32."""
+    seed = tl.load(seed_ptr).to(tl.uint64)
+    key0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    key1 = (seed >> 32).to(tl.uint32)
+    c0 = batch.to(tl.uint32)
+    c1 = head.to(tl.uint32)
+    c2 = c0 & 0
+    c3 = c0 & 0
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, _mult_a(c0)), c0 * _mult_a(c0)
+        high1, low1 = tl.umulhi(c2, _mult_b(c0)), c2 * _mult_b(c0)
+        c0, c2 = high1 ^ c1 ^ key0, high0 ^ c3 ^ key1
+        c1, c3 = low1, low0
+        key0 += tl.full([], _WEYL_A, tl.uint32)
+        key1 += tl.full([], _WEYL_B, tl.uint32)
+    return c0
+
+
+@triton.jit
+def _mult_a(like):
+    return tl.full(like.shape, _MULTIPLIER_4X32_A, tl.uint32)
+
+
+@triton.jit
+def _mult_b(like):
+    return tl.full(like.shape, _MULTIPLIER_4X32_B, tl.uint32)
+
+
+@triton.jit
+def keep(key, query, column, threshold):
+    """True where the element of `query` and key position `column` is kept; both broadcast.
+
+    `threshold` is the drop threshold less 2**31, so that it fits an int32 argument.
+    """
+    c0, c1 = tl.broadcast(query.to(tl.uint32), column.to(tl.uint32))
+    multiplier = tl.full([], _MULTIPLIER_2X32, tl.uint32)
+    for _ in tl.static_range(7):
+        high = tl.umulhi(c0, tl.broadcast_to(multiplier, c0.shape))
+        low = c0 * multiplier
+        c0 = high ^ c1 ^ key
+        c1 = low
+        key += tl.full([], _WEYL_A, tl.uint32)
+    signed = (c0 ^ tl.full([], 0x80000000, tl.uint32)).to(tl.int32, bitcast=True)
+    return signed >= threshold

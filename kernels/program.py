@@ -1,0 +1,129 @@
+"""An executable plan: the packed tiles of both directions, as tensors on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from .pack import PACKED_HEIGHTS, PackedTiles, pack_tiles
+
+if TYPE_CHECKING:
+    from sparsebert.plan import AttentionPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """The work of one direction, see `PackedTiles`.
+
+    Attributes:
+        items, rows, slots, cols, words, merges: the arrays of `PackedTiles`.
+        num_slots: partial results, of all listed heads together.
+        groups: (height, first work item, work items) for each tile height that occurs.
+    """
+
+    items: torch.Tensor
+    rows: torch.Tensor
+    slots: torch.Tensor
+    cols: torch.Tensor
+    words: torch.Tensor
+    merges: torch.Tensor
+    num_slots: int
+    groups: tuple[tuple[int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelProgram:
+    """A plan as the kernels run it; make it with `build_program`.
+
+    Attributes:
+        q_len, kv_len: N and M.
+        mask_heads: the mask's head count, 1 or H.
+        per_head: heads have work items of their own; else one list serves every head.
+        queries: tiles of query rows, for the forward pass and dQ.
+        keys: tiles of key rows (the transposed mask), for dK and dV.
+        sizes: the numbers above as a CPU tensor.
+    """
+
+    q_len: int
+    kv_len: int
+    mask_heads: int
+    per_head: bool
+    queries: Side
+    keys: Side
+    sizes: torch.Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.queries.items.device
+
+    @functools.cached_property
+    def tensors(self) -> list[torch.Tensor]:
+        """The program as a flat list of tensors, the first of them on the CPU."""
+        return [self.sizes, *_arrays(self.queries), *_arrays(self.keys)]
+
+    def is_on(self, device: torch.device | str) -> bool:
+        """Whether `device` ("cuda" means its current one) is where the tensors lie."""
+        return torch.empty(0, device=device).device == self.device
+
+    def to(self, device: torch.device | str) -> KernelProgram:
+        """The same program on another device; itself if it is there already."""
+        if self.is_on(device):
+            return self
+        sizes, *arrays = self.tensors
+        return from_tensors([sizes, *(array.to(device) for array in arrays)])
+
+
+def build_program(plan: AttentionPlan) -> KernelProgram:
+    """Pack a plan for the kernels, on the CPU; every head runs in tiles."""
+    from sparsebert.compiler import compile_tiles
+
+    tiles = compile_tiles(plan) if plan.dense_heads.any() else plan.tiles
+    queries = pack_tiles(tiles, plan.head_map)
+    keys = pack_tiles(plan.transposed, plan.head_map)
+    return pack_program(queries, keys, plan.q_len, plan.kv_len, plan.num_heads)
+
+
+def pack_program(
+    queries: PackedTiles, keys: PackedTiles, q_len: int, kv_len: int, mask_heads: int
+) -> KernelProgram:
+    """A program from the packed tiles of both directions."""
+    sizes = [q_len, kv_len, mask_heads, queries.per_head]
+    arrays = []
+    for side in (queries, keys):
+        sizes += [side.num_slots, *side.counts]
+        arrays += [side.items, side.rows, side.slots, side.cols, side.words, side.merges]
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return from_tensors([torch.tensor(sizes, dtype=torch.int64), *tensors])
+
+
+def from_tensors(tensors: list[torch.Tensor]) -> KernelProgram:
+    """The program that `KernelProgram.tensors` wrote."""
+    sizes = tensors[0].tolist()
+    half = 1 + len(PACKED_HEIGHTS)
+    return KernelProgram(
+        q_len=sizes[0],
+        kv_len=sizes[1],
+        mask_heads=sizes[2],
+        per_head=bool(sizes[3]),
+        queries=_side(tensors[1:7], sizes[4 : 4 + half]),
+        keys=_side(tensors[7:13], sizes[4 + half : 4 + 2 * half]),
+        sizes=tensors[0],
+    )
+
+
+def _side(arrays: list[torch.Tensor], sizes: list[int]) -> Side:
+    num_slots, *counts = sizes
+    groups, first = [], 0
+    for height, count in zip(PACKED_HEIGHTS, counts, strict=True):
+        if count:
+            groups.append((height, first, count))
+        first += count
+    return Side(*arrays, num_slots=num_slots, groups=tuple(groups))
+
+
+def _arrays(side: Side) -> list[torch.Tensor]:
+    return [side.items, side.rows, side.slots, side.cols, side.words, side.merges]

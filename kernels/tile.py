@@ -1,0 +1,143 @@
+"""What all kernels share: finding a program's tile, gathering rows, testing bits."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """a @ b + acc in fp32; PRECISION is an `input_precision`, or "widen" (see `launch.py`)."""
+    if PRECISION == "widen":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def finite(maximum):
+    """A maximum or LSE that can be subtracted: 0 where it is -inf, for -inf - -inf is NaN.
+
+    Every loop takes it through here; scores that are -inf then become exp(-inf - 0) = 0.
+    """
+    return tl.where(maximum == -float("inf"), 0.0, maximum)
+
+
+@triton.jit
+def exponential(s, scale, maximum, IS_FP32: tl.constexpr):
+    """exp(s * scale - maximum); `maximum` is finite (or an LSE) and broadcasts.
+
+    In base 2, with a single multiply-add per score. For fp32 inputs the difference is taken
+    first: one more product, but less rounding, which there would show.
+    """
+    if IS_FP32:
+        return tl.exp2((s * scale - maximum) * LOG2_E)
+    return tl.exp2(s * (scale * LOG2_E) - maximum * LOG2_E)
+
+
+@triton.jit
+def find_work(items_ptr, first_item, num_items, heads_per_item):
+    """This program's work item, head and batch, and which (batch, head) its scratch is.
+
+    Programs of one batch and head are neighbours, so that they share its keys in the cache.
+    """
+    program = tl.program_id(0)
+    item_ptr = items_ptr + (first_item + program % num_items).to(tl.int64) * 8
+    space = program // num_items
+    head = tl.load(item_ptr + 6).to(tl.int32) + space % heads_per_item
+    return item_ptr, head, space // heads_per_item, space
+
+
+@triton.jit
+def row_ptrs(base_ptr, index, stride, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers [index, BLOCK_D] to rows of a tensor whose last dimension is contiguous.
+
+    `stride` is in units of ALIGN elements: what lets the compiler see aligned, wide loads without
+    a compilation for each new stride. The offset is added in bytes, so that it takes a single
+    32 x 32 + 64 bit multiply-add; a row of a tensor is never 2 GiB long.
+    """
+    offset = (index * stride).to(tl.int64) * ALIGN
+    return base_ptr + offset[:, None] + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def packed_ptrs(base_ptr, place, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Pointers [place, BLOCK_D] to rows of a tensor without gaps; `place` is int64."""
+    return base_ptr + (place * HEAD_DIM)[:, None] + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def load_rows(
+    base_ptr,
+    index,
+    stride,
+    valid,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ALL_VALID: tl.constexpr,
+):
+    """Rows `index` of a tensor, [index, BLOCK_D]; 0 where not `valid` and beyond HEAD_DIM."""
+    pointers = row_ptrs(base_ptr, index, stride, BLOCK_D, ALIGN)
+    in_head = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    if ALL_VALID:
+        if HEAD_DIM == BLOCK_D:
+            return tl.load(pointers)
+        return tl.load(pointers, mask=in_head, other=0.0)
+    if HEAD_DIM == BLOCK_D:
+        return tl.load(pointers, mask=valid[:, None], other=0.0)
+    return tl.load(pointers, mask=valid[:, None] & in_head, other=0.0)
+
+
+@triton.jit
+def store_rows(
+    x,  # [BLOCK_M, BLOCK_D]
+    out_ptr,  # [B, length, H, D]
+    part_ptr,  # fp32 [spaces, num_slots, D]
+    rows,  # [BLOCK_M], -1 for an empty slot
+    slots_ptr,
+    slot_base,
+    space,
+    num_slots,
+    first_place,  # batch * length, int64
+    num_heads,
+    head,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write a tile's result: to `out` where it is final, else to scratch, for `merge.py`.
+
+    Returns which rows are final, and the places of the others in scratch (valid if not negative).
+    """
+    in_head = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    part = tl.full([BLOCK_M], -1, tl.int64)
+    if slot_base >= 0:
+        slots = tl.load(slots_ptr + tl.arange(0, BLOCK_M))
+        part = tl.where(slots >= 0, space.to(tl.int64) * num_slots + slot_base + slots, -1)
+        part_ptrs = packed_ptrs(part_ptr, part, HEAD_DIM, BLOCK_D)
+        tl.store(part_ptrs, x, mask=(part >= 0)[:, None] & in_head)
+    final = (rows >= 0) & (part < 0)
+    out_ptrs = packed_ptrs(out_ptr, (first_place + rows) * num_heads + head, HEAD_DIM, BLOCK_D)
+    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=final[:, None] & in_head)
+    return final, part
+
+
+@triton.jit
+def unpack_words(words_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """bool [BLOCK_M, BLOCK_N] from the words at `words_ptr`, [BLOCK_N / 32, BLOCK_M].
+
+    A word's bits are stored in the order of tensor-core layouts (see `pack.WORD_ORDER`): a thread
+    owns columns 8 j + 2 (lane % 4) + {0, 1}, and finds theirs in byte lane % 4 of the word. So it
+    shifts a word once, and then tests constant bits of the lowest byte.
+    """
+    rows = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)[None, :]
+    word = tl.load(words_ptr + rows)[:, None]
+    for unit in tl.static_range(1, BLOCK_N // 32):
+        next_word = tl.load(words_ptr + unit * BLOCK_M + rows)[:, None]
+        word = tl.where(column // 32 == unit, next_word, word)
+    byte = word >> (column // 2 % 4 * 8)
+    return (byte & (1 << (column // 8 % 4 * 2 + column % 2))) != 0
