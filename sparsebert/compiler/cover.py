@@ -134,7 +134,7 @@ class _Search:
 
     def one_pass(self, words: np.ndarray, order: Order) -> None:
         """Try to cover everything in one order."""
-        for pieces in self._passes(words, order):
+        for pieces in self._passes(words, order, self._pricing.height_choices):
             self._offer(pieces)
 
     def peel_repeatedly(self, words: np.ndarray, orders: list[Order]) -> None:
@@ -168,9 +168,11 @@ class _Search:
             self._best, self._cost = pieces, cost
         return cost
 
-    def _passes(self, words: np.ndarray, order: Order) -> Iterator[tuple[Piece, ...]]:
+    def _passes(
+        self, words: np.ndarray, order: Order, choices: tuple[tuple[int, ...], ...]
+    ) -> Iterator[tuple[Piece, ...]]:
         """Covers of `words` in one order: long rows among the others, and apart."""
-        price, choices = self._pricing.tile, self._pricing.height_choices
+        price = self._pricing.tile
         for piece in cut_variants(words, order, price, choices):
             yield (piece,)
         _, long = _long_rows(words, np.flatnonzero(words.any(axis=1)))
@@ -183,14 +185,13 @@ class _Search:
         for piece in cut_variants(words ^ of_long, order, price, choices):
             yield apart, piece
 
-    def _plain(self, words: np.ndarray) -> tuple[Piece, ...]:
+    def _plain(self, words: np.ndarray, choices: tuple[tuple[int, ...], ...]) -> tuple[Piece, ...]:
         """The cheapest cover of what peeling left, rows in order."""
         rows = np.flatnonzero(words.any(axis=1))
         if not len(rows):
             return ()
-        return min(
-            self._passes(words, in_order(rows, max(self._heights))), key=self._pricing.total
-        )
+        order = in_order(rows, max(self._heights))
+        return min(self._passes(words, order, choices), key=self._pricing.total)
 
     def _peel(self, state: _Peeling, order: Order) -> Iterator[_Peeling]:
         """Covers that peel the rest of `state` in one order."""
@@ -198,17 +199,14 @@ class _Search:
             part = peel(state.rest, order, height, share)
             if not part.any():
                 continue
-            plain = self._plain(state.rest ^ part)
+            price = self._pricing.peeled_tile
+            plain = self._plain(state.rest ^ part, (self._heights,))
             if plain:
-                price = self._pricing.peeled_tile
-                piece = cut(part, order, price, self._heights)
-                back = give_back(piece, plain[-1], price)
-                if back.any():
-                    part ^= back
-                    plain = self._plain(state.rest ^ part)
+                part ^= give_back(cut(part, order, price, self._heights), plain[-1], price)
             if not part.any():
                 continue
-            piece = cut(part, order, self._pricing.peeled_tile, self._heights)
+            plain = self._plain(state.rest ^ part, self._pricing.height_choices)
+            piece = cut(part, order, price, self._heights)
             pieces = (*state.pieces, piece)
             cost = self._offer((*pieces, *plain))
             yield _Peeling(cost, order, pieces, state.rest ^ part)
