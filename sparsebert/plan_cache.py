@@ -1,7 +1,8 @@
 """The plans of one mask, for the sequence lengths that a model meets.
 
 A model's mask covers its longest sequence; shorter ones use its top-left part. `MaskPlans` holds
-the mask and compiles a plan for a length when it first comes up, keeping the latest few.
+the mask, compiles it when it is first used, and crops the plan to each length that comes up,
+keeping the latest few.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class MaskPlans:
         self.by_length: collections.OrderedDict[Hashable, AttentionPlan] = (
             collections.OrderedDict()
         )
+        self._whole: dict[str, AttentionPlan] = {}  # by the kind of device
         self._lock = threading.Lock()  # torch.nn.DataParallel runs replicas in threads
 
     def get(self, q_len: int, kv_len: int, device: torch.device, backend: str) -> AttentionPlan:
@@ -50,14 +52,19 @@ class MaskPlans:
         with self._lock:
             plan = self.by_length.get(key)
             if plan is None:
-                target = "cpu" if device.type == "cpu" else None
-                plan = compile_plan(self.mask.crop(q_len, kv_len), target=target).to(device)
+                plan = self._compiled(device).crop(q_len, kv_len).to(device)
                 self.by_length[key] = plan
                 if len(self.by_length) > _KEPT:
                     self.by_length.popitem(last=False)
             self.by_length.move_to_end(key)
             plan.program_for(backend)  # made here, where torch.compile does not trace it
         return plan
+
+    def _compiled(self, device: torch.device) -> AttentionPlan:
+        if device.type not in self._whole:
+            target = "cpu" if device.type == "cpu" else None  # None: the GPU at hand
+            self._whole[device.type] = compile_plan(self.mask, target=target)
+        return self._whole[device.type]
 
     def rows(self, start: int, q_len: int, kv_len: int, device: torch.device) -> torch.Tensor:
         """Rows from `start`, the first `kv_len` keys: bool [H, q_len, kv_len].
