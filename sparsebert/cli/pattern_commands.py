@@ -68,9 +68,9 @@ def build_pattern(arguments: argparse.Namespace) -> int:
     from sparsebert.patterns import PATTERNS, build
 
     name = arguments.name
-    if name in PATTERNS and arguments.seq_len is None:
-        if "seq_len" in inspect.signature(PATTERNS[name]).parameters:
-            raise UsageError(f"the pattern {name} needs --seq-len N")
+    needs_length = name in PATTERNS and "seq_len" in inspect.signature(PATTERNS[name]).parameters
+    if needs_length and arguments.seq_len is None:
+        raise UsageError(f"the pattern {name} needs --seq-len N")
     try:
         mask = build(name, arguments.seq_len, **_parameters(arguments.param))
     except (TypeError, ValueError) as error:

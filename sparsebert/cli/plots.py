@@ -18,7 +18,7 @@ from sparsebert.masks import AttentionMask
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_PANELS = 48
-_MAX_CELLS = 512  # a panel shows at most this many cells in each direction
+_DPI = 150
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -37,7 +37,7 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write the figure as PNG, making the folder if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format="png")
+        figure.savefig(path, dpi=_DPI, format="png")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
@@ -45,17 +45,20 @@ def save_figure(figure: Any, path: Path) -> None:
 def draw_mask(mask: AttentionMask, title: str, path: Path) -> None:
     """Draw every distinct head of a mask, at most `MAX_PANELS` of them, into a PNG file."""
     heads = distinct_heads(mask)
-    panels = {label: head for label, head in heads[:MAX_PANELS]}
+    panels = dict(heads[:MAX_PANELS])
     if len(heads) > MAX_PANELS:
         title += f" (the first {MAX_PANELS} of {len(heads)} different heads)"
     draw_panels(panels, title, path)
 
 
-def draw_panels(panels: Mapping[str, AttentionMask], title: str, path: Path) -> None:
+def draw_panels(
+    panels: Mapping[str, AttentionMask], title: str, path: Path, columns: int | None = None
+) -> None:
     """Draw masks of one layer and head side by side, each under its label, into a PNG file."""
-    columns = min(6, math.ceil(math.sqrt(len(panels))))
+    columns = columns or min(6, math.ceil(math.sqrt(len(panels))))
     rows = math.ceil(len(panels) / columns)
     edge = 5.0 if len(panels) == 1 else 2.4
+    cells = int(0.75 * edge * _DPI)  # fewer than pixels, or thin lines would come and go
     tallest = max(mask.q_len / mask.kv_len for mask in panels.values())
     figure = new_figure(columns * edge, rows * (0.86 * edge * min(tallest, 2.0) + 0.4) + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -65,7 +68,7 @@ def draw_panels(panels: Mapping[str, AttentionMask], title: str, path: Path) -> 
     for place, (axis, (label, mask)) in enumerate(drawn):
         axis.imshow(
             # The square root keeps thin lines visible where a cell stands for many positions.
-            np.sqrt(_cells(mask)),
+            np.sqrt(_cells(mask, cells)),
             cmap="Blues",
             vmin=0.0,
             vmax=1.0,
@@ -104,15 +107,14 @@ def _label(places: Sequence[tuple[int, int]], mask: AttentionMask) -> str:
     return f"{first} and {len(places) - 1} more" if len(places) > 1 else first
 
 
-def _cells(mask: AttentionMask) -> npt.NDArray[np.float64]:
-    """The mask as a picture: each cell is the share of its positions that are allowed."""
+def _cells(mask: AttentionMask, most: int) -> npt.NDArray[np.float64]:
+    """The mask as at most `most` x `most` cells: each the share of its positions allowed."""
     dense = mask.dense()[0, 0].numpy().astype(np.float64)
-    rows = _edges(mask.q_len)
-    columns = _edges(mask.kv_len)
+    rows, columns = _edges(mask.q_len, most), _edges(mask.kv_len, most)
     sums = np.add.reduceat(np.add.reduceat(dense, rows[:-1], axis=0), columns[:-1], axis=1)
     area: npt.NDArray[np.float64] = np.diff(rows)[:, None] * np.diff(columns)[None, :]
     return np.asarray(sums / area)
 
 
-def _edges(length: int) -> npt.NDArray[np.int64]:
-    return np.linspace(0, length, min(length, _MAX_CELLS) + 1).astype(np.int64)
+def _edges(length: int, most: int) -> npt.NDArray[np.int64]:
+    return np.linspace(0, length, min(length, most) + 1).astype(np.int64)

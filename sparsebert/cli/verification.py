@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -148,7 +149,7 @@ def _run_dense(
     q, k, v = (x[:, one].to(dtype).requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
     keep_mask = None if inputs.keep_mask is None else inputs.keep_mask[:, one]
     mask = case.mask.head(head if case.mask.num_heads > 1 else 0).dense()[0].to(case.device)
-    attention: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _plain_attention
+    attention: Callable[..., Any] = _plain_attention
     if dtype == torch.float64:
         attention = reference_attention
     o, lse = attention(
