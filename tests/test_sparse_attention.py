@@ -1,0 +1,317 @@
+"""The contract of sparse_attention, crossed over dtypes, head sizes, lengths and features.
+
+Every case runs all backends of the CPU and is held to the error budget of `error_budget`.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from error_budget import budget, budget_fp64, dense_attention, dense_lse, error
+
+import sparsebert as sb
+from sparsebert import dropout
+from sparsebert.executor import call as executor_call
+from sparsebert.plan import AttentionPlan
+from sparsebert.tiles import TileGroup, build_tile_set
+
+BACKENDS = ("auto", "torch", "dense")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+HEAD_DIMS = (8, 32, 64, 80, 128, 256)
+LENGTHS = (1, 63, 64, 65, 130, 512)
+
+
+def random_mask(heads: int, q_len: int, kv_len: int, density: float = 0.15) -> sb.AttentionMask:
+    """Different heads, dead rows and unused columns."""
+    dense = torch.rand(heads, q_len, kv_len) < density
+    dense[:, :: max(3, q_len // 4)] = False
+    dense[:, :, 1 :: max(3, kv_len // 4)] = False
+    return sb.AttentionMask.from_dense(dense)
+
+
+def half_dense_mask(heads: int, q_len: int, kv_len: int) -> sb.AttentionMask:
+    """Every second head attends to everything, the others to a narrow band."""
+    i, j = torch.arange(q_len)[:, None], torch.arange(kv_len)
+    band = (i - j).abs() <= 2
+    return sb.AttentionMask.from_dense(
+        torch.stack([band if h % 2 else torch.ones_like(band) for h in range(heads)])
+    )
+
+
+def shared_mask(heads: int, q_len: int, kv_len: int) -> sb.AttentionMask:
+    length = max(q_len, kv_len)
+    return sb.patterns.longformer(length, window=3, num_global=1).crop(q_len, kv_len)
+
+
+MASKS = (random_mask, half_dense_mask, shared_mask)
+HEADS = ((1, 1), (4, 2), (3, 3))  # H, H_kv
+PADDING = ("none", "right", "left", "middle")
+STRIDES = ("contiguous", "heads last", "sliced")
+DROPOUT = (0.0, 0.0, 0.3)
+
+
+def make_tensor(batch, heads, length, dim, dtype, strides):
+    """A random tensor [B, H, N, D] of one of the memory orders, its values rounded to dtype."""
+    if strides == "contiguous":
+        return torch.randn(batch, heads, length, dim).to(dtype)
+    if strides == "heads last":
+        return torch.randn(batch, length, heads, dim).to(dtype).transpose(1, 2)
+    return torch.randn(heads, length, batch, 2 * dim).to(dtype)[..., ::2].permute(2, 0, 1, 3)
+
+
+def make_key_mask(padding, batch, kv_len):
+    """bool [B, M]; the last sequence of the batch hides everything where there is padding."""
+    if padding == "none":
+        return None
+    position = torch.arange(kv_len)
+    hidden = {
+        "right": position >= kv_len * 2 // 3,
+        "left": position < kv_len // 3,
+        "middle": (position >= kv_len // 3) & (position < kv_len // 2),
+    }[padding]
+    key_mask = (~hidden).repeat(batch, 1)
+    key_mask[-1] = False
+    return key_mask
+
+
+def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS, scale=None):
+    """Forward and backward of each backend against the fp64 reference, within the budget."""
+    (batch, heads, q_len, dim), kv_len = q.shape, k.shape[2]
+    torch.manual_seed(11)
+    keep = dropout.keep_mask(batch, heads, q_len, kv_len, dropout_p) if dropout_p else None
+    grad_o = torch.randn(q.shape).to(q.dtype)
+
+    def differentiate(run, *inputs):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        o = run(*inputs)
+        return [o.detach(), *torch.autograd.grad(o, inputs, grad_o.to(o.dtype))]
+
+    def reference(q, k, v):
+        return sb.reference_attention(
+            q, k, v, mask, scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=dropout_p
+        )
+
+    exact = differentiate(reference, *(x.double() for x in (q, k, v)))
+    exact_lse = sb.reference_attention(
+        q.double(), k.double(), v.double(), mask, scale=scale, key_mask=key_mask, return_lse=True
+    )[1]
+    scale_used = dim**-0.5 if scale is None else scale
+    allowed = mask.dense().expand(batch, heads, q_len, kv_len)
+    allowed = allowed if key_mask is None else allowed & key_mask[:, None, None, :]
+    alive = exact_lse > -math.inf
+    lse = dense_lse(q, k, allowed, scale_used)
+    # A score is itself a sum of terms that may cancel, and the LSE is rounded to fp32.
+    scores = scale_used * (q.norm(dim=-1).max() * k.norm(dim=-1).max()).item()
+    lse_bound = budget(exact_lse[alive], lse[alive], cancelling=scores)
+
+    if q.dtype == torch.float64:
+        budgets = [budget_fp64(x, 4 * (dim + q_len + kv_len)) for x in exact]
+    else:
+        factor = None if keep is None else (keep / (1 - dropout_p)).to(q.dtype)
+        dense = differentiate(
+            lambda q, k, v: dense_attention(q, k, v, allowed, scale_used, factor), q, k, v
+        )
+        dp = scale_used * (grad_o.norm(dim=-1).max() * v.norm(dim=-1).max()).item()
+        dp = dp / (1 - dropout_p)
+        cancelling = (0.0, dp * k.abs().max().item(), dp * q.abs().max().item(), 0.0)
+        budgets = [budget(*x) for x in zip(exact, dense, cancelling, strict=True)]
+
+    for backend in backends:
+
+        def run(q, k, v, backend=backend):
+            torch.manual_seed(11)
+            return sb.sparse_attention(
+                q, k, v, plan, scale=scale, key_mask=key_mask, dropout_p=dropout_p,
+                backend=backend,
+            )  # fmt: skip
+
+        results = differentiate(run, q, k, v)
+        assert results[0].dtype == q.dtype
+        for name, result, e, bound in zip(
+            ("o", "dq", "dk", "dv"), results, exact, budgets, strict=True
+        ):
+            assert error(result, e) <= bound, (backend, name, error(result, e), bound)
+        lse = sb.sparse_attention(
+            q, k, v, plan, scale=scale, key_mask=key_mask, return_lse=True, backend=backend
+        )[1]
+        assert lse.dtype == torch.float32
+        assert (lse > -math.inf).equal(alive)
+        assert results[0].masked_select(~alive[..., None]).eq(0).all()
+        assert results[1].masked_select(~alive[..., None]).eq(0).all()
+        found = error(lse[alive], exact_lse[alive])
+        assert found <= lse_bound, (backend, "lse", found, lse_bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_contract(dtype, dim, length):
+    # Each case takes its features from a different place in their product.
+    case = (DTYPES.index(dtype) * len(HEAD_DIMS) + HEAD_DIMS.index(dim)) * len(LENGTHS)
+    features = list(itertools.product(MASKS, HEADS, PADDING, STRIDES, DROPOUT))
+    pick = 97 * (case + LENGTHS.index(length)) % len(features)
+    make_mask, (heads, kv_heads), padding, strides, dropout_p = features[pick]
+    batch = 2
+    q = make_tensor(batch, heads, length, dim, dtype, strides)
+    k, v = (make_tensor(batch, kv_heads, length, dim, dtype, strides) for _ in range(2))
+    mask = make_mask(heads, length, length)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask(padding, batch, length)
+    run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 130), (130, 1), (63, 200), (200, 65)])
+@pytest.mark.parametrize("make_mask", MASKS)
+def test_rectangular(q_len, kv_len, make_mask):
+    q = make_tensor(2, 4, q_len, 16, torch.float32, "contiguous")
+    k, v = (make_tensor(2, 2, kv_len, 16, torch.float32, "heads last") for _ in range(2))
+    mask = make_mask(4, q_len, kv_len)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask("middle", 2, kv_len)
+    run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=0.0, scale=0.3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
+def test_hidden_rows_reach_nothing(backend, dropout_p, garbage, heads):
+    """The same bits whatever stands in k and v rows that no query may attend to."""
+    mask = random_mask(heads[0], 70, 90)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask("middle", 2, 90)
+    q = torch.randn(2, heads[0], 70, 16)
+    k, v = torch.randn(2, 2, heads[1], 90, 16)
+    group = heads[0] // heads[1]
+    attended = mask.dense()[0].any(1).view(heads[1], group, 90).any(1)
+    hidden = ~(attended[None] & key_mask[:, None, :])
+    assert hidden.any()
+    assert not hidden.all()
+
+    def run(k, v):
+        torch.manual_seed(3)
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        o, lse = sb.sparse_attention(
+            *inputs, plan, key_mask=key_mask, dropout_p=dropout_p, return_lse=True,
+            backend=backend,
+        )  # fmt: skip
+        return [o, lse, *torch.autograd.grad(o.square().sum(), inputs)]
+
+    clean = run(k, v)
+    poisoned = run(*(x.masked_fill(hidden[..., None], garbage) for x in (k, v)))
+    for a, b in zip(clean, poisoned, strict=True):
+        assert a.equal(b)
+    for gradient in poisoned[3:]:
+        assert gradient.masked_select(hidden[..., None]).eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_garbage_in_dead_queries_and_their_gradients_reaches_nothing(backend):
+    mask = random_mask(2, 70, 70)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask("right", 2, 70)
+    q, k, v, grad_o = torch.randn(4, 2, 2, 70, 16)
+    dead = ~(mask.dense() & key_mask[:, None, None, :]).any(-1)[..., None]
+
+    def run(q, grad_o):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        o = sb.sparse_attention(*inputs, plan, key_mask=key_mask, backend=backend)
+        return [o, *torch.autograd.grad(o, inputs, grad_o)]
+
+    nan = float("nan")
+    clean, poisoned = run(q, grad_o), run(q.masked_fill(dead, nan), grad_o.masked_fill(dead, nan))
+    for a, b in zip(clean, poisoned, strict=True):
+        assert a.equal(b)
+
+
+def plan_of_parts(mask: sb.AttentionMask, parts: list[np.ndarray], heights: list[int]):
+    """A plan whose rows are covered by one tile of every part, in a random row order."""
+    report = sb.compile_plan(mask, target="cpu").report
+    groups = []
+    for part, height in zip(parts, heights, strict=True):
+        order = np.random.default_rng(0).permutation(len(part)).astype(np.int32)
+        slots = np.full(-(-len(order) // height) * height, -1, dtype=np.int32)
+        slots[: len(order)] = order
+        bits = np.packbits(part, axis=-1, bitorder="little")
+        groups.append(TileGroup(0, bits, slots.reshape(-1, height)))
+    tiles = build_tile_set(groups, 1, mask.q_len, mask.kv_len)
+    return AttentionPlan.create(
+        mask, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), tiles, target="cpu",
+        objective="area", report=report,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_rows_covered_by_several_tiles(dropout_p, padding):
+    dense = torch.rand(150, 90) < 0.3
+    dense[7] = False
+    dense[20, 5:] = False
+    dense[20, :5] = True  # covered once, while its neighbours are covered four times
+    owner = torch.arange(90).expand(150, 90) % 4
+    owner[20] = 2
+    mask = sb.AttentionMask.from_dense(dense)
+    parts = [(dense & (owner == part)).numpy() for part in range(4)]
+    plan = plan_of_parts(mask, parts, [16, 32, 64, 128])
+    assert plan.dense()[0].equal(dense)
+    q = torch.randn(2, 4, 150, 24, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 90, 24, dtype=torch.float64)
+    key_mask = make_key_mask(padding, 2, 90)
+    run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("auto",))
+    run = lambda *x: torch.ops.sparsebert.attention(  # noqa: E731
+        *x, *plan.program_for("auto"), key_mask, None, 0.2, 0.0
+    )[0]
+    small = [x[:1].detach().requires_grad_() for x in (q, k, v)]
+    key_mask = None if key_mask is None else key_mask[:1]
+    assert torch.autograd.gradgradcheck(run, small, fast_mode=True)
+
+
+def test_bounded_steps_change_nothing(monkeypatch):
+    mask = random_mask(4, 130, 130)
+    plan = sb.compile_plan(mask, target="cpu")
+    q, k, v = torch.randn(3, 2, 4, 130, 16, dtype=torch.float64)
+    for module in ("tiles", "dense"):
+        monkeypatch.setattr(f"sparsebert.executor.{module}.SCRATCH", 5000)
+    assert executor_call.SCRATCH > 5000
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("torch", "dense"))
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("torch", "dense"))
+
+
+@pytest.mark.parametrize("make", [sb.AttentionMask.from_dense], ids=["mask"])
+@pytest.mark.parametrize("fill", [False, True])
+def test_empty_and_full_masks(make, fill):
+    mask = make(torch.full((33, 47), fill))
+    plan = sb.compile_plan(mask, target="cpu")
+    q = torch.randn(1, 2, 33, 8)
+    k, v = torch.randn(2, 1, 2, 47, 8)
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0)
+
+
+def test_a_mask_in_place_of_a_plan_and_other_layouts_of_gradients():
+    mask = sb.patterns.star(65)
+    q, k, v = (torch.randn(1, 2, 65, 8, requires_grad=True) for _ in range(3))
+    sb.sparse_attention(q, k, v, mask).sum().backward()  # an expanded gradient
+    expected = torch.autograd.grad(sb.reference_attention(q, k, v, mask).sum(), (q, k, v))
+    for x, e in zip((q, k, v), expected, strict=True):
+        torch.testing.assert_close(x.grad, e)
+
+
+def test_only_some_inputs_need_gradients():
+    mask = sb.patterns.star(65)
+    q, k, v = torch.randn(3, 1, 2, 65, 8)
+    v.requires_grad_()
+    (dv,) = torch.autograd.grad(sb.sparse_attention(q, k, v, mask).sum(), v)
+    (expected,) = torch.autograd.grad(sb.reference_attention(q, k, v, mask).sum(), v)
+    torch.testing.assert_close(dv, expected)
+
+
+def test_the_explained_choice_is_what_auto_runs():
+    """On this mask some heads run in tiles and some dense, in one plan."""
+    mask = half_dense_mask(4, 1024, 1024)
+    plan = sb.compile_plan(mask, target="cpu")
+    assert {head.route for head in plan.explain().per_head} == {"tiles", "dense"}
+    q, k, v = torch.randn(3, 1, 4, 1024, 16)
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("auto",))
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("auto",))

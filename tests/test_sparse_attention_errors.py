@@ -1,0 +1,90 @@
+"""Bad input is refused with the argument, the expectation, what came, and what to do."""
+
+import pytest
+import torch
+
+import sparsebert as sb
+
+
+@pytest.fixture
+def plan():
+    return sb.compile_plan(sb.patterns.sliding_window(16, window=2), target="cpu")
+
+
+def tensors(heads=4, length=16, dim=8, dtype=torch.float32):
+    return [torch.zeros(2, heads, length, dim, dtype=dtype) for _ in range(3)]
+
+
+def refuse(error, match, *args, **kwargs):
+    with pytest.raises(error, match=match):
+        sb.sparse_attention(*args, **kwargs)
+
+
+def test_heads_that_do_not_fit():
+    three = sb.AttentionMask.stack_heads([sb.patterns.star(16)] * 3)
+    refuse(ValueError, "q has H=4 heads but the plan has 3; .* 1 head", *tensors(), three)
+
+
+def test_length(plan):
+    refuse(
+        ValueError,
+        r"q has N=12 but the plan covers N=16 and k has M=12 .*; .*mask.crop\(12\)",
+        *tensors(length=12),
+        plan,
+    )
+    refuse(ValueError, "N=20 but the plan covers N=16.*longer sequence", *tensors(length=20), plan)
+    q, k, v = *tensors(length=16)[:1], *tensors(length=10)[:2]
+    refuse(ValueError, r"k has M=10 but the plan covers M=16; .*crop\(16, 10\)", q, k, v, plan)
+
+
+def test_plan_of_another_kind(plan):
+    refuse(
+        TypeError, r"must be an AttentionPlan .* got a tensor torch.bool \[2, 4, 16, 16\]; .*from",
+        *tensors(), torch.ones(2, 4, 16, 16, dtype=torch.bool),
+    )  # fmt: skip
+    refuse(TypeError, "got NoneType", *tensors(), None)
+    layers = sb.AttentionMask.stack_layers([sb.patterns.star(16)] * 2)
+    refuse(ValueError, r"mask of 2 layers; .*mask.layer\(i\)", *tensors(), layers)
+
+
+def test_dtypes_and_shapes(plan):
+    q, k, v = tensors()
+    refuse(TypeError, r"q must be fp16, bf16, fp32 or fp64, got torch.int64; .*q.float\(\)",
+           q.long(), k.long(), v.long(), plan)  # fmt: skip
+    refuse(TypeError, r"q is torch.float32 but v is torch.float16; convert", q, k, v.half(), plan)
+    refuse(ValueError, r"q must be a tensor \[B, H, N, D\], got .*\[4, 16, 8\]", q[0], k, v, plan)
+    refuse(ValueError, "got list", [1], k, v, plan)
+    refuse(ValueError, "k has shape .* but v has", q, k, v[:, :2], plan)
+    refuse(ValueError, "q has B=2, D=8 but k has B=1, D=8", q, k[:1], v[:1], plan)
+    refuse(ValueError, "q has H=4 heads, which is not a multiple of k's H_kv=3",
+           q, k[:, :3], v[:, :3], plan)  # fmt: skip
+    refuse(ValueError, "D must be at most 256, got 257", *tensors(dim=257), plan)
+
+
+def test_key_mask(plan):
+    def refuse_key_mask(error, match, key_mask):
+        refuse(error, match, *tensors(), plan, key_mask=key_mask)
+
+    refuse_key_mask(TypeError, r"bool \[B=2, M=16\], got .*int64.*mask.bool\(\)",
+                    torch.ones(2, 16, dtype=torch.int64))  # fmt: skip
+    refuse_key_mask(ValueError, r"shape \[B=2, M=16\], got .*\[2, 15\]",
+                    torch.ones(2, 15, dtype=torch.bool))  # fmt: skip
+    refuse_key_mask(ValueError, r"got .*\[2, 1, 1, 16\]",
+                    torch.ones(2, 1, 1, 16, dtype=torch.bool))  # fmt: skip
+    refuse_key_mask(TypeError, "got list", [True])
+
+
+def test_devices(plan):
+    meta = [x.to("meta") for x in tensors()]
+    refuse(ValueError, r"q is on meta but the plan is on cpu; .*plan.to\('meta'\)", *meta, plan)
+    q, k, v = tensors()
+    refuse(ValueError, "q is on cpu but k is on meta", q, k.to("meta"), v, plan)
+
+
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.0, float("nan")])
+def test_dropout_p(plan, dropout_p):
+    refuse(ValueError, r"dropout_p must be in \[0, 1\)", *tensors(), plan, dropout_p=dropout_p)
+
+
+def test_backend(plan):
+    refuse(ValueError, "backend must be one of .* got 'flash'", *tensors(), plan, backend="flash")
