@@ -60,7 +60,7 @@ def draw_panels(
     edge = 5.0 if len(panels) == 1 else 2.4
     cells = int(0.75 * edge * _DPI)  # fewer than pixels, or thin lines would come and go
     tallest = max(mask.q_len / mask.kv_len for mask in panels.values())
-    figure = new_figure(columns * edge, rows * (0.86 * edge * min(tallest, 2.0) + 0.4) + 0.4)
+    figure = new_figure(columns * edge, rows * (0.86 * edge * min(tallest, 2.0) + 0.45) + 0.55)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
@@ -75,6 +75,10 @@ def draw_panels(
             interpolation="nearest",
             extent=(0, mask.kv_len, mask.q_len, 0),
         )
+        # A margin, so that the frame does not hide the first row and column: global tokens.
+        axis.set_xlim(-0.02 * mask.kv_len, 1.02 * mask.kv_len)
+        axis.set_ylim(1.02 * mask.q_len, -0.02 * mask.q_len)
+        axis.spines[:].set_color("lightgrey")
         axis.set_title(f"{label}\n{mask.density:.1%} allowed", fontsize=8)
         axis.set_xticks([0, mask.kv_len])
         axis.set_yticks([0, mask.q_len])

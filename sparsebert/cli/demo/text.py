@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MODULES = (
-    "argparse ast base64 calendar collections/__init__ concurrent/futures/_base configparser "
-    "contextlib copy csv dataclasses datetime decimal difflib doctest email/message enum "
-    "fractions functools gettext heapq http/client inspect ipaddress json/__init__ locale "
-    "logging/__init__ mailbox optparse os pathlib pickle random shutil smtplib socket statistics "
-    "string subprocess tarfile tempfile textwrap threading traceback turtle typing unittest/case "
-    "unittest/mock urllib/parse urllib/request uuid zipfile"
-).split()
+    "argparse", "ast", "base64", "calendar", "collections/__init__",
+    "concurrent/futures/_base", "configparser", "contextlib", "copy", "csv", "dataclasses",
+    "datetime", "decimal", "difflib", "doctest", "email/message", "enum", "fractions",
+    "functools", "gettext", "heapq", "http/client", "inspect", "ipaddress", "json/__init__",
+    "locale", "logging/__init__", "mailbox", "optparse", "os", "pathlib", "pickle", "random",
+    "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tarfile",
+    "tempfile", "textwrap", "threading", "traceback", "turtle", "typing", "unittest/case",
+    "unittest/mock", "urllib/parse", "urllib/request", "uuid", "zipfile",
+)  # fmt: skip
 _LIST_MARK = re.compile(r"^(?:[-*•]|\d+[.)]|\[\d+\])\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“])")
 

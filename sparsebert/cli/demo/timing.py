@@ -26,6 +26,8 @@ from sparsebert.integrations.huggingface import sparsify
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
 
+Calls = dict[str, Callable[[], object]]
+
 TOKENS = 512  # in a forward pass: texts of 64 tokens go eight at a time
 
 
@@ -53,15 +55,17 @@ def time_lengths(
         config = encoder.model.config
         heads, dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         q, k, v = torch.randn(3, batch, heads, length, dim)
-        calls: dict[str, Callable[[], object]] = {
-            "dense encoder": partial(encoder.model, ids),
-            "dense attention": partial(torch.nn.functional.scaled_dot_product_attention, q, k, v),
-        }
         plans = {name: compile_plan(mask.crop(length)) for name, mask in masks.items()}
-        for name, plan in plans.items():
-            calls[f"{name} encoder"] = partial(models[name], ids)
-            calls[f"{name} attention"] = partial(sparse_attention, q, k, v, plan)
-        spent = _interleaved(calls, repeats, rounds.update)
+        encoders: Calls = {name: partial(model, ids) for name, model in models.items()}
+        encoders["dense"] = partial(encoder.model, ids)
+        attentions: Calls = {
+            name: partial(sparse_attention, q, k, v, plan) for name, plan in plans.items()
+        }
+        attentions["dense"] = partial(torch.nn.functional.scaled_dot_product_attention, q, k, v)
+        spent = {
+            "encoder": _interleaved(encoders, repeats, rounds.update),
+            "attention": _interleaved(attentions, 5 * repeats),
+        }
         for name, plan in plans.items():
             report = plan.explain()
             row: dict[str, Any] = {
@@ -71,8 +75,8 @@ def time_lengths(
                 "density": report.density,
                 "executed": report.executed_fraction,
             }
-            for part in ("encoder", "attention"):
-                dense, sparse = spent[f"dense {part}"], spent[f"{name} {part}"]
+            for part, times in spent.items():
+                dense, sparse = times["dense"], times[name]
                 row[f"{part}_dense_ms"] = statistics.median(dense)
                 row[f"{part}_sparse_ms"] = statistics.median(sparse)
                 row[f"{part}_speedup"] = statistics.median(dense) / statistics.median(sparse)
@@ -89,7 +93,7 @@ def _quintiles(times: list[float]) -> list[float]:
 
 
 def _interleaved(
-    calls: dict[str, Callable[[], object]], repeats: int, progress: Callable[[int], object]
+    calls: Calls, repeats: int, progress: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
     """Milliseconds of each call in each round, after one call that does not count."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
@@ -101,7 +105,7 @@ def _interleaved(
                 start = time.perf_counter()
                 call()
                 spent[name].append(1e3 * (time.perf_counter() - start))
-            progress(1)
+            progress()
     return spent
 
 
