@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 
 from . import philox
-from .tile import dot, exponential, find_work, finite, load_rows, store_rows, unpack_words
+from .tile import (
+    dot,
+    exponential,
+    find_work,
+    finite,
+    load_rows,
+    log_unit,
+    store_rows,
+    unpack_words,
+)
 
 
 @triton.jit(
@@ -66,14 +75,19 @@ def _score_gradient(
     dp,  # gradient of the (dropped) probabilities
     lse,  # natural, finite; broadcasts
     delta,  # broadcasts
-    kept,
+    allowed,  # bool, with IS_MASKED
+    kept,  # bool, with HAS_DROPOUT
     scale,
     keep_scale,
+    IS_MASKED: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     IS_FP32: tl.constexpr,
 ):
     """The probabilities as they met v, and the gradient of the scaled scores."""
-    p = exponential(s, scale, lse, IS_FP32)
+    unit = log_unit(IS_FP32)
+    p = exponential(s * (scale * unit), lse * unit, IS_FP32)
+    if IS_MASKED:
+        p = tl.where(allowed, p, 0.0)
     dropped = p
     if HAS_DROPOUT:
         dropped = tl.where(kept, p * keep_scale, 0.0)
@@ -119,16 +133,17 @@ def _dq_step(
     v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     s = dot(q, tl.trans(k), None, PRECISION)  # [BLOCK_M, BLOCK_N]
     dp = dot(do, tl.trans(v), None, PRECISION)
+    allowed = visible[None, :]
     if HAS_WORDS:
-        s = tl.where(unpack_words(words_ptr, BLOCK_M, BLOCK_N), s, -float("inf"))
-    if HAS_KEY_MASK:
-        s = tl.where(visible[None, :], s, -float("inf"))
+        allowed = unpack_words(words_ptr, BLOCK_M, BLOCK_N)
+        if HAS_KEY_MASK:
+            allowed = allowed & visible[None, :]
     kept = visible
     if HAS_DROPOUT:
         kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
     _, ds = _score_gradient(
-        s, dp, lse[:, None], delta[:, None], kept, scale, keep_scale, HAS_DROPOUT,
-        k.dtype == tl.float32,
+        s, dp, lse[:, None], delta[:, None], allowed, kept, scale, keep_scale,
+        HAS_WORDS or HAS_KEY_MASK, HAS_DROPOUT, k.dtype == tl.float32,
     )  # fmt: skip
     return dot(ds.to(k.dtype), k, dq, PRECISION)
 
@@ -280,20 +295,21 @@ def _dkdv_step(
     alive = cols >= 0
     if HAS_KEY_MASK:  # which may leave a query nothing to attend
         alive = lse > -float("inf")
+        lse = finite(lse)
     q = load_rows(q_ptr, cols, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     do = load_rows(grad_o_ptr, cols, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     s = dot(k, tl.trans(q), None, PRECISION)  # [BLOCK_M keys, BLOCK_N queries]
     dp = dot(v, tl.trans(do), None, PRECISION)
+    allowed = visible[:, None] & alive[None, :]
     if HAS_WORDS:
-        s = tl.where(unpack_words(words_ptr, BLOCK_M, BLOCK_N), s, -float("inf"))
-    if HAS_KEY_MASK:
-        s = tl.where(visible[:, None] & alive[None, :], s, -float("inf"))
+        bits = unpack_words(words_ptr, BLOCK_M, BLOCK_N)
+        allowed = bits & allowed if HAS_KEY_MASK else bits
     kept = alive
     if HAS_DROPOUT:
         kept = philox.keep(head_key, cols[None, :], rows[:, None], drop_threshold)
     p, ds = _score_gradient(
-        s, dp, finite(lse)[None, :], delta[None, :], kept, scale, keep_scale, HAS_DROPOUT,
-        k.dtype == tl.float32,
+        s, dp, lse[None, :], delta[None, :], allowed, kept, scale, keep_scale,
+        HAS_WORDS or HAS_KEY_MASK, HAS_DROPOUT, k.dtype == tl.float32,
     )  # fmt: skip
     dv = dot(p.to(do.dtype), do, dv, PRECISION)
     dk = dot(ds.to(q.dtype), q, dk, PRECISION)

@@ -19,14 +19,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import LaunchConfig, block_d, launch_config
+from .forward import forward_kernel
 from .launch import dot_precision
+from .merge import merge_kernel
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
     "sm90": GPUTarget("cuda", 90, 32),
     "sm100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+KERNELS = {
+    "forward": forward_kernel,
+    "dq": dq_kernel,
+    "dkdv": dkdv_kernel,
+    "delta": delta_kernel,
+    "merge": merge_kernel,
 }
 
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -42,7 +53,10 @@ _FLOATS = {"scale", "keep_scale"}
 
 @dataclasses.dataclass(frozen=True)
 class Specialisation:
-    """One compiled form of a tile kernel: everything that changes its code."""
+    """One compiled form of a kernel: everything that changes its code.
+
+    "delta" and "merge" have no tiles; their `height` is the rows of a program.
+    """
 
     kernel: str
     arch: str
@@ -56,6 +70,8 @@ class Specialisation:
     @property
     def launch(self) -> LaunchConfig:
         """Its launch configuration, the shipped one unless `config` is given."""
+        if self.kernel in ("delta", "merge"):
+            return LaunchConfig(block_n=1, num_warps=4, num_stages=1)
         return self.config or launch_config(
             self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize
         )
@@ -73,6 +89,11 @@ class Loop:
     tensor_core: int
     mix: dict[str, int]
 
+    @property
+    def serialised(self) -> bool:
+        """Whether every wgmma is waited for at once, which ptxas falls back to (C7515)."""
+        return self.mix.get("HGMMA", 0) > 0 and self.mix.get("WARPGROUP", 0) >= self.mix["HGMMA"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Code:
@@ -87,9 +108,9 @@ class Code:
     loops: tuple[Loop, ...]
 
 
-def compile_code(kernel: Any, spec: Specialisation) -> Code:
-    """Compile `kernel` (the jit function of `spec.kernel`) for `spec` and analyse it."""
-    config = spec.launch
+def compile_code(spec: Specialisation) -> Code:
+    """Compile one specialisation and analyse it."""
+    kernel, config = KERNELS[spec.kernel], spec.launch
     constants: dict[str, Any] = {
         "HAS_KEY_MASK": spec.has_key_mask,
         "HAS_DROPOUT": spec.has_dropout,
@@ -99,6 +120,9 @@ def compile_code(kernel: Any, spec: Specialisation) -> Code:
         "BLOCK_D": block_d(spec.head_dim),
         "ALIGN": 16 // spec.dtype.itemsize,
         "PRECISION": dot_precision(spec.dtype, spec.arch),
+        "BLOCK_R": spec.height,
+        "HAS_LSE": True,
+        "HAS_GRAD_LSE": True,
     }
     if not spec.has_key_mask:
         constants["key_mask_ptr"] = None

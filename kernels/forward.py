@@ -11,14 +11,23 @@ import triton
 import triton.language as tl
 
 from . import philox
-from .tile import LOG2_E, dot, exponential, find_work, finite, load_rows, store_rows, unpack_words
+from .tile import (
+    dot,
+    exponential,
+    find_work,
+    finite,
+    load_rows,
+    log_unit,
+    store_rows,
+    unpack_words,
+)
 
 
 @triton.jit
 def _attend(
     acc,  # [BLOCK_M, BLOCK_D] unnormalised output
     total,  # [BLOCK_M] sum of the weights
-    maximum,  # [BLOCK_M] running maximum of the scaled scores
+    maximum,  # [BLOCK_M] running maximum of the scaled scores, in `log_unit`
     q,  # [BLOCK_M, BLOCK_D]
     rows,  # [BLOCK_M] query positions, for dropout
     k_ptr,
@@ -28,7 +37,7 @@ def _attend(
     words_ptr,
     stride_kn,
     stride_vn,
-    scale,
+    qk_scale,
     head_key,
     drop_threshold,
     HAS_WORDS: tl.constexpr,
@@ -54,10 +63,10 @@ def _attend(
     if HAS_KEY_MASK:
         s = tl.where(visible[None, :], s, -float("inf"))
 
-    new_maximum = tl.maximum(maximum, tl.max(s, 1) * scale)
+    new_maximum = tl.maximum(maximum, tl.max(s, 1) * qk_scale)
     safe = finite(new_maximum)
-    p = exponential(s, scale, safe[:, None], q.dtype == tl.float32)
-    shrink = tl.exp2((maximum - safe) * LOG2_E)
+    p = exponential(s * qk_scale, safe[:, None], q.dtype == tl.float32)
+    shrink = exponential(maximum, safe, q.dtype == tl.float32)
     total = total * shrink + tl.sum(p, 1)
     if HAS_DROPOUT:
         kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
@@ -142,6 +151,8 @@ def forward_kernel(
     if HAS_DROPOUT:
         head_key = philox.head_key(seed_ptr, batch, head)
 
+    unit = log_unit(q.dtype == tl.float32)
+    qk_scale = scale * unit
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -150,7 +161,7 @@ def forward_kernel(
         for start in tl.range(0, full, BLOCK_N):
             acc, total, maximum = _attend(
                 acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
-                words_ptr, stride_kn, stride_vn, scale, head_key, drop_threshold, False,
+                words_ptr, stride_kn, stride_vn, qk_scale, head_key, drop_threshold, False,
                 HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
             )  # fmt: skip
     if width > full:
@@ -158,14 +169,14 @@ def forward_kernel(
             acc, total, maximum = _attend(
                 acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
                 words_ptr + (start - word_col) // 32 * BLOCK_M,
-                stride_kn, stride_vn, scale, head_key, drop_threshold, True,
+                stride_kn, stride_vn, qk_scale, head_key, drop_threshold, True,
                 HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
             )  # fmt: skip
 
     dead = total == 0.0
     safe_total = tl.where(dead, 1.0, total)
     o = acc * (keep_scale / safe_total)[:, None]
-    lse = tl.where(dead, -float("inf"), maximum + tl.log(safe_total))
+    lse = tl.where(dead, -float("inf"), maximum / unit + tl.log(safe_total))
     final, part = store_rows(
         o, o_ptr, part_o_ptr, rows, slots_ptr + row_start, slot_base, space, num_slots,
         wide_batch * q_len, num_heads, head, HEAD_DIM, BLOCK_M, BLOCK_D,

@@ -26,15 +26,21 @@ def finite(maximum):
 
 
 @triton.jit
-def exponential(s, scale, maximum, IS_FP32: tl.constexpr):
-    """exp(s * scale - maximum); `maximum` is finite (or an LSE) and broadcasts.
-
-    In base 2, with a single multiply-add per score. For fp32 inputs the difference is taken
-    first: one more product, but less rounding, which there would show.
-    """
+def exponential(x, maximum, IS_FP32: tl.constexpr):
+    """exp of x - maximum, both in the unit of `log_unit`; `maximum` is finite and broadcasts."""
     if IS_FP32:
-        return tl.exp2((s * scale - maximum) * LOG2_E)
-    return tl.exp2(s * (scale * LOG2_E) - maximum * LOG2_E)
+        return tl.exp2((x - maximum) * LOG2_E)
+    return tl.exp2(x - maximum)
+
+
+@triton.jit
+def log_unit(IS_FP32: tl.constexpr):
+    """The unit of logarithms inside the kernels: base 2, so that a score costs a single FMA.
+
+    Natural for fp32 inputs: one more product after the difference, but less rounding before it,
+    which there would show.
+    """
+    return 1.0 if IS_FP32 else LOG2_E
 
 
 @triton.jit
@@ -54,11 +60,10 @@ def find_work(items_ptr, first_item, num_items, heads_per_item):
 def row_ptrs(base_ptr, index, stride, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr):
     """Pointers [index, BLOCK_D] to rows of a tensor whose last dimension is contiguous.
 
-    `stride` is in units of ALIGN elements: what lets the compiler see aligned, wide loads without
-    a compilation for each new stride. The offset is added in bytes, so that it takes a single
-    32 x 32 + 64 bit multiply-add; a row of a tensor is never 2 GiB long.
+    `stride` is in units of ALIGN elements: so the compiler sees aligned, wide loads without a
+    compilation for each new stride.
     """
-    offset = (index * stride).to(tl.int64) * ALIGN
+    offset = index.to(tl.int64) * stride * ALIGN
     return base_ptr + offset[:, None] + tl.arange(0, BLOCK_D)[None, :]
 
 

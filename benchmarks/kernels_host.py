@@ -1,0 +1,113 @@
+"""Python time of one call of the Triton kernels, without a GPU: the launch itself is stubbed.
+
+    python -m benchmarks.kernels_host
+
+Everything on the host's side is real: the arguments, Triton's binding and cache look-up, the
+compiled kernel (for sm_90) found at the end. Only the last step, the call into the CUDA driver,
+does nothing. Prints the median and the fastest of many calls in microseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+import types
+from collections.abc import Callable
+
+os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: real launches, not interpreted
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import numpy as np
+import torch
+import triton
+from sparsebert.kernels import attention, launch
+from sparsebert.kernels.codegen import TARGETS
+from sparsebert.kernels.pack import pack_tiles
+from sparsebert.kernels.program import KernelProgram, pack_program
+
+from sparsebert.tiles import TileGroup, build_tile_set
+
+
+class StubDriver:
+    """Stands for the CUDA driver: knows the target, loads nothing, launches nothing."""
+
+    utils = types.SimpleNamespace(
+        get_device_properties=lambda device: {"max_shared_mem": 232448},
+        load_binary=lambda *arguments: (1, 1, 32, 0, 1024),
+    )
+
+    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
+        """A launcher that does nothing."""
+        return lambda *arguments: None
+
+    def get_current_target(self) -> object:
+        """sm_90."""
+        return TARGETS["sm90"]
+
+    def get_current_device(self) -> int:
+        """The only device."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """The default stream."""
+        return 0
+
+
+def band_program(length: int, heights: tuple[int, ...]) -> KernelProgram:
+    """A band mask in tiles, its rows divided among the given heights."""
+    dense = np.abs(np.subtract.outer(np.arange(length), np.arange(length))) <= 16
+    bits = np.packbits(dense, axis=-1, bitorder="little")
+    groups = []
+    for part, rows in zip(heights, np.array_split(np.arange(length), len(heights)), strict=True):
+        rows = np.pad(rows, (0, -len(rows) % part), constant_values=-1)
+        groups.append(TileGroup(0, bits, rows.reshape(-1, part)))
+    packed = pack_tiles(build_tile_set(groups, 1, length, length), np.zeros(1, dtype=np.int64))
+    return pack_program(packed, packed, length, length, 1)
+
+
+def microseconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median and minimum."""
+    for _ in range(20):
+        call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(times), min(times)
+
+
+def main() -> None:
+    """Measure programs of one and of two tile heights, forward and backward."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=500)
+    repeats = parser.parse_args().repeats
+    triton.runtime.driver.set_active(StubDriver())
+    launch.architecture = lambda device: "sm90"
+    q, k, v = (torch.zeros(1, 512, 4, 64, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+    for heights in ((64,), (64, 16)):
+        program = band_program(512, heights)
+
+        def forward(program: KernelProgram = program) -> tuple[torch.Tensor, torch.Tensor]:
+            return attention.forward(q, k, v, None, None, program, 0.125, 0.0)
+
+        o, lse = forward()
+
+        def backward(program: KernelProgram = program) -> object:
+            return attention.backward(
+                o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0  # noqa: B023
+            )
+
+        def rebuild(program: KernelProgram = program) -> object:
+            return attention.from_tensors(program.tensors)
+
+        names = {"forward": forward, "backward": backward, "from_tensors": rebuild}
+        for name, call in names.items():
+            median, fastest = microseconds(call, repeats)
+            print(f"tiles of {heights} rows: {name:13} median {median:6.1f} us, min {fastest:6.1f}")
+
+
+if __name__ == "__main__":
+    main()
