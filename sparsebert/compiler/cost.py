@@ -112,7 +112,7 @@ class CostModel:
         With `balanced` no program is taken to wait for one with a longer tile.
         """
         cost = self.backward if backward else self.forward
-        shapes: list[np.ndarray] = []
+        cover = list(cover)
         work, longest, slots = 0.0, 0.0, 0
         covered = np.zeros(q_len, dtype=bool)
         for tiles in cover:
@@ -122,14 +122,12 @@ class CostModel:
             longest = max(longest, float(each.max(initial=0.0)))
             slots += int(rows.sum())
             covered[tiles.rows[tiles.rows >= 0]] = True
-            shapes.append(_shape_class(rows, width))
-        batches = len(np.unique(np.concatenate(shapes))) if shapes else 0
         # One tile runs on one of the machine's programs, so it takes `programs` times its share
         # of the whole machine; all copies of it run side by side.
         if not balanced:
             work = max(work, longest * self.programs / self.copies)
         work += cost.merge * (slots - int(covered.sum()))
-        return max(cost.call + cost.shape * batches + work, cost.floor(q_len, kv_len))
+        return max(cost.call + cost.shape * count_shapes(cover) + work, cost.floor(q_len, kv_len))
 
     def _tiles(
         self, cost: PassCost, height: int, rows: np.ndarray, width: np.ndarray
@@ -143,11 +141,13 @@ class CostModel:
         return max(arithmetic, self.forward.floor(q_len, kv_len))
 
 
-def _shape_class(rows: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """A number that is the same for tiles that the torch executor runs as one batch, about."""
-    steps = np.floor(np.log(np.maximum(width, 1)) / -np.log(_SAME_SHAPE)).astype(np.int64)
-    shape: np.ndarray = rows * 1000 + steps
-    return shape
+def count_shapes(cover: Iterable[Tiles]) -> int:
+    """How many batches the torch executor makes of these tiles, about."""
+    shapes: set[tuple[int, float]] = set()
+    for tiles in cover:
+        steps = np.floor(np.log(np.maximum(tiles.padded, 1)) / -np.log(_SAME_SHAPE))
+        shapes.update(zip(tiles.real_rows.tolist(), steps.tolist(), strict=True))
+    return len(shapes)
 
 
 @functools.cache
