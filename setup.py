@@ -28,7 +28,8 @@ PACKAGES = sorted({*find_packages(include=["sparsebert", "sparsebert.*"]), "spar
 TRITON = ["triton>=3.6; platform_system == 'Linux'"]
 HUGGINGFACE = ["transformers>=5.17"]
 PLOT = ["matplotlib>=3.8"]
-TEST = [*TRITON, *HUGGINGFACE, *PLOT, "hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6"]
+RUNNERS = ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6", "setuptools>=77"]
+TEST = [*TRITON, *HUGGINGFACE, *PLOT, *RUNNERS]
 
 setup(
     name="sparsebert",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from sparsebert.cli.errors import UsageError
 from sparsebert.cli.options import Commands, add_command, positive
 
 _EXAMPLES = """\
@@ -46,7 +47,12 @@ def register(commands: Commands) -> None:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Run all parts of the demo."""
-    from sparsebert.cli.demo import Settings, run
+    try:
+        from sparsebert.cli.demo import Settings, run
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the demo needs {error.name}: pip install 'sparsebert[hf,plot]'"
+        ) from error
 
     settings = Settings(
         output=arguments.output,

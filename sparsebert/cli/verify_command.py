@@ -14,7 +14,8 @@ _EXAMPLES = """\
   sparsebert verify star.safetensors --dropout 0.1 --backend torch
 
 The budget of each quantity is twice the error that dense PyTorch attention makes in the same
-dtype, plus one rounding step of that dtype; both errors are against the reference in fp64.
+dtype, plus one rounding step of that dtype (for dq and dk also one fp32 step of the terms that
+cancel in them). Both errors are against the reference in fp64.
 The exit code is 1 if an error exceeds its budget.
 """
 

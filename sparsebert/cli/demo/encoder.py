@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, BertModel
+from transformers.utils import logging
 
 from sparsebert.cli.errors import UsageError
 
@@ -35,18 +37,11 @@ class Encoder:
     """The tokenizer and the model with dense attention (PyTorch's SDPA), in eval mode.
 
     Raises:
-        UsageError: transformers or the model's package is missing.
+        UsageError: the model's package is not installed.
     """
 
     def __init__(self) -> None:
         self.folder = model_folder()
-        try:
-            from transformers import AutoTokenizer
-            from transformers.utils import logging
-        except ImportError as error:
-            raise UsageError(
-                "the demo needs transformers: pip install 'sparsebert[hf]'"
-            ) from error
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
@@ -54,8 +49,6 @@ class Encoder:
 
     def new_model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """A model of its own with the same weights; `attention` is "sdpa" or "eager"."""
-        from transformers import BertModel
-
         model = BertModel.from_pretrained(
             self.folder, attn_implementation=attention, dtype=dtype, add_pooling_layer=False
         )

@@ -1,0 +1,255 @@
+"""The command line, run in this process on tiny inputs: output, files, messages, exit codes."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsebert import cli, patterns
+from sparsebert.cli import main, mask_commands, plots, verification
+from sparsebert.masks import AttentionMask
+
+COMMANDS = ["demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify"]
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def star(tmp_path: Path) -> str:
+    path = tmp_path / "star.safetensors"
+    patterns.star(40).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def layered(tmp_path: Path) -> str:
+    """Two layers of two heads; three different heads, one of them with dead rows."""
+    window, causal = patterns.sliding_window(20, window=2), patterns.causal(20)
+    path = tmp_path / "layered.safetensors"
+    AttentionMask.stack_layers(
+        [
+            AttentionMask.stack_heads([window, causal]),
+            AttentionMask.stack_heads([window, causal.without_diagonal()]),
+        ]
+    ).save(path)
+    return str(path)
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 2000
+
+
+# ---------------------------------------------------------------- help and exit codes
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command: str, capsys: Output) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_version_and_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "sparsebert", "--version"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.startswith("sparsebert 0.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("", "required: COMMAND"),
+        ("frobnicate", "invalid choice: 'frobnicate'"),
+        ("patterns build star -o {tmp}/x", "star needs --seq-len"),
+        ("patterns build stra --seq-len 9 -o {tmp}/x", "no pattern 'stra'"),
+        ("patterns build star --seq-len 0 -o {tmp}/x", "at least 1, got '0'"),
+        ("patterns build star --seq-len 9 --param window -o {tmp}/x", "expected KEY=VALUE"),
+        ("patterns build star --seq-len 9 --param window=wide -o {tmp}/x", "is not a number"),
+        ("patterns build star --seq-len 9 --param window=1.5 -o {tmp}/x", "must be an integer"),
+        ("patterns build star --seq-len 9 --param window=-1 -o {tmp}/x", "window=-1 but must"),
+        ("patterns build star --seq-len 9 --param width=1 -o {tmp}/x", "'width'"),
+        ("patterns build star --seq-len 9 --param seq_len=8 -o {tmp}/x", "as --seq-len N"),
+        ("patterns build star --seq-len 9 --param window=1 window=2 -o {tmp}/x", "given twice"),
+        ("patterns build star --seq-len 9 -o {tmp}/no/x", "No such file or directory"),
+        ("show {tmp}/missing", "no mask file"),
+        ("show {tmp}", "Is a directory"),
+        ("show {text}", "not a mask file"),
+        ("show {mask} -o {text}/x.png", "cannot write"),
+        ("explain {mask} --layer 1", "--layer 1"),
+        ("verify {mask} --layer one", "invalid int value"),
+        ("verify {mask} --dropout 1", "from 0 to below 1, got '1'"),
+        ("verify {mask} --head-dim 257", "D must be at most 256, got 257"),
+        ("verify {mask} --device nowhere", "cannot be used"),
+        ("verify {heads} --heads 3", "H=3"),
+        ("demo --lengths 600", "takes 3 to 512 tokens"),
+        ("demo --sentences 1", "at least 2"),
+    ],
+)
+def test_usage_errors(
+    argv: str, message: str, star: str, layered: str, tmp_path: Path, capsys: Output
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("not a mask, but longer than eight bytes\n", encoding="utf-8")
+    filled = argv.format(tmp=tmp_path, text=text, mask=star, heads=layered)
+    assert main(filled.split()) == 2
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert message in last and "error:" in last
+    assert "Traceback" not in captured.err
+
+
+def test_interrupt(star: str, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    def stop(path: str) -> AttentionMask:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mask_commands, "load_mask", stop)
+    assert main(["show", star]) == 130
+    assert capsys.readouterr().err == "\nsparsebert: interrupted\n"
+
+
+def test_reader_that_leaves() -> None:
+    """`sparsebert patterns | head -1` ends quietly."""
+    run = subprocess.run(
+        f"{sys.executable} -m sparsebert patterns list | head -n 1",
+        cwd=Path(__file__).parents[1], shell=True, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == "dense(seq_len)\n"
+    assert run.stderr == ""
+
+
+# ---------------------------------------------------------------- patterns
+
+
+def test_list_shows_every_pattern(capsys: Output) -> None:
+    assert main(["patterns"]) == 0
+    shown = capsys.readouterr().out
+    for name in patterns.PATTERNS:
+        assert f"{name}(" in shown
+    assert "longformer(seq_len, window=5, num_global=2)" in shown
+
+
+def test_build(tmp_path: Path, capsys: Output) -> None:
+    file = tmp_path / "lf.safetensors"
+    argv = f"patterns build longformer --seq-len 50 --param window=3 num_global=1 -o {file}"
+    assert main(argv.split()) == 0
+    mask = patterns.longformer(50, window=3, num_global=1)
+    assert AttentionMask.load(file) == mask
+    assert "50 x 50" in capsys.readouterr().out
+    assert main([*argv.split(), "--without-diagonal"]) == 0
+    assert AttentionMask.load(file) == mask.without_diagonal()
+
+
+def test_build_with_a_float_and_without_a_length(tmp_path: Path) -> None:
+    file = tmp_path / "mask.safetensors"
+    assert main(f"patterns build random --seq-len 30 --param density=0.2 -o {file}".split()) == 0
+    assert AttentionMask.load(file) == patterns.random(30, density=0.2)
+    grid = f"patterns build neighborhood_2d --param height=4 width=5 kernel_size=3 -o {file}"
+    assert main(grid.split()) == 0
+    assert AttentionMask.load(file).shape == (1, 1, 20, 20)
+
+
+# ---------------------------------------------------------------- show and explain
+
+
+def test_show(star: str, tmp_path: Path, capsys: Output) -> None:
+    assert main(["show", star]) == 0
+    shown = capsys.readouterr().out
+    assert "40 queries x 40 keys" in shown
+    assert "100.00% of it allowed" in shown
+    assert '"pattern": "star"' in shown
+    assert is_png(tmp_path / "star.png")
+
+
+def test_show_text_draws_nothing(layered: str, tmp_path: Path, capsys: Output) -> None:
+    assert main(["show", layered, "--text"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 layer(s), 2 head(s)" in shown
+    assert "1 (queries that attend to nothing)" in shown  # row 0 of the strictly causal head
+    assert "1 (keys that nothing attends to)" in shown
+    assert "symmetric    no" in shown
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_show_into_a_new_folder(layered: str, tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "heads.png"
+    assert main(["show", layered, "-o", str(picture)]) == 0
+    assert is_png(picture)
+
+
+def test_distinct_heads(layered: str) -> None:
+    labels = [label for label, _ in plots.distinct_heads(AttentionMask.load(layered))]
+    assert labels == ["layer 0, head 0 and 1 more", "layer 0, head 1", "layer 1, head 1"]
+
+
+def test_drawing_a_long_mask_keeps_thin_lines() -> None:
+    """Each cell of a picture is the share of its positions that are allowed."""
+    cells = plots._cells(patterns.star(1000), 300)
+    assert cells.shape == (300, 300)
+    assert (cells[0] > 0).all() and (cells[:, 0] > 0).all() and (cells.diagonal() > 0).all()
+    assert cells.max() <= 1.0
+
+
+def test_explain(star: str, layered: str, capsys: Output) -> None:
+    assert main(["explain", star, "--target", "sm90"]) == 0
+    shown = capsys.readouterr().out
+    assert "sm90" in shown and "executed fraction" in shown
+    assert main(["explain", layered, "--objective", "area"]) == 0
+    shown = capsys.readouterr().out
+    assert "layer 0\n" in shown and "layer 1\n" in shown
+    assert main(["explain", layered, "--layer", "-1"]) == 0
+    assert "layer" not in capsys.readouterr().out.splitlines()[0]
+
+
+# ---------------------------------------------------------------- verify
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--dtype bfloat16 --head-dim 16 --key-padding 0.3",
+        "--dtype float16 --backend dense --batch 1",
+        "--dropout 0.3 --backend torch --heads 3 --key-padding 0.95",
+    ],
+)
+def test_verify(options: str, star: str, capsys: Output) -> None:
+    assert main(["verify", star, *options.split()]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == list(verification.QUANTITIES)
+    assert shown.count(" ok") == 5
+
+
+def test_verify_all_layers(layered: str, capsys: Output) -> None:
+    assert main(["verify", layered, "--backend", "torch"]) == 0
+    assert capsys.readouterr().out.count(" ok") == 10
+
+
+@pytest.mark.parametrize("damage", [1e-3, float("nan")])
+def test_verify_fails(
+    damage: float, star: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    correct = verification.sparse_attention
+
+    def wrong(q: torch.Tensor, *args: object, **kwargs: object) -> object:
+        o, lse = correct(q, *args, **kwargs)  # type: ignore[arg-type]
+        return o + damage * q, lse
+
+    monkeypatch.setattr(verification, "sparse_attention", wrong)
+    assert main(["verify", star]) == 1
+    captured = capsys.readouterr()
+    assert "exceeds its budget" in captured.err
+    failed = {line.split()[0] for line in captured.out.splitlines() if "FAILED" in line}
+    assert {"o", "dq"} <= failed
+    assert "lse" not in failed
+
+
+# ---------------------------------------------------------------- the parser itself
+
+
+def test_every_command_sets_what_it_runs() -> None:
+    parser = cli.build_parser()
+    chosen = parser.parse_args(["patterns"])
+    assert isinstance(chosen, argparse.Namespace) and callable(chosen.run)
