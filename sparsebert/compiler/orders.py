@@ -18,6 +18,9 @@ SMALLEST = 16
 _SHORTLIST = 6
 """Growing a group of R rows looks at the 6 R rows that are closest to its first one."""
 
+_SAMPLED_WORDS = 32
+"""How close rows are to the first one is judged by about this many words of each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -60,12 +63,14 @@ def union_growth(words: np.ndarray, rows: np.ndarray, long: np.ndarray, size: in
     """Groups grown greedily: each takes the row that adds the fewest columns to its union.
 
     `long` rows, which would swallow any group, stay by themselves. A group starts with the first
-    row left, and grows among the rows that add the least to that one, so that the work is
-    O(rows^2 / size + rows * size) row operations, not O(rows^2).
+    row left, and grows among the rows that add the least to that one (by a sample of columns, if
+    there are many), so that the work is O(rows^2 / size + rows * size) row operations, not
+    O(rows^2).
     """
     left, groups = rows, []
+    sample = np.ascontiguousarray(words[:, :: max(1, words.shape[1] // _SAMPLED_WORDS)])
     while len(left):
-        growth = bits.count(words[left] & ~words[left[0]])
+        growth = bits.count(sample[left] & ~sample[left[0]])
         growth[0] = -1
         if len(left) > _SHORTLIST * size:
             near = np.argpartition(growth, _SHORTLIST * size)[: _SHORTLIST * size]
