@@ -43,7 +43,7 @@ _STRIPS = (2, 4, 8)
 """Widths of the strips that a folded grid is cut into, beside 1."""
 
 _PROMISING = 3
-"""The orders of the best so many peelings are tried again on what these leave."""
+"""The best so many orders are tried again on what the best peeling leaves."""
 
 _REPORTED = 5
 """Covers that the report names beside the best."""
@@ -110,7 +110,6 @@ class _Peeling:
     """A cover in progress: pieces peeled off, and the entries that they leave."""
 
     cost: float
-    order: Order | None
     pieces: tuple[Piece, ...]
     rest: np.ndarray
 
@@ -139,17 +138,18 @@ class _Search:
 
     def peel_repeatedly(self, words: np.ndarray, orders: list[Order]) -> None:
         """Peel off what some order covers well, as often as that brings the cost down."""
-        state = _Peeling(self._cost, None, (), words)
+        state = _Peeling(self._cost, (), words)
         for _ in range(_MAX_PEELS):
-            found = [peeling for order in orders for peeling in self._peel(state, order)]
-            if not found:
+            best, least = None, []  # of all peelings, and the least cost with each order
+            for order in orders:
+                least.append(np.inf)
+                for peeling in self._peel(state, order):
+                    least[-1] = min(least[-1], peeling.cost)
+                    best = min(best or peeling, peeling, key=lambda peeling: peeling.cost)
+            if best is None or best.cost > _LEAST_GAIN * state.cost:
                 return
-            found.sort(key=lambda peeling: peeling.cost)
-            if found[0].cost > _LEAST_GAIN * state.cost:
-                return
-            state = found[0]
-            promising = [id(peeling.order) for peeling in found[:_PROMISING]]
-            orders = [order for order in orders if id(order) in promising]
+            state = best
+            orders = [orders[i] for i in np.argsort(least, kind="stable")[:_PROMISING]]
 
     def balance(self, columns: int) -> None:
         """Split very wide tiles by columns where that pays."""
@@ -209,7 +209,7 @@ class _Search:
             piece = cut(part, order, price, self._heights)
             pieces = (*state.pieces, piece)
             cost = self._offer((*pieces, *plain))
-            yield _Peeling(cost, order, pieces, state.rest ^ part)
+            yield _Peeling(cost, pieces, state.rest ^ part)
 
 
 def _name(pieces: Iterable[Piece]) -> str:
