@@ -58,6 +58,13 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         local_attention=8,
         **_NO_SPECIAL_TOKENS,
     ),
+    "eurobert": lambda: _bert(  # fewer key and value heads than query heads
+        "EuroBertConfig",
+        "EuroBertForMaskedLM",
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        **_NO_SPECIAL_TOKENS,
+    ),
     "vit": lambda: _bert(
         "ViTConfig", "ViTForImageClassification", image_size=36, patch_size=9, num_labels=3
     ),
@@ -139,6 +146,8 @@ def _eager_with_mask(
         own.eager_attention_forward
     ):
         own = modeling_bert  # the same formula, its softmax in fp64 too
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return own.eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -150,7 +159,7 @@ def judged(model: PreTrainedModel, masks: torch.Tensor) -> PreTrainedModel:
     """A copy of the dense model that runs its eager attention under masks [L, H, N, N]."""
     model = copy.deepcopy(model)
     attention = find_self_attention("test", model)
-    model.set_attn_implementation("judge")
+    attention.owner.set_attn_implementation("judge")
     for module, mask in zip(attention.modules.values(), masks, strict=True):
         module.judge_mask = mask  # type: ignore[assignment]
     return model

@@ -347,13 +347,14 @@ def _one_layer_bert() -> transformers.PreTrainedModel:
 
 
 def test_compiles_into_one_graph() -> None:
-    """Forward and backward, without a break."""
-    model = _one_layer_bert()
+    """Forward and backward with dropout, without a break, and with the same draws."""
+    model = _one_layer_bert().train()
     sb.sparsify(model, random_masks(model))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     arguments, _ = inputs("bert")
     got = []
     for run in (compiled, model):
+        torch.manual_seed(5)
         model.zero_grad()
         loss = run(**arguments).loss
         loss.backward()
@@ -363,21 +364,24 @@ def test_compiles_into_one_graph() -> None:
 
 
 def test_compiled_graphs_follow_lengths_and_masks() -> None:
-    model = _one_layer_bert()
+    torch._dynamo.reset()
+    model = build("bert")
     masks = random_masks(model)
     sb.sparsify(model, masks)
-    compiled = torch.compile(model.bert, fullgraph=True, backend="eager")
-    arguments, _ = inputs("bert")
-    ids, attention_mask = arguments["input_ids"], arguments["attention_mask"]
+    attention = model.bert.encoder.layer[0].attention.self
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    states, real = torch.randn(4, LENGTH, 32), padding()
 
-    def check(length: int, **more: torch.Tensor) -> None:
+    def check(length: int, padded: bool = False) -> None:
+        arguments = {"attention_mask": real[:, :length] if padded else None}
         with torch.no_grad():
-            expected = model.bert(ids[:, :length], **more).last_hidden_state
-            got = compiled(ids[:, :length], **more).last_hidden_state
+            expected, _ = attention(states[:, :length], **arguments)
+            got, _ = compiled(states[:, :length], **arguments)
         torch.testing.assert_close(got, expected)
 
-    for length in (LENGTH, 13, LENGTH):
-        check(length, attention_mask=attention_mask[:, :length])
+    check(LENGTH)
+    check(13, padded=True)
+    check(LENGTH)
     sb.sparsify(model, ~masks | torch.eye(MASK_LENGTH, dtype=torch.bool))
     check(13)
     sb.densify(model)

@@ -345,5 +345,14 @@ def test_masks_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"attention_mask must be \[B, N\].* \[2, 5, 5\]"):
         model(torch.ones(2, 5, dtype=torch.long), attention_mask=ones(2, 5, 5))
     attention = model.bert.encoder.layer[0].attention.self
-    with pytest.raises(ValueError, match=r"shape \[1, 5, 5\], which is neither"):
-        attention(torch.randn(1, 5, 32), attention_mask=ones(1, 5, 5))
+    states = torch.randn(1, 5, 32)
+    for mask in (ones(1, 5, 5), ones(1, 1, 5, 5).int()):
+        with pytest.raises(ValueError, match=r"which is neither \[B, M\] nor \[B, 1, N, M\]"):
+            attention(states, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"shape \[B=1, M=5\], .* got \[1, 4\]"):
+        attention(states, attention_mask=ones(1, 4))
+    gpt2 = sb.sparsify(build("gpt2"), ones(24, 24))
+    cache = gpt2(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    token = torch.ones(1, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"cached keys included, got \[1, 1\]"):
+        gpt2(token, attention_mask=token, past_key_values=cache)

@@ -170,6 +170,11 @@ def sparsebert_attention(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     rule, key_mask, full_mask = _read_mask(attention_mask, is_causal)
+    if key_mask is not None and key_mask.shape != (query.shape[0], kv_len):
+        raise ValueError(
+            f"sparsebert: attention_mask must have shape [B={query.shape[0]}, M={kv_len}], cached "
+            f"keys included, got {list(key_mask.shape)}"
+        )
     need_weights = _weights_wanted(kwargs)
 
     if q_len == kv_len and full_mask is None and position_bias is None and not need_weights:
@@ -276,11 +281,14 @@ def _read_mask(
     if attention_mask.dim() == 5:
         key_mask = attention_mask[:, 0, 0, 0]
         return attention_mask.shape[1] - 1, key_mask if key_mask.shape[1] else None, None
-    if attention_mask.dim() == 4:
+    if attention_mask.dim() == 4 and (
+        attention_mask.dtype == torch.bool or attention_mask.is_floating_point()
+    ):
         return None, None, attention_mask
     raise ValueError(
-        "sparsebert: the model hands its attention a mask of shape "
-        f"{list(attention_mask.shape)}, which is neither [B, M] nor [B, 1, N, M]"
+        f"sparsebert: the attention gets a mask {attention_mask.dtype} "
+        f"{list(attention_mask.shape)}, which is neither [B, M] nor [B, 1, N, M], bool (True = "
+        "may attend) or additive"
     )
 
 

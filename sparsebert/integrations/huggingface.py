@@ -16,9 +16,14 @@ What holds for every model:
   windows of ModernBERT's local layers, a 4-D mask that you pass, T5's position bias. A position
   is attended to if the sparse mask **and** all of these allow it. A token that may attend to
   nothing gets a zero from the attention.
-* Causal masks and windows are static and are compiled into the plans. 4-D masks, position
-  biases, decoding steps with cached keys and ``output_attentions=True`` are computed with all
-  scores (right, but no faster than dense).
+* Causal masks and ModernBERT's windows are static and are compiled into the plans. 4-D masks,
+  position biases, a decoder's windows (Mistral), decoding steps with cached keys and
+  ``output_attentions=True`` are computed with all scores: right, but no faster than dense.
+* Attention dropout works in training, is drawn from torch's generator, and is the same again
+  when activations are recomputed. ``torch.compile(fullgraph=True)`` works; each sequence length
+  is a graph of its own, so pad to a few lengths.
+* A decoder generates with its default, growing cache; static and sliding-window caches, whose
+  positions are not those of the mask, are refused.
 * Masks go to the attention modules in the order of ``model.named_modules()``, which is the order
   of the layers. ALBERT uses one module for many layers: it has as many masks as it has layers
   *of its own*, ``num_hidden_groups * inner_group_num``, one in every released model.
