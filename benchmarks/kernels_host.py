@@ -10,6 +10,7 @@ does nothing. Prints the median and the fastest of many calls in microseconds.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -22,11 +23,11 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import numpy as np
 import torch
 import triton
-from sparsebert.kernels import attention, launch
 from sparsebert.kernels.codegen import TARGETS
 from sparsebert.kernels.pack import pack_tiles
 from sparsebert.kernels.program import KernelProgram, pack_program
 
+from sparsebert.kernels import attention, launch
 from sparsebert.tiles import TileGroup, build_tile_set
 
 
@@ -89,24 +90,16 @@ def main() -> None:
     q, k, v = (torch.zeros(1, 512, 4, 64, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
     for heights in ((64,), (64, 16)):
         program = band_program(512, heights)
-
-        def forward(program: KernelProgram = program) -> tuple[torch.Tensor, torch.Tensor]:
-            return attention.forward(q, k, v, None, None, program, 0.125, 0.0)
-
+        forward = functools.partial(attention.forward, q, k, v, None, None, program, 0.125, 0.0)
         o, lse = forward()
-
-        def backward(program: KernelProgram = program) -> object:
-            return attention.backward(
-                o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0  # noqa: B023
-            )
-
-        def rebuild(program: KernelProgram = program) -> object:
-            return attention.from_tensors(program.tensors)
-
-        names = {"forward": forward, "backward": backward, "from_tensors": rebuild}
-        for name, call in names.items():
-            median, fastest = microseconds(call, repeats)
-            print(f"tiles of {heights} rows: {name:13} median {median:6.1f} us, min {fastest:6.1f}")
+        backward = functools.partial(
+            attention.backward, o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0
+        )
+        rebuild = functools.partial(attention.from_tensors, program.tensors)
+        calls = {"forward": forward, "backward": backward, "from_tensors": rebuild}
+        for name, call in calls.items():
+            median, best = microseconds(call, repeats)
+            print(f"tiles of {heights} rows, {name:13} {median:6.1f} us, at best {best:6.1f}")
 
 
 if __name__ == "__main__":

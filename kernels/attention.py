@@ -45,7 +45,8 @@ def forward(
         return o.transpose(1, 2), lse
     q, scale = _with_positive_scale(q, scale)
     spaces, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p)
-    part_o, part_lse = _scratch(program.queries.num_slots, spaces, head_dim, q)
+    part_o = _scratch(program.queries.num_slots, spaces, head_dim, lse)
+    part_lse = _scratch(program.queries.num_slots, spaces, 1, lse)
     arguments |= {"o_ptr": o, "lse_ptr": lse, "part_o_ptr": part_o, "part_lse_ptr": part_lse}
     run_tiles(forward_kernel, "forward", program.queries, spaces, arguments)
     heads_per_item = arguments["heads_per_item"]
@@ -91,14 +92,13 @@ def backward(
         **strides("g", grad_o, arguments["ALIGN"]),
     }
     heads_per_item = arguments["heads_per_item"]
-    part_dq, _ = _scratch(program.queries.num_slots, spaces, head_dim, q)
+    part_dq = _scratch(program.queries.num_slots, spaces, head_dim, lse)
     run_tiles(
         dq_kernel, "dq", program.queries, spaces,
         arguments | {"dq_ptr": dq, "part_dq_ptr": part_dq},
     )  # fmt: skip
     run_merge(program.queries, spaces, heads_per_item, part_dq, dq)
-    part_dk, _ = _scratch(program.keys.num_slots, spaces, head_dim, q)
-    part_dv = torch.empty_like(part_dk)
+    part_dk, part_dv = (_scratch(program.keys.num_slots, spaces, head_dim, lse) for _ in range(2))
     outputs = {"dk_ptr": dk, "dv_ptr": dv, "part_dk_ptr": part_dk, "part_dv_ptr": part_dv}
     run_tiles(dkdv_kernel, "dkdv", program.keys, spaces, arguments | outputs | {"kv_len": kv_len})
     run_merge(program.keys, spaces, heads_per_item, part_dk, dk)
@@ -151,12 +151,9 @@ def _arguments(
     }
 
 
-def _scratch(
-    num_slots: int, spaces: int, head_dim: int, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for partial results and their LSEs."""
-    part = like.new_empty(spaces, num_slots, head_dim, dtype=torch.float32)
-    return part, like.new_empty(spaces, num_slots, dtype=torch.float32)
+def _scratch(num_slots: int, spaces: int, head_dim: int, lse: torch.Tensor) -> torch.Tensor:
+    """Room for partial results, fp32; `lse` in its place where a plan has none, to save a call."""
+    return lse.new_empty(spaces, num_slots, head_dim) if num_slots else lse
 
 
 def _with_positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:

@@ -19,8 +19,8 @@ from .tile import (
     finite,
     load_rows,
     log_unit,
+    mask_by_words,
     store_rows,
-    unpack_words,
 )
 
 
@@ -70,29 +70,10 @@ def delta_kernel(
 
 
 @triton.jit
-def _score_gradient(
-    s,  # scores without scale
-    dp,  # gradient of the (dropped) probabilities
-    lse,  # natural, finite; broadcasts
-    delta,  # broadcasts
-    allowed,  # bool, with IS_MASKED
-    kept,  # bool, with HAS_DROPOUT
-    scale,
-    keep_scale,
-    IS_MASKED: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
-    IS_FP32: tl.constexpr,
-):
-    """The probabilities as they met v, and the gradient of the scaled scores."""
+def _probabilities(s, lse, scale, IS_FP32: tl.constexpr):
+    """exp(s * scale - lse), from scores without scale and a natural, finite LSE."""
     unit = log_unit(IS_FP32)
-    p = exponential(s * (scale * unit), lse * unit, IS_FP32)
-    if IS_MASKED:
-        p = tl.where(allowed, p, 0.0)
-    dropped = p
-    if HAS_DROPOUT:
-        dropped = tl.where(kept, p * keep_scale, 0.0)
-        dp = tl.where(kept, dp * keep_scale, 0.0)
-    return dropped, p * (dp - delta)
+    return exponential(s * (scale * unit), lse * unit, IS_FP32)
 
 
 @triton.jit
@@ -118,11 +99,13 @@ def _dq_step(
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """Add what BLOCK_N gathered keys contribute to dQ, without the scale."""
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
@@ -131,21 +114,18 @@ def _dq_step(
         visible = tl.load(key_mask_ptr + cols) != 0
     k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
-    s = dot(q, tl.trans(k), None, PRECISION)  # [BLOCK_M, BLOCK_N]
-    dp = dot(do, tl.trans(v), None, PRECISION)
-    allowed = visible[None, :]
+    s = dot(q, tl.trans(k), None, PRECISION, TARGET)  # [BLOCK_M, BLOCK_N]
+    dp = dot(do, tl.trans(v), None, PRECISION, TARGET)
+    p = _probabilities(s, lse[:, None], scale, k.dtype == tl.float32)
     if HAS_WORDS:
-        allowed = unpack_words(words_ptr, BLOCK_M, BLOCK_N)
-        if HAS_KEY_MASK:
-            allowed = allowed & visible[None, :]
-    kept = visible
+        p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
+    if HAS_KEY_MASK:
+        p = tl.where(visible[None, :], p, 0.0)
     if HAS_DROPOUT:
         kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
-    _, ds = _score_gradient(
-        s, dp, lse[:, None], delta[:, None], allowed, kept, scale, keep_scale,
-        HAS_WORDS or HAS_KEY_MASK, HAS_DROPOUT, k.dtype == tl.float32,
-    )  # fmt: skip
-    return dot(ds.to(k.dtype), k, dq, PRECISION)
+        dp = tl.where(kept, dp * keep_scale, 0.0)
+    ds = p * (dp - delta[:, None])
+    return dot(ds.to(k.dtype), k, dq, PRECISION, TARGET)
 
 
 @triton.jit(
@@ -198,17 +178,21 @@ def dq_kernel(
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """dQ of one tile of query rows."""
-    item_ptr, head, batch, space = find_work(items_ptr, first_item, num_items, heads_per_item)
-    row_start = tl.load(item_ptr + 0)
+    item_ptr, part, head, batch, space = find_work(
+        items_ptr, first_item, num_items, heads_per_item, HEIGHT // BLOCK_M
+    )
+    row_start = tl.load(item_ptr + 0) + part * BLOCK_M
     cols_ptr += tl.load(item_ptr + 1)
-    words_ptr += tl.load(item_ptr + 2)
+    words_ptr += tl.load(item_ptr + 2) + part * BLOCK_M
     word_col = tl.load(item_ptr + 3).to(tl.int32)
     full = tl.load(item_ptr + 4).to(tl.int32) // BLOCK_N * BLOCK_N
     width = tl.load(item_ptr + 5).to(tl.int32)
@@ -241,16 +225,16 @@ def dq_kernel(
             dq = _dq_step(
                 dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
                 words_ptr, stride_kn, stride_vn, scale, keep_scale, head_key, drop_threshold,
-                False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN,
-                PRECISION,
+                False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D,
+                ALIGN, PRECISION, TARGET,
             )  # fmt: skip
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             dq = _dq_step(
                 dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
-                words_ptr + (start - word_col) // 32 * BLOCK_M, stride_kn, stride_vn, scale,
+                words_ptr + (start - word_col) // 32 * HEIGHT, stride_kn, stride_vn, scale,
                 keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM,
-                BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+                HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
             )  # fmt: skip
     store_rows(
         dq * scale, dq_ptr, part_dq_ptr, rows, slots_ptr + row_start, slot_base, space, num_slots,
@@ -282,11 +266,13 @@ def _dkdv_step(
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """Add what BLOCK_N gathered queries contribute to dK (without the scale) and dV."""
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
@@ -298,21 +284,21 @@ def _dkdv_step(
         lse = finite(lse)
     q = load_rows(q_ptr, cols, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     do = load_rows(grad_o_ptr, cols, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
-    s = dot(k, tl.trans(q), None, PRECISION)  # [BLOCK_M keys, BLOCK_N queries]
-    dp = dot(v, tl.trans(do), None, PRECISION)
-    allowed = visible[:, None] & alive[None, :]
+    s = dot(k, tl.trans(q), None, PRECISION, TARGET)  # [BLOCK_M keys, BLOCK_N queries]
+    dp = dot(v, tl.trans(do), None, PRECISION, TARGET)
+    p = _probabilities(s, lse[None, :], scale, k.dtype == tl.float32)
     if HAS_WORDS:
-        bits = unpack_words(words_ptr, BLOCK_M, BLOCK_N)
-        allowed = bits & allowed if HAS_KEY_MASK else bits
-    kept = alive
+        p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
+    if HAS_KEY_MASK:
+        p = tl.where(visible[:, None] & alive[None, :], p, 0.0)
+    dropped = p
     if HAS_DROPOUT:
         kept = philox.keep(head_key, cols[None, :], rows[:, None], drop_threshold)
-    p, ds = _score_gradient(
-        s, dp, lse[None, :], delta[None, :], allowed, kept, scale, keep_scale,
-        HAS_WORDS or HAS_KEY_MASK, HAS_DROPOUT, k.dtype == tl.float32,
-    )  # fmt: skip
-    dv = dot(p.to(do.dtype), do, dv, PRECISION)
-    dk = dot(ds.to(q.dtype), q, dk, PRECISION)
+        dropped = tl.where(kept, p * keep_scale, 0.0)
+        dp = tl.where(kept, dp * keep_scale, 0.0)
+    ds = p * (dp - delta[None, :])
+    dv = dot(dropped.to(do.dtype), do, dv, PRECISION, TARGET)
+    dk = dot(ds.to(q.dtype), q, dk, PRECISION, TARGET)
     return dk, dv
 
 
@@ -369,17 +355,21 @@ def dkdv_kernel(
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """dK and dV of one tile of key rows, for one query head."""
-    item_ptr, head, batch, space = find_work(items_ptr, first_item, num_items, heads_per_item)
-    row_start = tl.load(item_ptr + 0)
+    item_ptr, part, head, batch, space = find_work(
+        items_ptr, first_item, num_items, heads_per_item, HEIGHT // BLOCK_M
+    )
+    row_start = tl.load(item_ptr + 0) + part * BLOCK_M
     cols_ptr += tl.load(item_ptr + 1)
-    words_ptr += tl.load(item_ptr + 2)
+    words_ptr += tl.load(item_ptr + 2) + part * BLOCK_M
     word_col = tl.load(item_ptr + 3).to(tl.int32)
     full = tl.load(item_ptr + 4).to(tl.int32) // BLOCK_N * BLOCK_N
     width = tl.load(item_ptr + 5).to(tl.int32)
@@ -412,16 +402,16 @@ def dkdv_kernel(
             dk, dv = _dkdv_step(
                 dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, lse_ptr, delta_ptr,
                 cols_ptr + start, words_ptr, stride_qn, stride_gn, scale, keep_scale, head_key,
-                drop_threshold, False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N,
-                BLOCK_D, ALIGN, PRECISION,
+                drop_threshold, False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M,
+                BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
             )  # fmt: skip
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             dk, dv = _dkdv_step(
                 dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, lse_ptr, delta_ptr,
-                cols_ptr + start, words_ptr + (start - word_col) // 32 * BLOCK_M, stride_qn,
+                cols_ptr + start, words_ptr + (start - word_col) // 32 * HEIGHT, stride_qn,
                 stride_gn, scale, keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK,
-                HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+                HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
             )  # fmt: skip
     slots_ptr += row_start
     store_rows(

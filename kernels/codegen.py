@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import LaunchConfig, block_d, launch_config
 from .forward import forward_kernel
-from .launch import dot_precision
+from .launch import dot_precision, target_of
 from .merge import merge_kernel
 
 TARGETS = {
@@ -71,9 +71,14 @@ class Specialisation:
     def launch(self) -> LaunchConfig:
         """Its launch configuration, the shipped one unless `config` is given."""
         if self.kernel in ("delta", "merge"):
-            return LaunchConfig(block_n=1, num_warps=4, num_stages=1)
+            return LaunchConfig(block_m=1, block_n=1, num_warps=4, num_stages=1)
         return self.config or launch_config(
-            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize
+            self.kernel,
+            self.arch,
+            self.height,
+            self.head_dim,
+            self.dtype.itemsize,
+            self.has_dropout,
         )
 
 
@@ -115,11 +120,13 @@ def compile_code(spec: Specialisation) -> Code:
         "HAS_KEY_MASK": spec.has_key_mask,
         "HAS_DROPOUT": spec.has_dropout,
         "HEAD_DIM": spec.head_dim,
-        "BLOCK_M": spec.height,
+        "HEIGHT": spec.height,
+        "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_D": block_d(spec.head_dim),
         "ALIGN": 16 // spec.dtype.itemsize,
         "PRECISION": dot_precision(spec.dtype, spec.arch),
+        "TARGET": target_of(spec.arch),
         "BLOCK_R": spec.height,
         "HAS_LSE": True,
         "HAS_GRAD_LSE": True,
@@ -221,7 +228,7 @@ def _loops(lines: list[tuple[int, str, str]], spec: Specialisation) -> list[Loop
         if opcode.startswith("BRA") and target and int(target.group(1), 16) < address:
             spans.append((int(target.group(1), 16), address))
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
-    entries = spec.height * spec.launch.block_n
+    entries = spec.launch.block_m * spec.launch.block_n
     loops = []
     for first, last in sorted(inner):
         body = [opcode for address, opcode, _ in lines if first <= address <= last]

@@ -1,10 +1,10 @@
 """Launch configurations: the one table of block sizes, warps and pipeline stages.
 
 Keys are (kernel, architecture, tile height); "default" stands for every architecture without an
-entry of its own. The numbers of the table are for 16-bit inputs and D <= 64; `launch_config`
-derives wider heads and fp32 from them, by halving the step so that what is in flight stays the
-same. They were chosen from the compilers' own output (no spills, fewest instructions per score,
-see `python -m benchmarks.kernels_report`), not from timings.
+entry of its own. The table is for 16-bit inputs and D <= 64; `launch_config` derives the others
+from it, so that a program keeps its share of registers and shared memory. The numbers were chosen
+from the compilers' own output (no spills, few instructions per score, see
+`python -m benchmarks.kernels_report`), not from timings.
 """
 
 from __future__ import annotations
@@ -18,50 +18,63 @@ class LaunchConfig:
     """How one kernel is launched for one tile height.
 
     Attributes:
+        block_m: rows per program; a taller tile is shared by several programs.
         block_n: gathered columns per step, 32, 64 or 128.
         num_warps: warps per program.
         num_stages: steps in flight, this one included.
     """
 
+    block_m: int
     block_n: int
     num_warps: int
     num_stages: int
 
 
 _TABLE: dict[tuple[str, str, int], LaunchConfig] = {
-    ("forward", "default", 16): LaunchConfig(64, 1, 2),
-    ("forward", "default", 32): LaunchConfig(64, 2, 2),
-    ("forward", "default", 64): LaunchConfig(128, 4, 2),
-    ("forward", "default", 128): LaunchConfig(128, 8, 2),
-    ("dq", "default", 16): LaunchConfig(64, 1, 2),
-    ("dq", "default", 32): LaunchConfig(64, 2, 2),
-    ("dq", "default", 64): LaunchConfig(64, 4, 2),
-    ("dq", "default", 128): LaunchConfig(64, 8, 2),
-    ("dkdv", "default", 16): LaunchConfig(64, 1, 2),
-    ("dkdv", "default", 32): LaunchConfig(64, 2, 2),
-    ("dkdv", "default", 64): LaunchConfig(64, 4, 2),
-    ("dkdv", "default", 128): LaunchConfig(64, 8, 2),
+    ("forward", "default", 16): LaunchConfig(16, 64, 1, 2),
+    ("forward", "default", 32): LaunchConfig(32, 64, 2, 2),
+    ("forward", "default", 64): LaunchConfig(64, 128, 4, 2),
+    ("forward", "default", 128): LaunchConfig(128, 128, 8, 2),
+    ("dq", "default", 16): LaunchConfig(16, 32, 1, 2),
+    ("dq", "default", 32): LaunchConfig(32, 64, 2, 2),
+    ("dq", "default", 64): LaunchConfig(64, 64, 4, 2),
+    ("dq", "default", 128): LaunchConfig(128, 64, 8, 2),
+    ("dkdv", "default", 16): LaunchConfig(16, 32, 1, 2),
+    ("dkdv", "default", 32): LaunchConfig(32, 64, 2, 2),
+    ("dkdv", "default", 64): LaunchConfig(64, 64, 4, 2),
+    ("dkdv", "default", 128): LaunchConfig(128, 64, 8, 2),
 }
 
 _MIN_BLOCK_N = 32
+_ACCUMULATORS = 128  # per thread, of the 255 registers; half with mma.sync, whose operands add up
 
 
 @functools.cache
 def launch_config(
-    kernel: str, arch: str, height: int, head_dim: int, itemsize: int
+    kernel: str, arch: str, height: int, head_dim: int, itemsize: int, has_dropout: bool
 ) -> LaunchConfig:
     """The configuration of `kernel` ("forward", "dq", "dkdv") on `arch` ("sm90", "gfx942", ...).
 
-    >>> launch_config("forward", "sm90", 64, head_dim=64, itemsize=2).num_warps
+    >>> launch_config("forward", "sm90", 64, 64, itemsize=2, has_dropout=False).num_warps
     4
     """
     key = (kernel, arch, height)
     config = _TABLE.get(key) or _TABLE[kernel, "default", height]
-    row_bytes = block_d(head_dim) * itemsize
-    block_n = config.block_n
-    while row_bytes > 128 and block_n > _MIN_BLOCK_N:
-        row_bytes, block_n = row_bytes // 2, block_n // 2
-    return dataclasses.replace(config, block_n=block_n)
+    block_m, block_n, num_warps = config.block_m, config.block_n, config.num_warps
+
+    # As many bytes in flight as with D = 64 in 16 bits; and half the scores if each is hashed.
+    factor = block_d(head_dim) * itemsize // 128 * (2 if has_dropout else 1)
+    block_n = max(_MIN_BLOCK_N, block_n // max(1, factor))
+
+    # Accumulators of fp32 within a thread's registers: more warps, then fewer rows.
+    columns = block_d(head_dim) * (2 if kernel == "dkdv" else 1)
+    limit = _ACCUMULATORS if height >= 64 else _ACCUMULATORS // 2
+    while block_m * columns > limit * 32 * num_warps:
+        if num_warps < 8:
+            num_warps *= 2
+        else:
+            block_m //= 2
+    return dataclasses.replace(config, block_m=block_m, block_n=block_n, num_warps=num_warps)
 
 
 def block_d(head_dim: int) -> int:

@@ -18,8 +18,8 @@ from .tile import (
     finite,
     load_rows,
     log_unit,
+    mask_by_words,
     store_rows,
-    unpack_words,
 )
 
 
@@ -44,11 +44,13 @@ def _attend(
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """One step of BLOCK_N columns; the pointers are at its first column and words."""
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
@@ -57,9 +59,9 @@ def _attend(
         visible = tl.load(key_mask_ptr + cols) != 0
     k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
-    s = dot(q, tl.trans(k), None, PRECISION)  # [BLOCK_M, BLOCK_N]
+    s = dot(q, tl.trans(k), None, PRECISION, TARGET)  # [BLOCK_M, BLOCK_N]
     if HAS_WORDS:
-        s = tl.where(unpack_words(words_ptr, BLOCK_M, BLOCK_N), s, -float("inf"))
+        s = mask_by_words(s, words_ptr, -float("inf"), HEIGHT, BLOCK_M, BLOCK_N, TARGET)
     if HAS_KEY_MASK:
         s = tl.where(visible[None, :], s, -float("inf"))
 
@@ -72,7 +74,7 @@ def _attend(
         kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
         p = tl.where(kept, p, 0.0)
     acc = acc * shrink[:, None]
-    acc = dot(p.to(v.dtype), v, acc, PRECISION)
+    acc = dot(p.to(v.dtype), v, acc, PRECISION, TARGET)
     return acc, total, new_maximum
 
 
@@ -122,16 +124,20 @@ def forward_kernel(
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
-    item_ptr, head, batch, space = find_work(items_ptr, first_item, num_items, heads_per_item)
-    row_start = tl.load(item_ptr + 0)
+    item_ptr, part, head, batch, space = find_work(
+        items_ptr, first_item, num_items, heads_per_item, HEIGHT // BLOCK_M
+    )
+    row_start = tl.load(item_ptr + 0) + part * BLOCK_M
     cols_ptr += tl.load(item_ptr + 1)
-    words_ptr += tl.load(item_ptr + 2)
+    words_ptr += tl.load(item_ptr + 2) + part * BLOCK_M
     word_col = tl.load(item_ptr + 3).to(tl.int32)
     full = tl.load(item_ptr + 4).to(tl.int32) // BLOCK_N * BLOCK_N
     width = tl.load(item_ptr + 5).to(tl.int32)
@@ -162,15 +168,17 @@ def forward_kernel(
             acc, total, maximum = _attend(
                 acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
                 words_ptr, stride_kn, stride_vn, qk_scale, head_key, drop_threshold, False,
-                HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+                HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN,
+                PRECISION, TARGET,
             )  # fmt: skip
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             acc, total, maximum = _attend(
                 acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
-                words_ptr + (start - word_col) // 32 * BLOCK_M,
+                words_ptr + (start - word_col) // 32 * HEIGHT,
                 stride_kn, stride_vn, qk_scale, head_key, drop_threshold, True,
-                HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION,
+                HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN,
+                PRECISION, TARGET,
             )  # fmt: skip
 
     dead = total == 0.0

@@ -24,8 +24,10 @@ def run_tiles(kernel: Any, name: str, side: Side, spaces: int, arguments: dict[s
     head_dim = q.shape[-1]
     arch = architecture(q.device)
     for height, first_item, num_items in side.groups:
-        config = launch_config(name, arch, height, head_dim, q.element_size())
-        kernel[(num_items * spaces,)](
+        config = launch_config(
+            name, arch, height, head_dim, q.element_size(), arguments["HAS_DROPOUT"]
+        )
+        kernel[(num_items * spaces * (height // config.block_m),)](
             **arguments,
             items_ptr=side.items,
             rows_ptr=side.rows,
@@ -36,10 +38,12 @@ def run_tiles(kernel: Any, name: str, side: Side, spaces: int, arguments: dict[s
             num_items=num_items,
             num_slots=side.num_slots,
             HEAD_DIM=head_dim,
-            BLOCK_M=height,
+            HEIGHT=height,
+            BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             BLOCK_D=block_d(head_dim),
             PRECISION=dot_precision(q.dtype, arch),
+            TARGET=target_of(arch),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
@@ -55,7 +59,7 @@ def run_merge(
     lse: torch.Tensor | None = None,
 ) -> None:
     """Write the rows of `out` [B, rows, H, D] that no tile covers alone; see `merge.py`."""
-    num_merges = len(side.merges)
+    num_merges = side.merges.shape[0]
     if not num_merges:
         return
     _, num_rows, num_heads, head_dim = out.shape
@@ -132,13 +136,18 @@ def dot_precision(dtype: torch.dtype, arch: str) -> str:
     """How fp32 inputs are multiplied: tf32 only if torch's own setting asks for it.
 
     Else in full precision; on NVIDIA GPUs as three tf32 products, which keep the error at fp32's
-    level and run on tensor cores. "widen" is for the interpreter, which cannot multiply bf16.
+    level and run on tensor cores.
     """
-    if arch == "interpreter" and dtype == torch.bfloat16:
-        return "widen"
-    if dtype == torch.float32 and arch.startswith("sm"):
+    if dtype == torch.float32 and target_of(arch) == "cuda":
         return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     return "ieee"
+
+
+def target_of(arch: str) -> str:
+    """What kind of compiler makes code for `arch`: "cuda", "hip" or "interpreter"."""
+    if arch == "interpreter":
+        return arch
+    return "cuda" if arch.startswith("sm") else "hip"
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import LOG2_E, finite, packed_ptrs
+from .tile import exponential, finite, packed_ptrs
 
 
 @triton.jit(
@@ -56,8 +56,8 @@ def merge_kernel(
             lse = tl.load(part_lse_ptr + part, mask=has, other=-float("inf"))
             new_maximum = tl.maximum(maximum, lse)
             safe = finite(new_maximum)
-            shrink = tl.exp2((maximum - safe) * LOG2_E)
-            weight = tl.exp2((lse - safe) * LOG2_E)
+            shrink = exponential(maximum, safe, True)
+            weight = exponential(lse, safe, True)
             acc = acc * shrink[:, None] + piece * weight[:, None]
             total = total * shrink + weight
             maximum = new_maximum

@@ -9,12 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_MULTIPLIER_2X32 = tl.constexpr(0xD256D193)
-_MULTIPLIER_4X32_A = tl.constexpr(0xD2511F53)
-_MULTIPLIER_4X32_B = tl.constexpr(0xCD9E8D57)
-_WEYL_A = tl.constexpr(0x9E3779B9)
-_WEYL_B = tl.constexpr(0xBB67AE85)
-
 
 @triton.jit
 def head_key(seed_ptr, batch, head):
@@ -31,19 +25,19 @@ def head_key(seed_ptr, batch, head):
         high1, low1 = tl.umulhi(c2, _mult_b(c0)), c2 * _mult_b(c0)
         c0, c2 = high1 ^ c1 ^ key0, high0 ^ c3 ^ key1
         c1, c3 = low1, low0
-        key0 += tl.full([], _WEYL_A, tl.uint32)
-        key1 += tl.full([], _WEYL_B, tl.uint32)
+        key0 += tl.full([], 0x9E3779B9, tl.uint32)
+        key1 += tl.full([], 0xBB67AE85, tl.uint32)
     return c0
 
 
 @triton.jit
 def _mult_a(like):
-    return tl.full(like.shape, _MULTIPLIER_4X32_A, tl.uint32)
+    return tl.full(like.shape, 0xD2511F53, tl.uint32)
 
 
 @triton.jit
 def _mult_b(like):
-    return tl.full(like.shape, _MULTIPLIER_4X32_B, tl.uint32)
+    return tl.full(like.shape, 0xCD9E8D57, tl.uint32)
 
 
 @triton.jit
@@ -53,12 +47,12 @@ def keep(key, query, column, threshold):
     `threshold` is the drop threshold less 2**31, so that it fits an int32 argument.
     """
     c0, c1 = tl.broadcast(query.to(tl.uint32), column.to(tl.uint32))
-    multiplier = tl.full([], _MULTIPLIER_2X32, tl.uint32)
+    multiplier = tl.full([], 0xD256D193, tl.uint32)
     for _ in tl.static_range(7):
         high = tl.umulhi(c0, tl.broadcast_to(multiplier, c0.shape))
         low = c0 * multiplier
         c0 = high ^ c1 ^ key
         c1 = low
-        key += tl.full([], _WEYL_A, tl.uint32)
+        key += tl.full([], 0x9E3779B9, tl.uint32)
     signed = (c0 ^ tl.full([], 0x80000000, tl.uint32)).to(tl.int32, bitcast=True)
     return signed >= threshold

@@ -5,13 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """a @ b + acc in fp32; PRECISION is an `input_precision`, or "widen" (see `launch.py`)."""
-    if PRECISION == "widen":
+def dot(a, b, acc, PRECISION: tl.constexpr, TARGET: tl.constexpr):
+    """a @ b + acc, accumulated in fp32."""
+    if TARGET == "interpreter":  # which cannot multiply bf16
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
@@ -29,7 +27,7 @@ def finite(maximum):
 def exponential(x, maximum, IS_FP32: tl.constexpr):
     """exp of x - maximum, both in the unit of `log_unit`; `maximum` is finite and broadcasts."""
     if IS_FP32:
-        return tl.exp2((x - maximum) * LOG2_E)
+        return tl.exp2((x - maximum) * 1.4426950408889634)  # log2(e)
     return tl.exp2(x - maximum)
 
 
@@ -40,20 +38,23 @@ def log_unit(IS_FP32: tl.constexpr):
     Natural for fp32 inputs: one more product after the difference, but less rounding before it,
     which there would show.
     """
-    return 1.0 if IS_FP32 else LOG2_E
+    return 1.0 if IS_FP32 else 1.4426950408889634  # log2(e)
 
 
 @triton.jit
-def find_work(items_ptr, first_item, num_items, heads_per_item):
-    """This program's work item, head and batch, and which (batch, head) its scratch is.
+def find_work(items_ptr, first_item, num_items, heads_per_item, SPLIT: tl.constexpr):
+    """This program's work item and part of it, its head and batch, and which scratch is its.
 
-    Programs of one batch and head are neighbours, so that they share its keys in the cache.
+    SPLIT programs share the rows of an item. Programs of one batch and head are neighbours, so
+    that they share its keys in the cache.
     """
     program = tl.program_id(0)
+    part = program % SPLIT
+    program = program // SPLIT
     item_ptr = items_ptr + (first_item + program % num_items).to(tl.int64) * 8
     space = program // num_items
     head = tl.load(item_ptr + 6).to(tl.int32) + space % heads_per_item
-    return item_ptr, head, space // heads_per_item, space
+    return item_ptr, part, head, space // heads_per_item, space
 
 
 @triton.jit
@@ -131,8 +132,16 @@ def store_rows(
 
 
 @triton.jit
-def unpack_words(words_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """bool [BLOCK_M, BLOCK_N] from the words at `words_ptr`, [BLOCK_N / 32, BLOCK_M].
+def mask_by_words(
+    x,  # fp32 [BLOCK_M, BLOCK_N]
+    words_ptr,  # [BLOCK_N / 32, HEIGHT]
+    fill,
+    HEIGHT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """x where the bit of its row and column is set, else `fill`.
 
     A word's bits are stored in the order of tensor-core layouts (see `pack.WORD_ORDER`): a thread
     owns columns 8 j + 2 (lane % 4) + {0, 1}, and finds theirs in byte lane % 4 of the word. So it
@@ -142,7 +151,20 @@ def unpack_words(words_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     column = tl.arange(0, BLOCK_N)[None, :]
     word = tl.load(words_ptr + rows)[:, None]
     for unit in tl.static_range(1, BLOCK_N // 32):
-        next_word = tl.load(words_ptr + unit * BLOCK_M + rows)[:, None]
+        next_word = tl.load(words_ptr + unit * HEIGHT + rows)[:, None]
         word = tl.where(column // 32 == unit, next_word, word)
     byte = word >> (column // 2 % 4 * 8)
-    return (byte & (1 << (column // 8 % 4 * 2 + column % 2))) != 0
+    bit = 1 << (column // 8 % 4 * 2 + column % 2)
+    if TARGET == "cuda":
+        # The same as below. But LLVM would gather the comparisons into vectors, and take them
+        # apart again, while ptxas turns this into seven predicates an instruction (R2P).
+        return tl.inline_asm_elementwise(
+            """{ .reg .pred p; .reg .b32 t;
+            and.b32 t, $1, $2; setp.ne.b32 p, t, 0; selp.f32 $0, $3, $4, p; }""",
+            "=f,r,r,f,f",
+            [byte, bit, x, fill],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    return tl.where((byte & bit) != 0, x, fill)
