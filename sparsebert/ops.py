@@ -71,6 +71,11 @@ def sparse_attention(
     _check(q, k, v, plan, key_mask, dropout_p, backend)
     q, k, v = _autocast(q, k, v)
     program = plan.program_for(backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    extras = key_mask is not None or dropout_p > 0.0 or return_lse
+    if program.is_plain and not extras and not _needs_gradients(q, k, v):
+        # The same kernel without our op around it, which takes longer than short sequences do.
+        return _sdpa(q, k, v, program.dense_mask, scale)
     seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
     o, lse = torch.ops.sparsebert.attention(
         q,
@@ -80,13 +85,24 @@ def sparse_attention(
         program.sizes,
         key_mask,
         seed,
-        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        scale,
         float(dropout_p),
     )
     return (o, lse.float()) if return_lse else o
 
 
-@torch.library.custom_op("sparsebert::attention", mutates_args=())
+def _needs_gradients(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -103,7 +119,6 @@ def _attention(
     return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
 
 
-@torch.library.custom_op("sparsebert::attention_backward", mutates_args=())
 def _attention_backward(
     grad_o: torch.Tensor,
     grad_lse: torch.Tensor | None,
@@ -132,14 +147,12 @@ def _like_heads_last(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(batch, length, heads, dim).transpose(1, 2)
 
 
-@_attention.register_fake
-def _(q, k, v, *rest):  # type: ignore[no-untyped-def]
+def _attention_fake(q, k, v, *rest):  # type: ignore[no-untyped-def]
     accumulate = torch.promote_types(q.dtype, torch.float32)
     return _like_heads_last(q), q.new_empty(q.shape[:-1], dtype=accumulate)
 
 
-@_attention_backward.register_fake
-def _(grad_o, grad_lse, q, k, v, *rest):  # type: ignore[no-untyped-def]
+def _attention_backward_fake(grad_o, grad_lse, q, k, v, *rest):  # type: ignore[no-untyped-def]
     return _like_heads_last(q), _like_heads_last(k), _like_heads_last(v)
 
 
@@ -204,8 +217,31 @@ def _independent(x: torch.Tensor) -> torch.Tensor:
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
-_attention.register_autograd(_differentiate_forward, setup_context=_save_forward)
-_attention_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)
+def _register(name: str, implementation: Any, fake: Any, differentiate: Any, save: Any) -> None:
+    """Make the op `sparsebert::name`.
+
+    By hand and not by `torch.library.custom_op`, whose wrappers take longer than attention over
+    a short sequence does.
+    """
+    qualified = f"sparsebert::{name}"
+    torch.library.define(
+        qualified,
+        torch.library.infer_schema(implementation, mutates_args=()),
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+    torch.library.impl(qualified, "CompositeExplicitAutograd", implementation)
+    torch.library.register_fake(qualified, fake)
+    torch.library.register_autograd(qualified, differentiate, setup_context=save)
+
+
+_register("attention", _attention, _attention_fake, _differentiate_forward, _save_forward)
+_register(
+    "attention_backward",
+    _attention_backward,
+    _attention_backward_fake,
+    _differentiate_backward,
+    _save_backward,
+)
 
 
 def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:

@@ -108,6 +108,17 @@ class FlatProgram(NamedTuple):
     tensors: list[torch.Tensor]
     sizes: list[int]
 
+    @property
+    def is_plain(self) -> bool:
+        """All heads run dense, and no query and no key is left out: torch's SDPA will do."""
+        _, _, _, _, _, _, has_unused, has_dead = self.sizes[:8]
+        return self.tensors[0].numel() == 0 and not has_unused and not has_dead
+
+    @property
+    def dense_mask(self) -> torch.Tensor | None:
+        """The mask of a plain program: bool [H or 1, N, M]; None if everything is allowed."""
+        return self.tensors[3] if self.sizes[5] else None
+
     def to(self, device: torch.device | str) -> FlatProgram:
         """The same program with its tensors on `device`."""
         return FlatProgram([tensor.to(device) for tensor in self.tensors], self.sizes)
