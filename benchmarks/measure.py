@@ -1,0 +1,73 @@
+"""What every benchmark needs: where numbers come from, and timing side by side."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import sparsebert
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def provenance() -> dict[str, str]:
+    """Machine, versions, commit and date; goes into every row."""
+    return {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "sparsebert": sparsebert.__version__,
+        "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
+        "tree": "dirty" if _git("status", "--porcelain", "--untracked-files=no") else "clean",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def side_by_side(
+    calls: dict[str, Callable[[], object]], *, seconds: float, least: int = 5
+) -> dict[str, list[float]]:
+    """Time several calls in turn, A B C A B C, so that a drifting machine hits all alike.
+
+    Each is called once to warm up, then in rounds until `seconds` have passed and at least
+    `least` rounds are done. Returns the times of each in milliseconds, round by round.
+    """
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < least or time.perf_counter() - start < seconds:
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - before) * 1e3)
+        rounds += 1
+    return times
+
+
+def quantiles(values: list[float]) -> tuple[float, float, float]:
+    """The 20 %, 50 % and 80 % quantiles."""
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
