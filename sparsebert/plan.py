@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import numpy as np
 import torch
 
 from sparsebert.executor.program import FlatProgram, build_program
 from sparsebert.masks import AttentionMask
+from sparsebert.planfile import load_plan, save_plan
 from sparsebert.report import PlanReport
 from sparsebert.tiles import TileSet
 
@@ -135,6 +137,27 @@ class AttentionPlan:
         from sparsebert.compiler import crop_plan
 
         return crop_plan(self, self.mask.crop(q_len, kv_len))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, without its mask, to one safetensors file; see `load`."""
+        save_plan(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPlan:
+        """Read the plan of `mask` (one layer) from a file that `save` wrote.
+
+        It is checked in full: the file's sums, all indices, and that the tiles cover exactly the
+        entries of `mask`. Raises FileNotFoundError, or `sparsebert.planfile.PlanFileError` (a
+        ValueError) that says what is wrong; then compile the mask again.
+
+        >>> import tempfile, sparsebert as sb
+        >>> mask = sb.patterns.star(256)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sb.compile_plan(mask, target="cpu").save(folder + "/star.plan")
+        ...     sb.AttentionPlan.load(folder + "/star.plan", mask).dense().equal(mask.dense()[0])
+        True
+        """
+        return load_plan(path, mask)
 
     def dense(self) -> torch.Tensor:
         """The mask that the plan executes, rebuilt from its tiles: bool [H, N, M] on the CPU."""
