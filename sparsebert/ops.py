@@ -8,18 +8,21 @@ and the backward op is differentiable in turn.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Any
 
 import torch
 
 from sparsebert import dropout
 from sparsebert.executor import attention
-from sparsebert.executor.program import from_tensors
+from sparsebert.executor.program import TRITON, from_tensors
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 
 BACKENDS = ("auto", "triton", "torch", "dense")
 MAX_HEAD_DIM = 256
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -49,8 +52,9 @@ def sparse_attention(
         dropout_p: dropout of the probabilities, in [0, 1). The draw depends on the seed (from
             torch's generator), batch, head, query and key alone, see `sparsebert.dropout`.
         return_lse: also return the natural-log sum of the exponentiated scores.
-        backend: "auto" (what the plan chose), "torch" (the plan's tiles, in torch operations),
-            "dense" (all scores, masked) or "triton" (the GPU kernels).
+        backend: "auto" (what the plan chose; on a GPU, the kernels for its tiles), "torch" (tiles,
+            in torch operations), "dense" (all scores, masked) or "triton" (the kernels in
+            `sparsebert.kernels`: CUDA and HIP tensors, or with TRITON_INTERPRET=1 the CPU's).
 
     Returns o [B, H, N, D] in q's dtype and, with `return_lse`, LSE fp32 [B, H, N]. A query with
     nothing to attend gives zero output, zero gradients and an LSE of -inf. A k or v row that no
@@ -73,9 +77,12 @@ def sparse_attention(
     program = plan.program_for(backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     extras = key_mask is not None or dropout_p > 0.0 or return_lse
-    if program.is_plain and not extras and not _needs_gradients(q, k, v):
+    if program.is_plain and not extras and (q.is_cuda or not _needs_gradients(q, k, v)):
         # The same kernel without our op around it, which takes longer than short sequences do.
+        # Only on the CPU its derivative lacks one of its own.
         return _sdpa(q, k, v, program.dense_mask, scale)
+    if backend == "auto" and q.is_cuda and _why_not_triton(q) is None:
+        program = plan.program_for("triton")
     seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
     o, lse = torch.ops.sparsebert.attention(
         q,
@@ -115,8 +122,8 @@ def _attention(
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """o [B, H, N, D] and LSE [B, H, N]; `program` and `sizes` are those of a `TorchProgram`."""
-    whole = from_tensors(program, sizes)
-    return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
+    engine, whole = _executor(program, sizes)
+    return engine.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
 
 
 def _attention_backward(
@@ -135,10 +142,19 @@ def _attention_backward(
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv."""
-    whole = from_tensors(program, sizes)
-    return attention.backward(
+    engine, whole = _executor(program, sizes)
+    return engine.backward(
         grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, whole, scale, dropout_p
     )
+
+
+def _executor(program: list[torch.Tensor], sizes: list[int]) -> tuple[Any, Any]:
+    """The module that runs a program, and the program as that module knows it."""
+    if sizes[0] == TRITON:
+        from sparsebert.kernels import attention as kernels
+
+        return kernels, kernels.from_tensors([torch.tensor(sizes[1:]), *program])
+    return attention, from_tensors(program, sizes)
 
 
 def _like_heads_last(x: torch.Tensor) -> torch.Tensor:
@@ -188,6 +204,10 @@ def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...
     o and lse are functions of q, k and v here, so their own gradients are None.
     """
     grad_o, grad_lse, q, k, v, key_mask, seed, *program = ctx.saved_tensors
+    if ctx.sizes[0] == TRITON:
+        raise NotImplementedError(
+            "sparse_attention: the Triton kernels have no second derivatives; use backend='torch'"
+        )
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         grad_o, q, k, v = (_independent(x) for x in (grad_o, q, k, v))
@@ -304,11 +324,24 @@ def _check(
         )
     if backend not in BACKENDS:
         raise ValueError(f"sparse_attention: backend must be one of {BACKENDS}, got {backend!r}")
-    if backend == "triton":
+    if backend == "triton" and (why := _why_not_triton(q)):
         raise ValueError(
-            "sparse_attention: backend 'triton' has no kernels in this version; "
-            "use 'auto', 'torch' or 'dense'"
+            f"sparse_attention: backend 'triton' {why}; or use backend 'auto', 'torch' or 'dense'"
         )
+
+
+def _why_not_triton(q: torch.Tensor) -> str | None:
+    """Why the kernels cannot run this call; None if they can."""
+    if not _HAS_TRITON:
+        return "needs Triton, which is not installed; pip install 'sparsebert[triton]'"
+    if q.dtype == torch.float64:
+        return "takes fp16, bf16 and fp32, got torch.float64; convert the tensors"
+    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            f"needs CUDA or HIP tensors, got {q.device}; move them, or set TRITON_INTERPRET=1 "
+            "before Python starts to have the kernels interpreted on the CPU"
+        )
+    return None
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ import os
 import numpy as np
 import torch
 
-from sparsebert.executor.program import FlatProgram, build_program
+from sparsebert.executor.program import TRITON, FlatProgram, build_program
 from sparsebert.masks import AttentionMask
 from sparsebert.planfile import load_plan, save_plan
 from sparsebert.report import PlanReport
@@ -33,8 +33,8 @@ class AttentionPlan:
         target: the machine that the cost model had in mind ("cpu", "sm90", ...).
         objective: "time" or "area".
         report: the compiler's own account, see `explain`.
-        programs: what the torch executor runs, as tensors on one device, by backend; those that
-            are not the plan's own choice ("auto") are made when they are first asked for.
+        programs: what runs, as tensors on one device, by backend; those that are not the plan's
+            own choice for the torch executor ("auto") are made when they are first asked for.
     """
 
     mask: AttentionMask
@@ -102,7 +102,7 @@ class AttentionPlan:
         return dataclasses.replace(self, programs=programs)
 
     def program_for(self, backend: str) -> FlatProgram:
-        """What the torch executor runs for backend "auto", "torch" (tiles only) or "dense"."""
+        """What runs for backend "auto", "torch" (tiles only), "dense" or "triton" (kernels)."""
         if backend not in self.programs:
             self.programs[backend] = self._build_program(backend).to(self.device)
         return self.programs[backend]
@@ -111,6 +111,11 @@ class AttentionPlan:
         if backend == "dense":
             every = np.ones_like(self.dense_heads)
             return build_program(self.mask, self.head_map, every, self.tiles).flatten()
+        if backend == "triton":
+            from sparsebert.kernels.program import build_program as build_kernel_program
+
+            sizes, *tensors = build_kernel_program(self).tensors
+            return FlatProgram(tensors, [TRITON, *sizes.tolist()])
         if not self.dense_heads.any():
             return self.programs["auto"]
         from sparsebert.compiler import compile_tiles

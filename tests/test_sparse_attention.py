@@ -315,3 +315,23 @@ def test_the_explained_choice_is_what_auto_runs():
     q, k, v = torch.randn(3, 1, 4, 1024, 16)
     run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("auto",))
     run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("auto",))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("make_mask", MASKS)
+def test_the_kernels_behind_the_op(dtype, make_mask):
+    """In Triton's interpreter where there is no GPU; the kernels have tests of their own."""
+    mask = make_mask(4, 33, 47)
+    plan = sb.compile_plan(mask, target="cpu")
+    q = make_tensor(2, 4, 33, 16, dtype, "heads last")
+    k, v = (make_tensor(2, 2, 47, 16, dtype, "contiguous") for _ in range(2))
+    key_mask = make_key_mask("middle", 2, 47)
+    for dropout_p in (0.0, 0.3):
+        run_and_check(
+            q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("triton",)
+        )
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    o = sb.sparse_attention(*inputs, plan, backend="triton")
+    (dq,) = torch.autograd.grad(o.float().square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="use backend='torch'"):
+        dq.sum().backward()

@@ -88,3 +88,14 @@ def test_dropout_p(plan, dropout_p):
 
 def test_backend(plan):
     refuse(ValueError, "backend must be one of .* got 'flash'", *tensors(), plan, backend="flash")
+
+
+def test_triton_says_why_it_cannot_run(plan, monkeypatch):
+    def refuse_triton(match, dtype=torch.float32):
+        refuse(ValueError, match, *tensors(dtype=dtype), plan, backend="triton")
+
+    refuse_triton("takes fp16, bf16 and fp32, got torch.float64", torch.float64)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    refuse_triton("needs CUDA or HIP tensors, got cpu; .*TRITON_INTERPRET=1")
+    monkeypatch.setattr("sparsebert.ops._HAS_TRITON", False)
+    refuse_triton(r"pip install 'sparsebert\[triton\]'")

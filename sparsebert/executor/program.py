@@ -22,6 +22,9 @@ import torch
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles import TileSet
 
+TORCH, TRITON = 0, 1
+"""What a program is for: the torch executor, or the kernels in `sparsebert.kernels`."""
+
 _SAME_BUCKET = 0.8
 """Tiles share a bucket if the narrower is at least this fraction of the widest one."""
 
@@ -99,11 +102,11 @@ class TorchProgram:
         sizes = [self.q_len, self.kv_len, int(self.shared), len(self.buckets), len(self.more_rows)]
         sizes += [int(tensor is not None) for tensor in optional]
         sizes += [int(bucket.bits is not None) for bucket in self.buckets]
-        return FlatProgram(tensors, sizes)
+        return FlatProgram(tensors, [TORCH, *sizes])
 
 
 class FlatProgram(NamedTuple):
-    """A program in the form that a custom op takes."""
+    """A program in the form that a custom op takes; `sizes` begins with what it is for."""
 
     tensors: list[torch.Tensor]
     sizes: list[int]
@@ -111,13 +114,15 @@ class FlatProgram(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """All heads run dense, and no query and no key is left out: torch's SDPA will do."""
-        _, _, _, _, _, _, has_unused, has_dead = self.sizes[:8]
-        return self.tensors[0].numel() == 0 and not has_unused and not has_dead
+        if self.sizes[0] != TORCH or self.tensors[0].numel() > 0:
+            return False
+        _, has_unused, has_dead = self.sizes[6:9]
+        return not has_unused and not has_dead
 
     @property
     def dense_mask(self) -> torch.Tensor | None:
         """The mask of a plain program: bool [H or 1, N, M]; None if everything is allowed."""
-        return self.tensors[3] if self.sizes[5] else None
+        return self.tensors[3] if self.sizes[6] else None
 
     def to(self, device: torch.device | str) -> FlatProgram:
         """The same program with its tensors on `device`."""
@@ -127,15 +132,15 @@ class FlatProgram(NamedTuple):
 def from_tensors(tensors: list[torch.Tensor], sizes: list[int]) -> TorchProgram:
     """The program that `TorchProgram.flatten` made these of."""
     remaining = iter(tensors)
-    q_len, kv_len, shared, bucket_count, more_count = sizes[:5]
+    _, q_len, kv_len, shared, bucket_count, more_count = sizes[:6]
     tile_heads, dense_heads, slot_of_row = (next(remaining) for _ in range(3))
     more_rows = tuple(next(remaining) for _ in range(more_count))
     more_slots = tuple(next(remaining) for _ in range(more_count))
     dense_mask, dense_unused, dense_dead = (
-        next(remaining) if present else None for present in sizes[5:8]
+        next(remaining) if present else None for present in sizes[6:9]
     )
     buckets, first_slot = [], 0
-    for has_bits in sizes[8 : 8 + bucket_count]:
+    for has_bits in sizes[9 : 9 + bucket_count]:
         rows, cols = next(remaining), next(remaining)
         buckets.append(Bucket(rows, cols, next(remaining) if has_bits else None, first_slot))
         first_slot += rows.numel()
