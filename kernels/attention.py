@@ -81,14 +81,13 @@ def backward(
     if q.numel() == 0 or k.numel() == 0:
         return tuple(torch.zeros_like(x) for x in (q, k, v))
     grad_o, o = with_contiguous_rows(grad_o), with_contiguous_rows(o)
-    delta = run_delta(o, grad_o, lse, grad_lse)
-    q_given_scale = scale
+    stats = run_delta(o, grad_o, lse.contiguous(), grad_lse)
+    given_scale = scale
     q, scale = _with_positive_scale(q, scale)
     spaces, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p, grad_o)
     arguments |= {
         "grad_o_ptr": grad_o,
-        "lse_ptr": lse,
-        "delta_ptr": delta,
+        "stats_ptr": stats,
         **strides("g", grad_o, arguments["ALIGN"]),
     }
     heads_per_item = arguments["heads_per_item"]
@@ -105,8 +104,8 @@ def backward(
     run_merge(program.keys, spaces, heads_per_item, part_dv, dv)
     if shared:
         dk, dv = (x.unflatten(2, (kv_heads, -1)).sum(3).to(k.dtype) for x in (dk, dv))
-    if q_given_scale <= 0.0:
-        dq = -dq if q_given_scale < 0.0 else torch.zeros_like(dq)
+    if given_scale <= 0.0:
+        dq = -dq if given_scale < 0.0 else torch.zeros_like(dq)
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
@@ -128,6 +127,8 @@ def _arguments(
     heads_per_item = 1 if program.per_head else heads
     align = alignment(q, k, v, *others)
     has_dropout = dropout_p > 0.0
+    if key_mask is not None and key_mask.stride(1) != 1:
+        key_mask = key_mask.contiguous()
     return batch * heads_per_item, {
         "q_ptr": q,
         "k_ptr": k,

@@ -16,7 +16,6 @@ from .tile import (
     dot,
     exponential,
     find_work,
-    finite,
     load_rows,
     log_unit,
     mask_by_words,
@@ -35,7 +34,7 @@ def delta_kernel(
     grad_o_ptr,  # [B, H, N, D]
     lse_ptr,  # fp32 [B, H, N]
     grad_lse_ptr,  # fp32 [B, H, N]; with HAS_GRAD_LSE
-    delta_ptr,  # fp32 [B, H, N]
+    stats_ptr,  # fp32 [B, H, N, 2]
     stride_ob,
     stride_oh,
     stride_on,
@@ -50,7 +49,11 @@ def delta_kernel(
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """delta = rowsum(o * grad_o) - grad_lse; 0 for a row with nothing to attend."""
+    """What the other kernels need of each query: its LSE in `log_unit`, and delta.
+
+    delta = rowsum(o * grad_o) - grad_lse. A row with nothing to attend gets +inf and 0, so that
+    its probabilities, exp(s - inf), are 0.
+    """
     blocks = tl.cdiv(q_len, BLOCK_R)
     program = tl.program_id(0)
     space = (program // blocks).to(tl.int64)
@@ -66,14 +69,9 @@ def delta_kernel(
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HAS_GRAD_LSE:
         delta -= tl.load(grad_lse_ptr + space * q_len + rows, mask=alive, other=0.0)
-    tl.store(delta_ptr + space * q_len + rows, delta, mask=inside)
-
-
-@triton.jit
-def _probabilities(s, lse, scale, IS_FP32: tl.constexpr):
-    """exp(s * scale - lse), from scores without scale and a natural, finite LSE."""
-    unit = log_unit(IS_FP32)
-    return exponential(s * (scale * unit), lse * unit, IS_FP32)
+    lse = tl.where(alive, lse * log_unit(o.dtype == tl.float32), float("inf"))
+    stats_ptrs = stats_ptr + (space * q_len + rows)[:, None] * 2 + tl.arange(0, 2)[None, :]
+    tl.store(stats_ptrs, tl.join(lse, delta), mask=inside[:, None])
 
 
 @triton.jit
@@ -91,7 +89,7 @@ def _dq_step(
     words_ptr,
     stride_kn,
     stride_vn,
-    scale,
+    qk_scale,
     keep_scale,
     head_key,
     drop_threshold,
@@ -116,7 +114,7 @@ def _dq_step(
     v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     s = dot(q, tl.trans(k), None, PRECISION, TARGET)  # [BLOCK_M, BLOCK_N]
     dp = dot(do, tl.trans(v), None, PRECISION, TARGET)
-    p = _probabilities(s, lse[:, None], scale, k.dtype == tl.float32)
+    p = exponential(s * qk_scale, lse[:, None], k.dtype == tl.float32)
     if HAS_WORDS:
         p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
     if HAS_KEY_MASK:
@@ -141,8 +139,7 @@ def dq_kernel(
     k_ptr,  # [B, H_kv, M, D]
     v_ptr,  # [B, H_kv, M, D]
     grad_o_ptr,  # [B, H, N, D]
-    lse_ptr,  # fp32 [B, H, N], natural
-    delta_ptr,  # fp32 [B, H, N]
+    stats_ptr,  # fp32 [B, H, N, 2], from `delta_kernel`
     key_mask_ptr,  # uint8 [B, M]
     seed_ptr,  # int64 [1]
     dq_ptr,  # [B, N, H, D]
@@ -206,11 +203,10 @@ def dq_kernel(
     grad_o_ptr += (wide_batch * stride_gb + wide_head * stride_gh) * ALIGN
     k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
     v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN
-    stats = (wide_batch * num_heads + head) * q_len + rows
-    lse = tl.load(lse_ptr + stats, mask=rows >= 0, other=-float("inf"))
-    alive = lse > -float("inf")
-    delta = tl.load(delta_ptr + stats, mask=alive, other=0.0)
-    lse = finite(lse)
+    stats_ptrs = stats_ptr + ((wide_batch * num_heads + head) * q_len + rows) * 2
+    lse = tl.load(stats_ptrs, mask=rows >= 0, other=float("inf"))
+    delta = tl.load(stats_ptrs + 1, mask=rows >= 0, other=0.0)
+    alive = lse < float("inf")
     q = load_rows(q_ptr, rows, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
     do = load_rows(grad_o_ptr, rows, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
     head_key = tl.zeros([], tl.uint32)
@@ -219,12 +215,13 @@ def dq_kernel(
     if HAS_DROPOUT:
         head_key = philox.head_key(seed_ptr, batch, head)
 
+    qk_scale = scale * log_unit(q.dtype == tl.float32)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if full > 0:  # as in the forward kernel
         for start in tl.range(0, full, BLOCK_N):
             dq = _dq_step(
                 dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
-                words_ptr, stride_kn, stride_vn, scale, keep_scale, head_key, drop_threshold,
+                words_ptr, stride_kn, stride_vn, qk_scale, keep_scale, head_key, drop_threshold,
                 False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D,
                 ALIGN, PRECISION, TARGET,
             )  # fmt: skip
@@ -232,7 +229,7 @@ def dq_kernel(
         for start in tl.range(full, width, BLOCK_N):
             dq = _dq_step(
                 dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
-                words_ptr + (start - word_col) // 32 * HEIGHT, stride_kn, stride_vn, scale,
+                words_ptr + (start - word_col) // 32 * HEIGHT, stride_kn, stride_vn, qk_scale,
                 keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM,
                 HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
             )  # fmt: skip
@@ -252,13 +249,12 @@ def _dkdv_step(
     visible,  # [BLOCK_M], with HAS_KEY_MASK
     q_ptr,
     grad_o_ptr,
-    lse_ptr,
-    delta_ptr,
+    stats_ptr,
     cols_ptr,
     words_ptr,
     stride_qn,
     stride_gn,
-    scale,
+    qk_scale,
     keep_scale,
     head_key,
     drop_threshold,
@@ -276,17 +272,16 @@ def _dkdv_step(
 ):
     """Add what BLOCK_N gathered queries contribute to dK (without the scale) and dV."""
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
-    lse = tl.load(lse_ptr + cols)
-    delta = tl.load(delta_ptr + cols)
+    stats = tl.load(stats_ptr + cols.to(tl.int64)[:, None] * 2 + tl.arange(0, 2)[None, :])
+    lse, delta = tl.split(stats)
     alive = cols >= 0
     if HAS_KEY_MASK:  # which may leave a query nothing to attend
-        alive = lse > -float("inf")
-        lse = finite(lse)
+        alive = lse < float("inf")
     q = load_rows(q_ptr, cols, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     do = load_rows(grad_o_ptr, cols, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
     s = dot(k, tl.trans(q), None, PRECISION, TARGET)  # [BLOCK_M keys, BLOCK_N queries]
     dp = dot(v, tl.trans(do), None, PRECISION, TARGET)
-    p = _probabilities(s, lse[None, :], scale, k.dtype == tl.float32)
+    p = exponential(s * qk_scale, lse[None, :], k.dtype == tl.float32)
     if HAS_WORDS:
         p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
     if HAS_KEY_MASK:
@@ -315,8 +310,7 @@ def dkdv_kernel(
     k_ptr,  # [B, H_kv, M, D]
     v_ptr,  # [B, H_kv, M, D]
     grad_o_ptr,  # [B, H, N, D]
-    lse_ptr,  # fp32 [B, H, N], natural
-    delta_ptr,  # fp32 [B, H, N]
+    stats_ptr,  # fp32 [B, H, N, 2], from `delta_kernel`
     key_mask_ptr,  # uint8 [B, M]
     seed_ptr,  # int64 [1]
     dk_ptr,  # [B, M, H, D], one for each query head
@@ -383,8 +377,7 @@ def dkdv_kernel(
     grad_o_ptr += (wide_batch * stride_gb + wide_head * stride_gh) * ALIGN
     k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
     v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN
-    lse_ptr += (wide_batch * num_heads + head) * q_len
-    delta_ptr += (wide_batch * num_heads + head) * q_len
+    stats_ptr += (wide_batch * num_heads + head) * q_len * 2
     visible = rows >= 0
     if HAS_KEY_MASK:
         key_mask_ptr += wide_batch * stride_mb
@@ -395,22 +388,23 @@ def dkdv_kernel(
     if HAS_DROPOUT:
         head_key = philox.head_key(seed_ptr, batch, head)
 
+    qk_scale = scale * log_unit(k.dtype == tl.float32)
     dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if full > 0:  # as in the forward kernel
         for start in tl.range(0, full, BLOCK_N):
             dk, dv = _dkdv_step(
-                dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, lse_ptr, delta_ptr,
-                cols_ptr + start, words_ptr, stride_qn, stride_gn, scale, keep_scale, head_key,
+                dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, stats_ptr,
+                cols_ptr + start, words_ptr, stride_qn, stride_gn, qk_scale, keep_scale, head_key,
                 drop_threshold, False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M,
                 BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
             )  # fmt: skip
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             dk, dv = _dkdv_step(
-                dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, lse_ptr, delta_ptr,
+                dk, dv, k, v, rows, visible, q_ptr, grad_o_ptr, stats_ptr,
                 cols_ptr + start, words_ptr + (start - word_col) // 32 * HEIGHT, stride_qn,
-                stride_gn, scale, keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK,
+                stride_gn, qk_scale, keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK,
                 HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
             )  # fmt: skip
     slots_ptr += row_start

@@ -63,8 +63,10 @@ def launch_config(
     block_m, block_n, num_warps = config.block_m, config.block_n, config.num_warps
 
     # As many bytes in flight as with D = 64 in 16 bits; and half the scores if each is hashed.
-    factor = block_d(head_dim) * itemsize // 128 * (2 if has_dropout else 1)
-    block_n = max(_MIN_BLOCK_N, block_n // max(1, factor))
+    factor = max(1, block_d(head_dim) * itemsize // 128) * (2 if has_dropout else 1)
+    if block_n // factor < _MIN_BLOCK_N:
+        num_warps = min(8, 2 * num_warps)
+    block_n = max(_MIN_BLOCK_N, block_n // factor)
 
     # Accumulators of fp32 within a thread's registers: more warps, then fewer rows.
     columns = block_d(head_dim) * (2 if kernel == "dkdv" else 1)

@@ -85,16 +85,16 @@ def run_merge(
 def run_delta(
     o: torch.Tensor, grad_o: torch.Tensor, lse: torch.Tensor, grad_lse: torch.Tensor | None
 ) -> torch.Tensor:
-    """rowsum(o * grad_o) - grad_lse, fp32 [B, H, N]; 0 for a row with nothing to attend."""
+    """LSE and delta of each query, fp32 [B, H, N, 2]; see `delta_kernel`."""
     batch, heads, q_len, head_dim = o.shape
-    delta = torch.empty_like(lse)
+    stats = lse.new_empty(*lse.shape, 2)
     align = alignment(o, grad_o)
     delta_kernel[(triton.cdiv(q_len, _DELTA_ROWS) * batch * heads,)](
         o_ptr=o,
         grad_o_ptr=grad_o,
         lse_ptr=lse,
         grad_lse_ptr=None if grad_lse is None else grad_lse.contiguous(),
-        delta_ptr=delta,
+        stats_ptr=stats,
         **strides("o", o, align),
         **strides("g", grad_o, align),
         num_heads=heads,
@@ -106,7 +106,7 @@ def run_delta(
         ALIGN=align,
         num_warps=4,
     )
-    return delta
+    return stats
 
 
 def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:

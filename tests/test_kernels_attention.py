@@ -295,9 +295,7 @@ def forward_and_backward(q, k, v, key_mask, program):
     """o, LSE, dq, dk, dv."""
     o, lse = kernels.forward(q, k, v, key_mask, None, program, 0.25, 0.0)
     grad_o = torch.ones_like(o).contiguous()
-    gradients = kernels.backward(
-        grad_o, None, q, k, v, o, lse, key_mask, None, program, 0.25, 0.0
-    )
+    gradients = kernels.backward(grad_o, None, q, k, v, o, lse, key_mask, None, program, 0.25, 0.0)
     return o, lse, *gradients
 
 
