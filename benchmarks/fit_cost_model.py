@@ -32,7 +32,7 @@ from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.tiles import TileGroup, TileSet, build_tile_set
 
-HEADS, DIM, ROUNDS, REPEATS = 12, 64, 6, 3
+HEADS, DIM, ROUNDS, REPEATS = 12, 64, 5, 2
 TERMS = ("call", "shape", "tile", "row", "column", "entry", "merge")
 DENSE_TERMS = ("dense_call", "dense_entry")
 MODEL = Path(cost.__file__).with_name("cost_model.json")
@@ -51,14 +51,16 @@ def gathered_blocks(length: int, rows: int, columns: int) -> AttentionMask:
 def plans() -> Iterator[tuple[str, AttentionPlan]]:
     """Plans of many shapes: one tile shape, several, and rows in several tiles."""
     for length, rows, columns in (
-        (128, 16, 32), (256, 16, 64), (256, 64, 128), (512, 16, 16), (512, 16, 128),
-        (512, 32, 64), (512, 64, 64), (512, 128, 256), (1024, 16, 64), (1024, 32, 256),
-        (1024, 64, 32), (1024, 64, 256), (1024, 128, 128), (1024, 128, 512), (1024, 16, 256),
-        (1024, 4, 64), (1024, 8, 32),
+        (64, 16, 16), (64, 64, 48), (128, 16, 16), (128, 16, 32), (128, 32, 64), (128, 64, 64),
+        (128, 128, 96), (256, 16, 32), (256, 16, 64), (256, 64, 128), (512, 16, 16),
+        (512, 16, 128), (512, 32, 64), (512, 64, 64), (512, 128, 256), (1024, 16, 64),
+        (1024, 32, 256), (1024, 64, 32), (1024, 64, 256), (1024, 128, 128), (1024, 128, 512),
+        (1024, 16, 256), (1024, 4, 64), (1024, 8, 32), (1024, 16, 512), (1024, 32, 640),
+        (2048, 16, 640), (2048, 64, 1024),
     ):  # fmt: skip
         mask = gathered_blocks(length, rows, columns)
         yield f"blocks {rows} x {columns}", _in_order(mask, max(16, rows), rows)
-    for length in (256, 512, 1024):
+    for length in (128, 256, 512, 1024):
         for name in ("star", "longformer", "sliding_window"):
             mask = patterns.build(name, length)
             for height in (16, 64):
@@ -148,7 +150,7 @@ def main() -> None:
     for name, plan in plans():
         described.append(("tiles", name, plan.q_len, *features(plan.tiles)))
         timed.append(calls(plan, "torch"))
-    for length in (64, 128, 256, 512, 1024):
+    for length in (64, 128, 256, 512, 1024, 2048):
         plan = compile_plan(patterns.longformer(length), target="cpu", objective="area")
         described.append(("dense", "dense", length, *[0.0] * len(TERMS)))
         timed.append(calls(plan, "dense"))
