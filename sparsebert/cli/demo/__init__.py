@@ -171,7 +171,7 @@ def _times(
     rows = timing.time_lengths(encoder, masks, passages, lengths, settings.repeats)
     report.say(
         f"Forward passes over {timing.TOKENS} tokens in all, in ms, medians of {settings.repeats} "
-        f"interleaved runs on {rows[0]['threads']} threads of {rows[0]['processor']}. Dense is "
+        f"interleaved runs on {rows[0]['threads']} thread(s) of {rows[0]['processor']}. Dense is "
         "PyTorch's SDPA without a mask. Below 1x the sparse one is slower; where all scores are "
         "computed, the plan has fallen back to dense attention."
     )

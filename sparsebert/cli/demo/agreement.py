@@ -69,7 +69,7 @@ def check_patterns(
             largest = max(largest, truth.abs().max().item())
             similarity.append((pool(ours, real) * pool(before, real)).sum(-1))
         budget += torch.finfo(torch.float32).eps * largest
-        report = compile_plan(mask).explain()
+        report = compile_plan(mask, target="cpu").explain()
         rows.append(
             {
                 "pattern": name,

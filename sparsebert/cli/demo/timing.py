@@ -55,7 +55,9 @@ def time_lengths(
         config = encoder.model.config
         heads, dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         q, k, v = torch.randn(3, batch, heads, length, dim)
-        plans = {name: compile_plan(mask.crop(length)) for name, mask in masks.items()}
+        plans = {
+            name: compile_plan(mask.crop(length), target="cpu") for name, mask in masks.items()
+        }
         encoders: Calls = {name: partial(model, ids) for name, model in models.items()}
         encoders["dense"] = partial(encoder.model, ids)
         attentions: Calls = {
