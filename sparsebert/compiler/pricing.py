@@ -17,10 +17,6 @@ class Pricing(Protocol):
     """An objective, and which tiles the search may use for it."""
 
     @property
-    def unit(self) -> str:
-        """What costs are counted in."""
-
-    @property
     def height_choices(self) -> tuple[Heights, ...]:
         """Sets of tile heights, all heights first; a pass keeps to one of them."""
 
@@ -52,7 +48,6 @@ class Pricing(Protocol):
 class Area:
     """Executed entries: row slots times padded columns."""
 
-    unit = "entries"
     height_choices: tuple[Heights, ...] = ((16, 32, 64),)
     peel_heights: Heights = (16, 64)
     greedy_height = 16
@@ -74,7 +69,6 @@ class Area:
 class Time:
     """Forward time by the cost model, in microseconds."""
 
-    unit = "us"
     height_choices: tuple[Heights, ...] = ((16, 32, 64, 128), (16,), (32,), (64,), (128,))
     peel_heights: Heights = (16, 64)
     greedy_height = 64

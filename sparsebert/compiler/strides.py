@@ -10,12 +10,18 @@ _SAMPLED_ROWS = 256
 _IS_STRONG = 0.3
 """A distance belongs to the structure of the mask if this share of its positions is allowed."""
 
-_LEAST_EXCESS = 1.5
+_LEAST_EXCESS = 0.5
 """Distances that the multiples of a stride must have beyond what chance would give them."""
 
+_LEAST_POSITIONS = 16
+"""Fewer sampled positions at a distance say nothing."""
 
-def distance_profile(packed: np.ndarray, columns: int) -> np.ndarray:
-    """Share of allowed positions at each distance |i - j|, float [columns], of sampled rows."""
+
+def distance_profile(packed: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share of allowed positions at each distance |i - j|, float [columns], of sampled rows.
+
+    Also how many sampled positions have that distance, int64 [columns].
+    """
     rows = np.unique(np.linspace(0, len(packed) - 1, _SAMPLED_ROWS).astype(np.int64))
     sample, column = np.nonzero(unpack(packed[rows], columns))
     found = np.bincount(np.abs(column - rows[sample]), minlength=columns)[:columns]
@@ -26,7 +32,7 @@ def distance_profile(packed: np.ndarray, columns: int) -> np.ndarray:
     reach_right = np.maximum(columns - 1 - rows, -1)
     right = len(rows) - np.searchsorted(np.sort(reach_right), np.arange(columns))
     exists[1:] += right[1:]
-    return np.minimum(1.0, found / np.maximum(1, exists))
+    return found / np.maximum(1, exists), exists
 
 
 def find_strides(packed: np.ndarray, columns: int, limit: int) -> list[int]:
@@ -35,8 +41,8 @@ def find_strides(packed: np.ndarray, columns: int, limit: int) -> list[int]:
     The excess of s is the sum of the profile over the multiples of s, less what as many distances
     of mean density would have; only distances up to the farthest strong one count.
     """
-    profile = distance_profile(packed, columns)
-    strong = np.flatnonzero(profile >= _IS_STRONG)
+    profile, positions = distance_profile(packed, columns)
+    strong = np.flatnonzero((profile >= _IS_STRONG) & (positions >= _LEAST_POSITIONS))
     reach = int(strong[-1]) if len(strong) else 0
     if reach < 2:
         return []
