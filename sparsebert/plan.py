@@ -141,7 +141,8 @@ class AttentionPlan:
         """
         from sparsebert.compiler import crop_plan
 
-        return crop_plan(self, self.mask.crop(q_len, kv_len))
+        mask = self.mask.crop(q_len, kv_len)
+        return self if mask.shape == self.mask.shape else crop_plan(self, mask)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, without its mask, to one safetensors file; see `load`."""

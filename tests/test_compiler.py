@@ -128,6 +128,7 @@ def test_the_cost_shrinks_with_the_length() -> None:
     plan = compile_plan(patterns.strided(512, 22), objective="area", target="cpu")
     executed = [plan.crop(n).explain().executed_fraction * n * n for n in (512, 384, 256, 128, 64)]
     assert executed == sorted(executed, reverse=True)
+    assert plan.crop(512) is plan
     assert executed[2] < 0.4 * executed[0]
     direct = compile_plan(patterns.strided(512, 22).crop(256), objective="area", target="cpu")
     assert executed[2] <= 1.3 * direct.explain().executed_fraction * 256 * 256
