@@ -39,20 +39,17 @@ _TILE_KERNELS = ("forward", "dq", "dkdv")
 
 def representative() -> list[Specialisation]:
     """A few that together touch every kernel, architecture, height and feature; for the tests."""
-    fp32 = torch.float32
     return [
         Specialisation("forward", "sm90", 64),
         Specialisation("forward", "sm90", 16),
-        Specialisation("forward", "sm90", 128, has_key_mask=True, has_dropout=True),
         Specialisation("forward", "sm80", 32, head_dim=40, dtype=torch.float16),
-        Specialisation("forward", "sm90", 32, dtype=fp32),
+        Specialisation("forward", "sm90", 32, dtype=torch.float32),
         Specialisation("forward", "sm100", 64),
         Specialisation("forward", "gfx942", 64),
         Specialisation("dq", "sm90", 64),
         Specialisation("dq", "sm80", 16, has_dropout=True),
         Specialisation("dkdv", "sm90", 64),
-        Specialisation("dkdv", "sm90", 16, has_key_mask=True),
-        Specialisation("dkdv", "gfx942", 32),
+        Specialisation("dkdv", "sm90", 16, has_key_mask=True, has_dropout=True),
         Specialisation("delta", "sm90", 32),
         Specialisation("merge", "sm90", 16),
     ]

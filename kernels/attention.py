@@ -6,6 +6,7 @@ memory as [B, N, H, D]. Nothing here waits for the device, so a call can be capt
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -80,6 +81,9 @@ def backward(
     )
     if q.numel() == 0 or k.numel() == 0:
         return tuple(torch.zeros_like(x) for x in (q, k, v))
+    if key_mask is not None:  # which may leave a query nothing to attend; it may hold NaN
+        dead = (lse == -math.inf)[..., None]
+        q, grad_o = q.masked_fill(dead, 0.0), grad_o.masked_fill(dead, 0.0)
     grad_o, o = with_contiguous_rows(grad_o), with_contiguous_rows(o)
     stats = run_delta(o, grad_o, lse.contiguous(), grad_lse)
     given_scale = scale

@@ -206,9 +206,8 @@ def dq_kernel(
     stats_ptrs = stats_ptr + ((wide_batch * num_heads + head) * q_len + rows) * 2
     lse = tl.load(stats_ptrs, mask=rows >= 0, other=float("inf"))
     delta = tl.load(stats_ptrs + 1, mask=rows >= 0, other=0.0)
-    alive = lse < float("inf")
-    q = load_rows(q_ptr, rows, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
-    do = load_rows(grad_o_ptr, rows, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
+    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False)
+    do = load_rows(grad_o_ptr, rows, stride_gn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False)
     head_key = tl.zeros([], tl.uint32)
     if HAS_KEY_MASK:
         key_mask_ptr += wide_batch * stride_mb
@@ -274,18 +273,15 @@ def _dkdv_step(
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
     stats = tl.load(stats_ptr + cols.to(tl.int64)[:, None] * 2 + tl.arange(0, 2)[None, :])
     lse, delta = tl.split(stats)
-    alive = cols >= 0
-    if HAS_KEY_MASK:  # which may leave a query nothing to attend
-        alive = lse < float("inf")
-    q = load_rows(q_ptr, cols, stride_qn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
-    do = load_rows(grad_o_ptr, cols, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+    q = load_rows(q_ptr, cols, stride_qn, cols >= 0, HEAD_DIM, BLOCK_D, ALIGN, True)
+    do = load_rows(grad_o_ptr, cols, stride_gn, cols >= 0, HEAD_DIM, BLOCK_D, ALIGN, True)
     s = dot(k, tl.trans(q), None, PRECISION, TARGET)  # [BLOCK_M keys, BLOCK_N queries]
     dp = dot(v, tl.trans(do), None, PRECISION, TARGET)
     p = exponential(s * qk_scale, lse[None, :], k.dtype == tl.float32)
     if HAS_WORDS:
         p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
     if HAS_KEY_MASK:
-        p = tl.where(visible[:, None] & alive[None, :], p, 0.0)
+        p = tl.where(visible[:, None], p, 0.0)
     dropped = p
     if HAS_DROPOUT:
         kept = philox.keep(head_key, cols[None, :], rows[:, None], drop_threshold)

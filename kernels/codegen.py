@@ -197,7 +197,7 @@ def _read_amd(spec: Specialisation, compiled: Any) -> Code:
     return Code(
         spec=spec,
         registers=number("vgpr_count"),
-        spill_bytes=4 * ((number("vgpr_spill_count") or 0) + (number("sgpr_spill_count") or 0)),
+        spill_bytes=number("private_segment_fixed_size"),
         shared_bytes=compiled.metadata.shared,
         tensor_core=len(re.findall(r"\bv_mfma", assembly)),
         async_copies=len(re.findall(r"\b(?:global|buffer)_load_\w+ .* lds\b", assembly)),

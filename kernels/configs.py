@@ -39,14 +39,19 @@ _TABLE: dict[tuple[str, str, int], LaunchConfig] = {
     ("dq", "default", 32): LaunchConfig(32, 64, 2, 2),
     ("dq", "default", 64): LaunchConfig(64, 64, 4, 2),
     ("dq", "default", 128): LaunchConfig(128, 64, 8, 2),
-    ("dkdv", "default", 16): LaunchConfig(16, 32, 1, 2),
+    ("dkdv", "default", 16): LaunchConfig(16, 64, 2, 2),
     ("dkdv", "default", 32): LaunchConfig(32, 64, 2, 2),
     ("dkdv", "default", 64): LaunchConfig(64, 64, 4, 2),
     ("dkdv", "default", 128): LaunchConfig(128, 64, 8, 2),
 }
 
+for _kernel, _arch, _height in list(_TABLE):  # CDNA3 spills with a second stage in registers
+    _TABLE[_kernel, "gfx942", _height] = dataclasses.replace(
+        _TABLE[_kernel, _arch, _height], num_stages=1
+    )
+
 _MIN_BLOCK_N = 32
-_ACCUMULATORS = 128  # per thread, of the 255 registers; half with mma.sync, whose operands add up
+_ACCUMULATORS = 64  # per thread with mma.sync, whose operands need registers as well
 
 
 @functools.cache
@@ -60,23 +65,24 @@ def launch_config(
     """
     key = (kernel, arch, height)
     config = _TABLE.get(key) or _TABLE[kernel, "default", height]
-    block_m, block_n, num_warps = config.block_m, config.block_n, config.num_warps
+    row_bytes = block_d(head_dim) * itemsize
 
-    # As many bytes in flight as with D = 64 in 16 bits; and half the scores if each is hashed.
-    factor = max(1, block_d(head_dim) * itemsize // 128) * (2 if has_dropout else 1)
-    if block_n // factor < _MIN_BLOCK_N:
-        num_warps = min(8, 2 * num_warps)
+    # Heads this wide, and fp32 with its three products, fill the registers of a small program.
+    hashed_gradient = kernel == "dkdv" and has_dropout and row_bytes > 128
+    if itemsize == 4 or row_bytes > 256 or hashed_gradient:
+        is_large = kernel == "dkdv" and row_bytes > 256 or kernel == "dq" and itemsize == 4
+        num_warps = 8 if is_large and height > 16 else 4
+        return LaunchConfig(min(height, 32), _MIN_BLOCK_N, num_warps, config.num_stages)
+
+    # As many bytes in flight as with D = 64; and half the scores if each is hashed.
+    block_n, num_warps = config.block_n, config.num_warps
+    factor = max(1, row_bytes // 128) * (2 if has_dropout else 1)
+    accumulators = config.block_m * block_d(head_dim) * (2 if kernel == "dkdv" else 1)
+    crowded = block_n // factor < _MIN_BLOCK_N or accumulators > _ACCUMULATORS * 32 * num_warps
+    if height < 64 and crowded:
+        num_warps *= 2
     block_n = max(_MIN_BLOCK_N, block_n // factor)
-
-    # Accumulators of fp32 within a thread's registers: more warps, then fewer rows.
-    columns = block_d(head_dim) * (2 if kernel == "dkdv" else 1)
-    limit = _ACCUMULATORS if height >= 64 else _ACCUMULATORS // 2
-    while block_m * columns > limit * 32 * num_warps:
-        if num_warps < 8:
-            num_warps *= 2
-        else:
-            block_m //= 2
-    return dataclasses.replace(config, block_m=block_m, block_n=block_n, num_warps=num_warps)
+    return dataclasses.replace(config, block_n=block_n, num_warps=num_warps)
 
 
 def block_d(head_dim: int) -> int:

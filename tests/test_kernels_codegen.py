@@ -76,8 +76,8 @@ def test_wgmma_is_not_serialised(rows):
 
 @pytest.mark.parametrize(
     ("kernel", "height", "full", "bits"),
-    [("forward", 64, 265, 355), ("forward", 16, 475, 560), ("dq", 64, 290, 380),
-     ("dkdv", 64, 360, 450)],
+    [("forward", 64, 263, 334), ("forward", 16, 470, 550), ("dq", 64, 300, 408),
+     ("dkdv", 64, 345, 420)],
 )  # fmt: skip
 def test_instructions_per_score_do_not_grow(rows, kernel, height, full, bits):
     """About 3 % above what was counted when the kernels were tuned (sm_90, D = 64, bf16)."""
