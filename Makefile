@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean distclean
+.PHONY: help demo test check format bench gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -41,6 +41,9 @@ format: $(INSTALLED)  ## rewrite the files in the project's format and fix what 
 
 bench: $(INSTALLED)  ## run the benchmarks
 	$(BIN)/python -m benchmarks
+
+gpu:  ## check the Triton kernels on this machine's GPU, then time them, with PYTHON's own torch
+	$(PYTHON) -m benchmarks.gpu_check
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

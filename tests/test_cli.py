@@ -79,6 +79,7 @@ def test_version_and_module() -> None:
         ("show {text}", "not a mask file"),
         ("show {mask} -o {text}/x.png", "cannot write"),
         ("explain {mask} --layer 1", "--layer 1"),
+        ("explain {mask} --target h100", "expected cpu, sm90, gfx942 or the like, got 'h100'"),
         ("verify {mask} --layer one", "invalid int value"),
         ("verify {mask} --dropout 1", "from 0 to below 1, got '1'"),
         ("verify {mask} --head-dim 257", "D must be at most 256, got 257"),

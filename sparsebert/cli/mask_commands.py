@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,10 @@ def register(commands: Commands) -> None:
     )
     add_mask(explain)
     explain.add_argument(
-        "--target", metavar="T", help="machine to plan for: cpu, sm80, sm90, ... (default: this)"
+        "--target",
+        type=_target,
+        metavar="T",
+        help="machine to plan for: cpu, sm80, sm90, gfx942, ... (default: this)",
     )
     explain.add_argument(
         "--objective",
@@ -50,6 +54,12 @@ def register(commands: Commands) -> None:
         default="time",
         help="fastest by the cost model, or least executed area (default: %(default)s)",
     )
+
+
+def _target(text: str) -> str:
+    if not re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, sm90, gfx942 or the like, got {text!r}")
+    return text
 
 
 def show_mask(arguments: argparse.Namespace) -> int:
