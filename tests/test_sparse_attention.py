@@ -335,3 +335,15 @@ def test_the_kernels_behind_the_op(dtype, make_mask):
     (dq,) = torch.autograd.grad(o.float().square().sum(), q, create_graph=True)
     with pytest.raises(NotImplementedError, match="use backend='torch'"):
         dq.sum().backward()
+
+
+def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
+    """On the CPU a mask of three dimensions would send SDPA to its slow path, three times slower."""
+    mask = sb.patterns.random(64, density=0.9)
+    plan = sb.compile_plan(mask, target="cpu")
+    assert plan.program_for("auto").is_plain
+    q, k, v = torch.randn(3, 1, 2, 64, 16)
+    with torch.profiler.profile() as profile:
+        sb.sparse_attention(q, k, v, plan)
+    called = {event.name for event in profile.events()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called

@@ -121,8 +121,11 @@ class FlatProgram(NamedTuple):
 
     @property
     def dense_mask(self) -> torch.Tensor | None:
-        """The mask of a plain program: bool [H or 1, N, M]; None if everything is allowed."""
-        return self.tensors[3] if self.sizes[6] else None
+        """The mask of a plain program: bool [1, H or 1, N, M]; None if everything is allowed.
+
+        Four dimensions, because with three torch's SDPA leaves its fast kernel on the CPU.
+        """
+        return self.tensors[3][None] if self.sizes[6] else None
 
     def to(self, device: torch.device | str) -> FlatProgram:
         """The same program with its tensors on `device`."""
