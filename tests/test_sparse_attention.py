@@ -338,7 +338,7 @@ def test_the_kernels_behind_the_op(dtype, make_mask):
 
 
 def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
-    """On the CPU a mask of three dimensions would send SDPA to its slow path, three times slower."""
+    """On the CPU a mask of three dimensions would send SDPA to a path three times slower."""
     mask = sb.patterns.random(64, density=0.9)
     plan = sb.compile_plan(mask, target="cpu")
     assert plan.program_for("auto").is_plain
