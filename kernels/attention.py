@@ -23,9 +23,9 @@ from .launch import (
     strides,
     with_contiguous_rows,
 )
-from .program import KernelProgram, build_program, from_tensors
+from .program import KernelProgram, build_program, from_arrays, from_tensors
 
-__all__ = ["KernelProgram", "backward", "build_program", "forward", "from_tensors"]
+__all__ = ["KernelProgram", "backward", "build_program", "forward", "from_arrays", "from_tensors"]
 
 
 def forward(

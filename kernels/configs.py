@@ -70,7 +70,7 @@ def launch_config(
     # Heads this wide, and fp32 with its three products, fill the registers of a small program.
     hashed_gradient = kernel == "dkdv" and has_dropout and row_bytes > 128
     if itemsize == 4 or row_bytes > 256 or hashed_gradient:
-        is_large = kernel == "dkdv" and row_bytes > 256 or kernel == "dq" and itemsize == 4
+        is_large = (kernel == "dq" and itemsize == 4) or (kernel == "dkdv" and row_bytes > 256)
         num_warps = 8 if is_large and height > 16 else 4
         return LaunchConfig(min(height, 32), _MIN_BLOCK_N, num_warps, config.num_stages)
 

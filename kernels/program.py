@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +45,7 @@ class KernelProgram:
         per_head: heads have work items of their own; else one list serves every head.
         queries: tiles of query rows, for the forward pass and dQ.
         keys: tiles of key rows (the transposed mask), for dK and dV.
-        sizes: the numbers above as a CPU tensor.
+        sizes: all numbers of the program, for `from_arrays`.
     """
 
     q_len: int
@@ -53,7 +54,7 @@ class KernelProgram:
     per_head: bool
     queries: Side
     keys: Side
-    sizes: torch.Tensor
+    sizes: tuple[int, ...]
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +64,12 @@ class KernelProgram:
     @functools.cached_property
     def tensors(self) -> list[torch.Tensor]:
         """The program as a flat list of tensors, the first of them on the CPU."""
-        return [self.sizes, *_arrays(self.queries), *_arrays(self.keys)]
+        return [torch.tensor(self.sizes, dtype=torch.int64), *self.arrays]
+
+    @functools.cached_property
+    def arrays(self) -> list[torch.Tensor]:
+        """The tensors on the device; they and `sizes` are the whole program."""
+        return [*_arrays(self.queries), *_arrays(self.keys)]
 
     def is_on(self, device: torch.device | str) -> bool:
         """Whether `device` ("cuda" means its current one) is where the tensors lie."""
@@ -73,8 +79,7 @@ class KernelProgram:
         """The same program on another device; itself if it is there already."""
         if self.is_on(device):
             return self
-        sizes, *arrays = self.tensors
-        return from_tensors([sizes, *(array.to(device) for array in arrays)])
+        return from_arrays(self.sizes, [array.to(device) for array in self.arrays])
 
 
 def build_program(plan: AttentionPlan) -> KernelProgram:
@@ -91,31 +96,34 @@ def pack_program(
     queries: PackedTiles, keys: PackedTiles, q_len: int, kv_len: int, mask_heads: int
 ) -> KernelProgram:
     """A program from the packed tiles of both directions."""
-    sizes = [q_len, kv_len, mask_heads, queries.per_head]
+    sizes = [q_len, kv_len, mask_heads, int(queries.per_head)]
     arrays = []
     for side in (queries, keys):
         sizes += [side.num_slots, *side.counts]
         arrays += [side.items, side.rows, side.slots, side.cols, side.words, side.merges]
-    tensors = [torch.from_numpy(array) for array in arrays]
-    return from_tensors([torch.tensor(sizes, dtype=torch.int64), *tensors])
+    return from_arrays(sizes, [torch.from_numpy(array) for array in arrays])
 
 
 def from_tensors(tensors: list[torch.Tensor]) -> KernelProgram:
     """The program that `KernelProgram.tensors` wrote."""
-    sizes = tensors[0].tolist()
+    return from_arrays(tensors[0].tolist(), tensors[1:])
+
+
+def from_arrays(sizes: Sequence[int], arrays: list[torch.Tensor]) -> KernelProgram:
+    """The program with these `KernelProgram.sizes` and `KernelProgram.arrays`."""
     half = 1 + len(PACKED_HEIGHTS)
     return KernelProgram(
         q_len=sizes[0],
         kv_len=sizes[1],
         mask_heads=sizes[2],
         per_head=bool(sizes[3]),
-        queries=_side(tensors[1:7], sizes[4 : 4 + half]),
-        keys=_side(tensors[7:13], sizes[4 + half : 4 + 2 * half]),
-        sizes=tensors[0],
+        queries=_side(arrays[:6], sizes[4 : 4 + half]),
+        keys=_side(arrays[6:], sizes[4 + half : 4 + 2 * half]),
+        sizes=tuple(sizes),
     )
 
 
-def _side(arrays: list[torch.Tensor], sizes: list[int]) -> Side:
+def _side(arrays: list[torch.Tensor], sizes: Sequence[int]) -> Side:
     num_slots, *counts = sizes
     groups, first = [], 0
     for height, count in zip(PACKED_HEIGHTS, counts, strict=True):

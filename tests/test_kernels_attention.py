@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert import dropout
+from sparsebert import dropout, patterns
+from sparsebert.compiler import compile_plan
+from sparsebert.ops import sparse_attention
 from sparsebert.reference import reference_attention
 from sparsebert.tiles import TileGroup, TileSet, build_tile_set
 
@@ -325,3 +327,35 @@ def test_empty_inputs():
     q = torch.zeros(2, 1, 0, 16, device=DEVICE)
     o, lse = kernels.forward(q, q, q, None, None, program, 1.0, 0.0)
     assert o.shape == q.shape and lse.shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize("pattern", ["longformer", "strided"])
+def test_kernels_and_torch_executor_agree_on_a_compiled_plan(pattern):
+    """The compiler's own plan by way of `sparse_attention`, each backend within the budget."""
+    mask = patterns.build(pattern, 80)
+    plan = compile_plan(mask, target="cpu", objective="area").to(DEVICE)
+    q, k, v, grad_o = torch.randn(4, 1, 1, 80, 16, device=DEVICE)
+    allowed = mask.dense()[0].to(DEVICE)[None]
+
+    def run(attention, dtype):
+        inputs = [x.detach().clone().to(dtype).requires_grad_() for x in (q, k, v)]
+        o, lse = attention(*inputs)
+        (o * grad_o).sum().backward()
+        return [o.detach(), lse.detach(), *(x.grad for x in inputs)]
+
+    def dense(*inputs):
+        return dense_attention(*inputs, allowed, 0.25, None, 0.0)
+
+    peers = [run(dense, dtype) for dtype in (q.dtype, torch.float64)]
+    score = (q @ k.mT).abs().max().double() * 0.25
+    for backend in ("triton", "torch"):
+        ours = run(
+            lambda *inputs, b=backend: sparse_attention(*inputs, plan, return_lse=True, backend=b),
+            q.dtype,
+        )
+        delta = (grad_o * ours[0]).sum(-1).abs().max() * 0.25
+        sizes = {"dq": delta * k.abs().max(), "dk": delta * q.abs().max()}
+        names = ("o", "lse", "dq", "dk", "dv")
+        for name, mine, peer, exact in zip(names, ours, *peers, strict=True):
+            step = score if name.startswith("d") else 0.0
+            check(f"{name}, {backend}", mine, peer, exact, sizes.get(name, 0.0), step)
