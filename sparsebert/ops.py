@@ -123,7 +123,8 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """o [B, H, N, D] and LSE [B, H, N]; `program` and `sizes` are those of a `TorchProgram`."""
     engine, whole = _executor(program, sizes)
-    return engine.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
+    o, lse = engine.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
+    return o, lse
 
 
 def _attention_backward(
@@ -143,9 +144,10 @@ def _attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv."""
     engine, whole = _executor(program, sizes)
-    return engine.backward(
+    dq, dk, dv = engine.backward(
         grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, whole, scale, dropout_p
     )
+    return dq, dk, dv
 
 
 def _executor(program: list[torch.Tensor], sizes: list[int]) -> tuple[Any, Any]:
