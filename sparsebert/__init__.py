@@ -3,15 +3,13 @@
 The few public names live in the modules listed in ``_HOME`` and are imported on first use, so
 that ``import sparsebert`` costs nothing and needs neither transformers, Triton nor matplotlib.
 
-Example::
-
-    import torch
-    import sparsebert as sb
-
-    mask = sb.patterns.longformer(seq_len=256, window=16, num_global=2)
-    plan = sb.compile_plan(mask, target="cpu")
-    q, k, v = torch.randn(3, 1, 4, 256, 32)  # each [B, H, N, D]
-    out = sb.sparse_attention(q, k, v, plan)  # [1, 4, 256, 32]
+    >>> import torch
+    >>> import sparsebert as sb
+    >>> mask = sb.patterns.longformer(seq_len=256, window=16, num_global=2)
+    >>> plan = sb.compile_plan(mask, target="cpu")
+    >>> q, k, v = torch.randn(3, 1, 4, 256, 32)  # each [B, H, N, D]
+    >>> sb.sparse_attention(q, k, v, plan).shape
+    torch.Size([1, 4, 256, 32])
 """
 
 from importlib import import_module

@@ -1,5 +1,8 @@
 """The package as a whole: what importing costs, where the kernels are, what gets installed."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -11,6 +14,14 @@ import pytest
 import sparsebert
 
 ROOT = Path(__file__).resolve().parents[1]
+MODULES = [
+    "sparsebert",
+    *sorted(
+        module.name
+        for module in pkgutil.walk_packages(sparsebert.__path__, "sparsebert.")
+        if not module.name.startswith(("sparsebert.kernels", "sparsebert.__main__"))
+    ),
+]
 KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
 
 
@@ -100,6 +111,11 @@ def test_built_package_is_complete(tmp_path: Path) -> None:
     elsewhere.mkdir()
     code = "import sparsebert.cli, sparsebert.kernels as k; print(list(k.__path__))"
     assert python(code, elsewhere, built) == str([str(built / "sparsebert" / "kernels")])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_version_is_written_once() -> None:
