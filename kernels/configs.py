@@ -68,7 +68,7 @@ def launch_config(
     row_bytes = block_d(head_dim) * itemsize
 
     # Heads this wide, and fp32 with its three products, fill the registers of a small program.
-    hashed_gradient = kernel == "dkdv" and has_dropout and row_bytes > 128
+    hashed_gradient = kernel == "dkdv" and has_dropout and (row_bytes > 128 or height == 32)
     if itemsize == 4 or row_bytes > 256 or hashed_gradient:
         is_large = (kernel == "dq" and itemsize == 4) or (kernel == "dkdv" and row_bytes > 256)
         num_warps = 8 if is_large and height > 16 else 4

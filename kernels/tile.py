@@ -16,16 +16,18 @@ def dot(a, b, acc, PRECISION: tl.constexpr, TARGET: tl.constexpr):
 
 @triton.jit
 def finite(maximum):
-    """A maximum or LSE that can be subtracted: 0 where it is -inf, for -inf - -inf is NaN.
+    """A maximum that can be subtracted: 0 where it is -inf, for -inf - -inf is NaN.
 
-    Every loop takes it through here; scores that are -inf then become exp(-inf - 0) = 0.
+    Every loop with a running maximum takes it through here; scores that are -inf then become
+    exp(-inf - 0) = 0. The backward loops have the LSE, which is +inf for a row with nothing to
+    attend (see `delta_kernel`), so that all its probabilities are exp(s - inf) = 0.
     """
     return tl.where(maximum == -float("inf"), 0.0, maximum)
 
 
 @triton.jit
 def exponential(x, maximum, IS_FP32: tl.constexpr):
-    """exp of x - maximum, both in the unit of `log_unit`; `maximum` is finite and broadcasts."""
+    """exp of x - maximum, both in the unit of `log_unit`; `maximum` broadcasts, see `finite`."""
     if IS_FP32:
         return tl.exp2((x - maximum) * 1.4426950408889634)  # log2(e)
     return tl.exp2(x - maximum)
