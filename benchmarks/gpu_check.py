@@ -31,6 +31,7 @@ if "--smoke" in sys.argv:
 
 import torch
 import triton
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import sparsebert as sb
 from benchmarks.measure import RESULTS, ROOT, provenance
@@ -204,7 +205,7 @@ def timings(batch: int, heads: int, n: int, dim: int) -> list[dict[str, Any]]:
     for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
 
         def dense(backend: str = backend) -> torch.Tensor:
-            with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
+            with sdpa_kernel(getattr(SDPBackend, backend)):
                 return sdpa(q, k, v)
 
         measure("none (dense)", f"sdpa {backend.lower()}", dense)
@@ -215,12 +216,25 @@ def timings(batch: int, heads: int, n: int, dim: int) -> list[dict[str, Any]]:
         measure(name, "sparsebert", lambda program=program: _Attention.apply(q, k, v, program))
         allowed = mask.dense()[0].cuda()
         measure(name, "sdpa, bool mask", lambda a=allowed: sdpa(q, k, v, attn_mask=a))
-        flex = torch.compile(torch.nn.attention.flex_attention.flex_attention)
-        block_mask = torch.nn.attention.flex_attention.create_block_mask(
-            lambda b, h, i, j, a=allowed: a[0, i, j], None, None, n, n, device="cuda"
-        )
-        measure(name, "flex attention", lambda f=flex, b=block_mask: f(q, k, v, block_mask=b))
+        measure(name, "flex attention", _flex_call(q, k, v, allowed[0]))
     return rows
+
+
+def _flex_call(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """FlexAttention with bool [N, N]; what it prepares once is prepared at the first call."""
+    prepared: list[Any] = []
+
+    def call() -> torch.Tensor:
+        if not prepared:
+            block_mask = flex_attention.create_block_mask(
+                lambda b, h, i, j: allowed[i, j], None, None, *allowed.shape, device="cuda"
+            )
+            prepared.extend([torch.compile(flex_attention.flex_attention), block_mask])
+        return prepared[0](q, k, v, block_mask=prepared[1])
+
+    return call
 
 
 class _Attention(torch.autograd.Function):
