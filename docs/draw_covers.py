@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.masks import permuted_blocks
 from sparsebert import patterns
+from sparsebert.cli.plots import tile_colours
 from sparsebert.compiler import compile_plan
 from sparsebert.compiler.inspect import NOT_COMPUTED, WASTE, tile_map
 
@@ -47,16 +48,6 @@ def in_blocks(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     return found
 
 
-def colours(tiles: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """RGB [N, M, 3] of a tile map."""
-    palette = plt.get_cmap("tab20")(np.arange(20))[:, :3]
-    palette = palette[[i for i in range(20) if i not in (14, 15)]]  # the greys mean waste
-    image = palette[np.maximum(tiles, 0) * 7 % len(palette)]
-    image[tiles == WASTE] = 0.8
-    image[tiles == NOT_COMPUTED] = 1.0
-    return image
-
-
 def main() -> None:
     """Draw every example: its mask in blocks, and its cover."""
     IMAGES.mkdir(exist_ok=True)
@@ -70,7 +61,7 @@ def main() -> None:
             (axes[0], blocks, f"blocks of {BLOCK}: {(blocks != NOT_COMPUTED).mean():.3f}"),
             (axes[1], tile_map(plan), f"{plan.explain().per_head[0].cover}: {executed:.3f}"),
         ):
-            axis.imshow(colours(tiles), interpolation="nearest")
+            axis.imshow(tile_colours(tiles), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_title(title, fontsize=9)
         figure.suptitle(f"{name}, N = {SIZE}, density {mask.density:.3f}", fontsize=10)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -193,15 +194,26 @@ def test_drawing_a_long_mask_keeps_thin_lines() -> None:
     assert cells.max() <= 1.0
 
 
-def test_explain(star: str, layered: str, capsys: Output) -> None:
-    assert main(["explain", star, "--target", "sm90"]) == 0
+def test_explain(star: str, layered: str, tmp_path: Path, capsys: Output) -> None:
+    assert main(["explain", star, "--target", "sm90", "--text"]) == 0
     shown = capsys.readouterr().out
     assert "sm90" in shown and "executed fraction" in shown
+    assert not list(tmp_path.glob("*.png"))
     assert main(["explain", layered, "--objective", "area"]) == 0
     shown = capsys.readouterr().out
     assert "layer 0\n" in shown and "layer 1\n" in shown
-    assert main(["explain", layered, "--layer", "-1"]) == 0
+    assert is_png(Path(layered).with_suffix(".tiles.png"))
+    assert main(["explain", layered, "--layer", "-1", "-o", str(tmp_path / "one.png")]) == 0
     assert "layer" not in capsys.readouterr().out.splitlines()[0]
+    assert is_png(tmp_path / "one.png")
+
+
+def test_the_colours_of_tiles() -> None:
+    """Tiles have colours, waste is grey, what is skipped is white."""
+    image = plots.tile_colours(np.array([[0, 1, -1, -2]], dtype=np.int32))[0]
+    assert image[2].tolist() == [1.0] * 3
+    assert image[3].tolist() == [0.85] * 3
+    assert len({tuple(colour) for colour in image.tolist()}) == 4
 
 
 # ---------------------------------------------------------------- verify

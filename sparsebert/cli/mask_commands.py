@@ -27,21 +27,19 @@ def register(commands: Commands) -> None:
         "  sparsebert show star.safetensors --text\n",
     )
     show.add_argument("mask", metavar="MASK", help="a mask file")
-    picture = show.add_mutually_exclusive_group()
-    picture.add_argument(
-        "-o", "--output", metavar="PNG", help="picture to write (default: MASK with .png)"
-    )
-    picture.add_argument("--text", action="store_true", help="draw no picture")
+    _add_picture(show, ".png")
 
     explain = add_command(
         commands,
         "explain",
         explain_mask,
-        "compile a mask and report what would be executed, and why",
+        "compile a mask, report what would be executed, and why, and draw its tiles",
         "  sparsebert explain star.safetensors\n"
-        "  sparsebert explain star.safetensors --target sm90 --layer 0\n",
+        "  sparsebert explain star.safetensors --objective area -o tiles.png\n"
+        "  sparsebert explain star.safetensors --target sm90 --layer 0 --text\n",
     )
     add_mask(explain)
+    _add_picture(explain, ".tiles.png")
     explain.add_argument(
         "--target",
         type=_target,
@@ -54,6 +52,14 @@ def register(commands: Commands) -> None:
         default="time",
         help="fastest by the cost model, or least executed area (default: %(default)s)",
     )
+
+
+def _add_picture(parser: argparse.ArgumentParser, suffix: str) -> None:
+    picture = parser.add_mutually_exclusive_group()
+    picture.add_argument(
+        "-o", "--output", metavar="PNG", help=f"picture to write (default: MASK with {suffix})"
+    )
+    picture.add_argument("--text", action="store_true", help="draw no picture")
 
 
 def _target(text: str) -> str:
@@ -77,10 +83,11 @@ def show_mask(arguments: argparse.Namespace) -> int:
 
 
 def explain_mask(arguments: argparse.Namespace) -> int:
-    """Print the compiler's report of each selected layer."""
+    """Print the compiler's report of each selected layer, and write a picture of the tiles."""
     from sparsebert.compiler import compile_plan
 
     layers = load_layers(arguments)
+    plans = {}
     for index, mask in layers:
         try:
             plan = compile_plan(mask, target=arguments.target, objective=arguments.objective)
@@ -89,6 +96,13 @@ def explain_mask(arguments: argparse.Namespace) -> int:
         if len(layers) > 1:
             print(f"layer {index}")
         print(plan.explain())
+        plans[f"layer {index}, head " if len(layers) > 1 else "head "] = plan
+    if not arguments.text:
+        from sparsebert.cli.plots import draw_covers
+
+        picture = Path(arguments.output or Path(arguments.mask).with_suffix(".tiles.png"))
+        draw_covers(plans, f"{Path(arguments.mask).stem}, planned for {plan.target}", picture)
+        print(f"  picture            {picture}")
     return OK
 
 

@@ -1,4 +1,4 @@
-"""Pictures, drawn with matplotlib's Agg canvas: masks and the demo's plots.
+"""Pictures, drawn with matplotlib's Agg canvas: masks, plans and the demo's plots.
 
 Colours are from Okabe and Ito's set, which colour-blind readers can tell apart.
 """
@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsebert.cli.errors import UsageError
+from sparsebert.compiler.inspect import NOT_COMPUTED, WASTE, tile_map
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import AttentionPlan
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_PANELS = 48
+MAX_COVERS = 12
 _DPI = 150
 
 
@@ -91,6 +94,59 @@ def draw_panels(
     save_figure(figure, path)
 
 
+def draw_covers(plans: Mapping[str, AttentionPlan], title: str, path: Path) -> None:
+    """Draw the tiles of every distinct head of the plans, at most `MAX_COVERS`, into a PNG file.
+
+    Colours are tiles, grey is computed in vain, white is skipped.
+    """
+    panels = [
+        (f"{label}{', '.join(map(str, report.heads[:6]))}{' ...' * (len(report.heads) > 6)}",
+         plan, report)
+        for label, plan in plans.items()
+        for report in plan.explain().per_head
+    ]  # fmt: skip
+    if len(panels) > MAX_COVERS:
+        title += f" (the first {MAX_COVERS} of {len(panels)} different heads)"
+        panels = panels[:MAX_COVERS]
+    columns = min(4, math.ceil(math.sqrt(len(panels))))
+    rows = math.ceil(len(panels) / columns)
+    edge = 7.0 if len(panels) == 1 else 3.6
+    figure = new_figure(columns * edge, rows * (edge + 0.5) + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (label, plan, report) in zip(axes.flat, panels, strict=False):
+        image = tile_colours(tile_map(plan, report.heads[0]))
+        axis.imshow(
+            _mean_cells(image, int(0.75 * edge * _DPI)),
+            interpolation="nearest",
+            extent=(0, plan.kv_len, plan.q_len, 0),
+        )
+        axis.set_title(
+            f"{label}: {report.executed_fraction:.1%} of the scores computed\n"
+            f"{report.density:.1%} allowed; {report.route}, {report.cover}",
+            fontsize=8,
+        )
+        axis.set_xticks([0, plan.kv_len])
+        axis.set_yticks([0, plan.q_len])
+        axis.set_xlabel("key", fontsize=8)
+        axis.set_ylabel("query", fontsize=8)
+        axis.tick_params(labelsize=7, length=2)
+    figure.suptitle(
+        f"{title}\ncolours: tiles; grey: computed in vain; white: skipped", fontsize=10
+    )
+    save_figure(figure, path)
+
+
+def tile_colours(tiles: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """RGB [N, M, 3] of a `tile_map`: neighbouring tiles differ, waste is grey, the rest white."""
+    palette = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in COLOURS[:6]])
+    image = palette[np.maximum(tiles, 0) % len(palette)]
+    image[tiles == WASTE] = 0.85
+    image[tiles == NOT_COMPUTED] = 1.0
+    return np.asarray(image)
+
+
 def distinct_heads(mask: AttentionMask) -> list[tuple[str, AttentionMask]]:
     """The different heads of a mask, each with a label that says where it is used."""
     places: dict[bytes, list[tuple[int, int]]] = {}
@@ -113,11 +169,15 @@ def _label(places: Sequence[tuple[int, int]], mask: AttentionMask) -> str:
 
 def _cells(mask: AttentionMask, most: int) -> npt.NDArray[np.float64]:
     """The mask as at most `most` x `most` cells: each the share of its positions allowed."""
-    dense = mask.dense()[0, 0].numpy().astype(np.float64)
-    rows, columns = _edges(mask.q_len, most), _edges(mask.kv_len, most)
-    sums = np.add.reduceat(np.add.reduceat(dense, rows[:-1], axis=0), columns[:-1], axis=1)
+    return _mean_cells(mask.dense()[0, 0].numpy().astype(np.float64)[..., None], most)[..., 0]
+
+
+def _mean_cells(image: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.float64]:
+    """[N, M, channels] averaged down to at most `most` x `most` cells."""
+    rows, columns = _edges(image.shape[0], most), _edges(image.shape[1], most)
+    sums = np.add.reduceat(np.add.reduceat(image, rows[:-1], axis=0), columns[:-1], axis=1)
     area: npt.NDArray[np.float64] = np.diff(rows)[:, None] * np.diff(columns)[None, :]
-    return np.asarray(sums / area)
+    return np.asarray(sums / area[..., None])
 
 
 def _edges(length: int, most: int) -> npt.NDArray[np.int64]:
