@@ -17,11 +17,11 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench gpu clean distclean
+.PHONY: help demo test check format bench kernels-report gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) $(ENCODER)  ## run a real encoder on sparse masks, check it, time it -> out/demo/
 	$(BIN)/python -m sparsebert demo
@@ -41,6 +41,9 @@ format: $(INSTALLED)  ## rewrite the files in the project's format and fix what 
 
 bench: $(INSTALLED)  ## run the benchmarks
 	$(BIN)/python -m benchmarks
+
+kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
+	$(BIN)/python -m benchmarks.kernels_report
 
 gpu:  ## check the Triton kernels on this machine's GPU, then time them, with PYTHON's own torch
 	$(PYTHON) -m benchmarks.gpu_check

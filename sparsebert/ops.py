@@ -155,7 +155,7 @@ def _executor(program: list[torch.Tensor], sizes: list[int]) -> tuple[Any, Any]:
     if sizes[0] == TRITON:
         from sparsebert.kernels import attention as kernels
 
-        return kernels, kernels.from_tensors([torch.tensor(sizes[1:]), *program])
+        return kernels, kernels.from_arrays(sizes[1:], program)
     return attention, from_tensors(program, sizes)
 
 

@@ -114,8 +114,8 @@ class AttentionPlan:
         if backend == "triton":
             from sparsebert.kernels.program import build_program as build_kernel_program
 
-            sizes, *tensors = build_kernel_program(self).tensors
-            return FlatProgram(tensors, [TRITON, *sizes.tolist()])
+            built = build_kernel_program(self)
+            return FlatProgram(built.arrays, [TRITON, *built.sizes])
         if not self.dense_heads.any():
             return self.programs["auto"]
         from sparsebert.compiler import compile_tiles
