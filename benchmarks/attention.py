@@ -107,7 +107,8 @@ def contenders(
     }
     if with_flex:
         block_mask = mask.to_block_mask()
-        calls[FLEX] = lambda: compiled_flex()(q, k, v, block_mask=block_mask)
+        detached = [x.detach() for x in inputs]  # it refuses tensors that need gradients
+        calls[FLEX] = lambda: compiled_flex()(*detached, block_mask=block_mask)
     return calls
 
 
