@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import platform
 import statistics
@@ -48,21 +49,25 @@ def _git(*arguments: str) -> str:
 def side_by_side(
     calls: dict[str, Callable[[], object]], *, seconds: float, least: int = 5
 ) -> dict[str, list[float]]:
-    """Time several calls in turn, A B C A B C, so that a drifting machine hits all alike.
+    """Time several calls in turn, so that a drifting machine hits all alike.
 
     Each is called once to warm up, then in rounds until `seconds` have passed and at least
-    `least` rounds are done. Returns the times of each in milliseconds, round by round.
+    `least` rounds are done; each round begins with another of them (A B C, B C A, ...), as what
+    ran before leaves its traces in the caches. Returns the times of each in milliseconds, round
+    by round.
     """
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
+    order = collections.deque(calls.items())
     rounds = 0
     while rounds < least or time.perf_counter() - start < seconds:
-        for name, call in calls.items():
+        for name, call in order:
             before = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - before) * 1e3)
+        order.rotate(-1)
         rounds += 1
     return times
 

@@ -59,7 +59,8 @@ def sparse_attention(
     Returns o [B, H, N, D] in q's dtype and, with `return_lse`, LSE fp32 [B, H, N]. A query with
     nothing to attend gives zero output, zero gradients and an LSE of -inf. A k or v row that no
     query may attend to reaches no output and no gradient, whatever it holds; its own gradients are
-    zero. The backward pass gives the same bits for the same inputs.
+    zero. The backward pass gives the same bits for the same inputs. For second derivatives take
+    backend "torch" (or fp64): torch's own dense attention, which "auto" may choose, has none.
 
     Raises TypeError and ValueError that name the argument, what was expected, what came and what
     to do.
@@ -77,9 +78,9 @@ def sparse_attention(
     program = plan.program_for(backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     extras = key_mask is not None or dropout_p > 0.0 or return_lse
-    if program.is_plain and not extras and (q.is_cuda or not _needs_gradients(q, k, v)):
+    if program.is_plain and not extras and q.dtype != torch.float64:
         # The same kernel without our op around it, which takes longer than short sequences do.
-        # Only on the CPU its derivative lacks one of its own.
+        # Not in fp64, the precision of derivative checks: SDPA has no second derivatives.
         return _sdpa(q, k, v, program.dense_mask, scale)
     if backend == "auto" and q.is_cuda and _why_not_triton(q) is None:
         program = plan.program_for("triton")
@@ -96,10 +97,6 @@ def sparse_attention(
         float(dropout_p),
     )
     return (o, lse.float()) if return_lse else o
-
-
-def _needs_gradients(*tensors: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _sdpa(

@@ -54,8 +54,7 @@ def _bias(allowed: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
     """The additive mask of the flash kernels, 4D."""
     if allowed is None:
         return None
-    bias = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device)
-    bias.masked_fill_(~allowed, -math.inf)
+    bias = torch.where(allowed, q.new_zeros(()), q.new_full((), -math.inf))
     return bias.expand(*q.shape[:-3], -1, -1, -1).flatten(0, -4)
 
 
