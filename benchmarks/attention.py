@@ -178,6 +178,29 @@ def write_csv(rows: list[dict[str, object]], path: Path) -> None:
         writer.writerows(rows)
 
 
+def summary(rows: list[dict[str, str]]) -> list[str]:
+    """A small table: SDPA's time with the mask over ours, forward / forward + backward."""
+    against = [row for row in rows if row["contender"] == MASKED]
+    lengths = sorted({int(row["N"]) for row in against})
+    names = dict.fromkeys(row["mask"].split("(")[0] for row in against)
+    cells = {
+        (row["mask"].split("(")[0], int(row["N"]), row["direction"]): float(row["speedup"])
+        for row in against
+    }
+    lines = [
+        f"| mask | {' | '.join(f'N = {length}' for length in lengths)} |",
+        f"|---|{'---|' * len(lengths)}",
+    ]
+    for name in names:
+        ratios = (
+            f"{cells[name, length, 'forward']:.2f} / "
+            f"{cells[name, length, 'forward + backward']:.2f}"
+            for length in lengths
+        )
+        lines.append(f"| {name} | {' | '.join(ratios)} |")
+    return lines
+
+
 def write_markdown(csv_path: Path, path: Path) -> None:
     """The table for people, from the CSV alone."""
     with csv_path.open(newline="", encoding="utf-8") as file:
@@ -192,6 +215,8 @@ def write_markdown(csv_path: Path, path: Path) -> None:
         "Milliseconds are medians. A ratio is the rival's time over ours, median of the rounds: "
         "above 1 we win, below 1 we lose. *executed* is the share of the scores that the plan "
         "computes; 1 means that it chose dense attention.",
+        "",
+        *summary(rows),
         "",
         "| N | mask | density | executed | direction | ours, ms | sdpa + mask, ms | ratio "
         "| sdpa, no mask | flex, compiled |",
