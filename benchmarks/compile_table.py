@@ -5,10 +5,11 @@
 
 For every mask: density; share of the scores in 128 x 128 and 64 x 64 blocks that are not empty
 (what block-sparse attention computes); rows in order, 64 a tile, columns gathered (one pass); the
-compiled cover of least area; then with objective "time" the executed share and predicted speed-up
-on the CPU and on sm90; compile time; and up to N = 2048 the measured CPU times of the plan and of
-torch's SDPA with the same mask (B = 1, H = 12, D = 64, fp32, forward, CPU time of one thread,
-least of several repeats). Losses stand beside wins: 1.0 means that the plan runs dense.
+compiled cover of least area; the time to compile it, for all heads; then with objective "time" the
+executed share and predicted speed-up on the CPU and on sm90; and up to N = 2048 the measured CPU
+times of the plan and of torch's SDPA with the same mask (B = 1, H = 12, D = 64, fp32, forward, CPU
+time of one thread, least of several repeats). Losses stand beside wins: 1.0 means that the plan
+runs dense. Blocks, one pass and "how" are those of head 0.
 
 Results: benchmarks/results/compile_table.csv and .md, provenance in every row.
 """
@@ -76,6 +77,9 @@ def masks(length: int) -> Iterator[tuple[str, AttentionMask]]:
     yield "causal", patterns.causal(length)
     yield "permuted blocks of 64", permuted_blocks(length, 64)
     yield "learned-looking", learned_looking(length)
+    if length <= TIMED_UP_TO:
+        heads = [learned_looking(length, seed) for seed in range(HEADS)]
+        yield f"learned-looking, {HEADS} different heads", AttentionMask.stack_heads(heads)
     yield "random 1 %", patterns.random(length, 0.01)
     yield "random 10 %", patterns.random(length, 0.1)
 
