@@ -8,6 +8,7 @@ and the backward op is differentiable in turn.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -264,14 +265,20 @@ _register(
 
 
 def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
-    from sparsebert.compiler import compile_plan
-
     if mask.num_layers != 1:
         raise ValueError(
             f"sparse_attention: plan is a mask of {mask.num_layers} layers; pass one of them, "
             "mask.layer(i)"
         )
-    return compile_plan(mask, target="cpu" if q.device.type == "cpu" else None).to(q.device)
+    return _plan_on(mask, q.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_on(mask: AttentionMask, device: torch.device) -> AttentionPlan:
+    """The plan of a mask on a device, remembered by the mask's content."""
+    from sparsebert.compiler import compile_plan
+
+    return compile_plan(mask, target="cpu" if device.type == "cpu" else None).to(device)
 
 
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -12,6 +12,7 @@ import torch
 from error_budget import budget, budget_fp64, dense_attention, dense_lse, error
 
 import sparsebert as sb
+import sparsebert.ops
 from sparsebert import dropout
 from sparsebert.executor import call as executor_call
 from sparsebert.plan import AttentionPlan
@@ -347,3 +348,12 @@ def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
         sb.sparse_attention(q, k, v, plan)
     called = {event.name for event in profile.events()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_mask_is_compiled_once_for_a_device(device):
+    """Equal content is enough; a plan moved anew at every call would cost a copy each time."""
+    q = torch.empty(1, 1, 40, 8, device=device)
+    first, second = (sparsebert.ops._plan_of(sb.patterns.star(40), q) for _ in range(2))
+    assert first is second
+    assert first.device.type == device
