@@ -66,7 +66,7 @@ def draw_times(rows: list[dict[str, Any]], path: Path) -> None:
         axis.axhline(1.0, color="grey", linewidth=1, linestyle="--")
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(length) for length in lengths])
-        axis.set_ylim(bottom=0.0)
+        axis.set_ylim(0.0, 1.1 * max(1.0, *(row[f"{part}_speedup"] for row in rows)))
         axis.set_xlabel("tokens in a text", fontsize=9)
         axis.set_title(f"{title}: speed-up over dense (1 = equal)", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
