@@ -101,3 +101,11 @@ def test_the_report_is_readable() -> None:
     assert 0.0 < report.padding_waste < 1.0
     assert sum(report.tiles.values()) == 3 * sum(report.per_head[0].tiles.values())
     assert report.predicted_step_speedup > 1.0
+
+
+@pytest.mark.parametrize("target", ["banana", "sm", "h100", "CPU", 90])
+def test_refuses_targets_that_are_no_machines(target):
+    with pytest.raises(
+        ValueError, match=r"target must be 'cpu', 'sm90', 'gfx942'.*got .*leave it"
+    ):
+        compile_plan(patterns.star(32), target=target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +62,9 @@ def _add_picture(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 
 def _target(text: str) -> str:
-    if not re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", text):
+    from sparsebert.compiler.cost import is_target
+
+    if not is_target(text):
         raise argparse.ArgumentTypeError(f"expected cpu, sm90, gfx942 or the like, got {text!r}")
     return text
 

@@ -16,7 +16,7 @@ from sparsebert.compiler.account import (
     tiles_of_head,
     with_fallback,
 )
-from sparsebert.compiler.cost import CostModel, cost_model, machine_target
+from sparsebert.compiler.cost import CostModel, cost_model, is_target, machine_target
 from sparsebert.compiler.cover import Cover, best_cover
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import Area, Pricing, Time
@@ -65,6 +65,11 @@ def compile_plan(
     if objective not in _OBJECTIVES:
         raise ValueError(
             f"compile_plan: objective must be one of {_OBJECTIVES}, got {objective!r}"
+        )
+    if target is not None and not is_target(target):
+        raise ValueError(
+            f"compile_plan: target must be 'cpu', 'sm90', 'gfx942' or the like, got {target!r}; "
+            "leave it out for the machine at hand"
         )
     target = machine_target() if target is None else target
     model = cost_model(target)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -148,6 +149,11 @@ def count_shapes(cover: Iterable[Tiles]) -> int:
         steps = np.floor(np.log(np.maximum(tiles.padded, 1)) / -np.log(_SAME_SHAPE))
         shapes.update(zip(tiles.real_rows.tolist(), steps.tolist(), strict=True))
     return len(shapes)
+
+
+def is_target(name: object) -> bool:
+    """Whether `name` reads like a machine: "cpu", "sm90", "gfx942" and so on."""
+    return isinstance(name, str) and bool(re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", name))
 
 
 @functools.cache
