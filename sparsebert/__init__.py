@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsebert import patterns
     from sparsebert.compiler import compile_plan
+    from sparsebert.dam import DifferentiableAttentionMask
+    from sparsebert.integrations.hf_dam import attach_dam, detach_dam
     from sparsebert.integrations.huggingface import densify, load_masks, save_masks, sparsify
     from sparsebert.masks import AttentionMask
     from sparsebert.modules import SparseSelfAttention
@@ -30,10 +32,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionMask",
     "AttentionPlan",
+    "DifferentiableAttentionMask",
     "SparseSelfAttention",
     "__version__",
+    "attach_dam",
     "compile_plan",
     "densify",
+    "detach_dam",
     "load_masks",
     "patterns",
     "reference_attention",
@@ -46,9 +51,12 @@ __all__ = [
 _HOME = {
     "AttentionMask": "sparsebert.masks",
     "AttentionPlan": "sparsebert.plan",
+    "DifferentiableAttentionMask": "sparsebert.dam",
     "SparseSelfAttention": "sparsebert.modules",
+    "attach_dam": "sparsebert.integrations.hf_dam",
     "compile_plan": "sparsebert.compiler",
     "densify": "sparsebert.integrations.huggingface",
+    "detach_dam": "sparsebert.integrations.hf_dam",
     "load_masks": "sparsebert.integrations.huggingface",
     "patterns": "sparsebert.patterns",
     "reference_attention": "sparsebert.reference",

@@ -35,16 +35,15 @@ What holds for every model:
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
-from sparsebert.integrations.hf_attention import IMPLEMENTATION, ConfigSwap, LayerMask
+from sparsebert.integrations.hf_attention import IMPLEMENTATION, LayerMask
+from sparsebert.integrations.hf_configs import restore_configs, swap_configs
 from sparsebert.integrations.hf_files import read_masks, write_masks
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
 from sparsebert.masks import AttentionMask
@@ -52,8 +51,6 @@ from sparsebert.ops import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
 Masks = AttentionMask | torch.Tensor
-
-_ATTN = "_attn_implementation_internal"  # where a configuration keeps the implementation's name
 
 _ABOUT_SHARED_LAYERS = " (layers that share one module, as in ALBERT, share one mask)"
 
@@ -101,7 +98,7 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
         )
     if _sparse_modules(model):
         densify(model)
-    configs = _swap_configs(attention)
+    configs = swap_configs(attention, IMPLEMENTATION)
     layers = [LayerMask(whole, index, backend, configs) for index in range(whole.num_layers)]
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
@@ -118,12 +115,7 @@ def densify(model: Model) -> Model:
     swaps = {id(swap): swap for module in modules for swap in _layer(module).configs}
     for module in modules:
         delattr(module, IMPLEMENTATION)
-    for swap in swaps.values():
-        # What was set on the model's configuration meanwhile stays set.
-        for name, value in vars(swap.copy).items():
-            if name != _ATTN and swap.before.get(name, swap) is not value:
-                setattr(swap.original, name, value)
-    _replace_configs(model, {id(swap.copy): swap.original for swap in swaps.values()})
+    restore_configs(model, swaps.values())
     return model
 
 
@@ -251,23 +243,3 @@ def _layer(module: nn.Module) -> LayerMask:
     layer = getattr(module, IMPLEMENTATION)
     assert isinstance(layer, LayerMask)
     return layer
-
-
-def _swap_configs(attention: SelfAttention) -> tuple[ConfigSwap, ...]:
-    """Replace the configuration that the attention reads by a copy that names us."""
-    used: list[Any] = [attention.owner.config, *(m.config for m in attention.modules.values())]
-    swaps = []
-    for original in {id(config): config for config in used}.values():
-        # Shallow: nested configurations belong to other parts of the model.
-        substitute = copy.copy(original)
-        setattr(substitute, _ATTN, IMPLEMENTATION)
-        swaps.append(ConfigSwap(original, substitute, dict(vars(original))))
-    _replace_configs(attention.root, {id(swap.original): swap.copy for swap in swaps})
-    return tuple(swaps)
-
-
-def _replace_configs(root: nn.Module, substitutes: dict[int, PreTrainedConfig]) -> None:
-    for module in root.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, PreTrainedConfig) and id(value) in substitutes:
-                setattr(module, name, substitutes[id(value)])

@@ -1,0 +1,132 @@
+"""From probabilities to an AttentionMask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparsebert import checks
+from sparsebert.masks import AttentionMask
+
+if TYPE_CHECKING:
+    from sparsebert.dam.mask import DifferentiableAttentionMask
+
+_NAME = "binarize"
+SCOPES = ("head", "global")
+
+
+def binarize(
+    dam: DifferentiableAttentionMask,
+    threshold: float | None,
+    sparsity: float | None,
+    *,
+    scope: str,
+    without_diagonal: bool,
+    keep_tokens: Sequence[int],
+    allow_empty_rows: bool,
+) -> AttentionMask:
+    """See `DifferentiableAttentionMask.binarize`."""
+    if threshold is not None and sparsity is not None:
+        raise ValueError(f"{_NAME}: give threshold or sparsity, not both")
+    if scope not in SCOPES:
+        raise ValueError(f"{_NAME}: scope must be one of {SCOPES}, got {scope!r}")
+    if threshold is None and sparsity is None:
+        threshold = 0.5
+    for name, value in (("threshold", threshold), ("sparsity", sparsity)):
+        if value is not None and not 0.0 <= value < 1.0:
+            raise ValueError(f"{_NAME}: {name} must be in [0, 1), got {value}")
+    n = dam.seq_len
+    tokens = [checks.integer(_NAME, "keep_tokens", t, -n, n - 1) % n for t in keep_tokens]
+    alpha = dam.alpha.detach().double().cpu().numpy()
+    if not np.isfinite(alpha).all():
+        raise ValueError(
+            f"{_NAME}: alpha holds NaN or infinite values; the training went wrong, go back to an "
+            "earlier checkpoint"
+        )
+    index = dam.index.cpu().numpy()
+
+    # A position may be kept (`open`), must be (`forced`), or follows its parameter.
+    open_ = ~np.eye(n, dtype=bool) if without_diagonal else np.ones((n, n), dtype=bool)
+    forced = np.zeros((n, n), dtype=bool)
+    forced[tokens, :] = True
+    forced[:, tokens] = True
+    forced &= open_
+    heads = alpha.reshape(-1, alpha.shape[-1])
+    must = np.broadcast_to(forced, (len(heads), n, n)).copy()
+    if not allow_empty_rows:
+        for head, values in zip(must, heads, strict=True):
+            _add_likeliest(head, values[index], open_)
+
+    if threshold is not None:
+        # In the module's own precision, so that it agrees with its probabilities.
+        above = (torch.sigmoid(dam.alpha.detach()) > threshold).cpu().numpy()
+        kept = above.reshape(len(heads), -1)[:, index] & open_
+        kept |= must
+    else:
+        assert sparsity is not None
+        groups = [[head] for head in range(len(heads))]
+        if scope == "global":
+            groups = [list(range(len(heads)))]
+        kept = np.empty_like(must)
+        for group in groups:
+            kept[group] = _most_probable(
+                heads[group], index, open_, must[group], sparsity, dam.structure
+            )
+    chosen: dict[str, Any] = {
+        "dam": dam.settings(),
+        "threshold": threshold,
+        "sparsity": sparsity,
+        "scope": scope,
+        "without_diagonal": bool(without_diagonal),
+        "keep_tokens": tokens,
+        "allow_empty_rows": bool(allow_empty_rows),
+    }
+    shape = (dam.num_layers, dam.num_heads, n, n)
+    return AttentionMask.from_dense(kept.reshape(shape), provenance=chosen)
+
+
+def _add_likeliest(
+    must: npt.NDArray[np.bool_], values: npt.NDArray[np.float64], open_: npt.NDArray[np.bool_]
+) -> None:
+    """Add to `must` [N, N] the likeliest position of every row that has none."""
+    best = np.where(open_, values, -np.inf).argmax(axis=1)
+    rows = np.flatnonzero(~must.any(axis=1) & open_.any(axis=1))
+    must[rows, best[rows]] = True
+
+
+def _most_probable(
+    heads: npt.NDArray[np.float64],
+    index: npt.NDArray[np.int64],
+    open_: npt.NDArray[np.bool_],
+    must: npt.NDArray[np.bool_],
+    sparsity: float,
+    structure: str,
+) -> npt.NDArray[np.bool_]:
+    """bool [heads, N, N]: `must`, then whole parameters by probability, within the budget.
+
+    Positions that share a parameter come and go together, except that the diagonal, kept tokens
+    and rows' likeliest positions are single positions.
+    """
+    count, parameters = heads.shape
+    # Rounding errors in (1 - 0.9) * N * N must not cost a position.
+    budget = int(np.floor((1.0 - sparsity) * index.size * count + 1e-6))
+    kept = must.copy()
+    used = int(kept.sum())
+    if used > budget:
+        raise ValueError(
+            f"{_NAME}: sparsity={sparsity} leaves {budget} positions of {index.size * count}, but "
+            f"{used} must stay (kept tokens, and at least one position a row); ask for at most "
+            f"{1.0 - used / (index.size * count):.4f}, or allow_empty_rows=True"
+        )
+    free = np.stack(
+        [np.bincount(index[open_ & ~head], minlength=parameters)[:parameters] for head in must]
+    )  # [heads, P] positions that each parameter would add
+    order = np.argsort(-heads, axis=None, kind="stable")
+    taken = np.cumsum(free.reshape(-1)[order]) <= budget - used
+    chosen = np.zeros(heads.size, dtype=bool)
+    chosen[order[taken]] = True
+    return kept | (chosen.reshape(heads.shape)[:, index] & open_)

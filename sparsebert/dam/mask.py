@@ -1,0 +1,359 @@
+"""DifferentiableAttentionMask: which positions to keep, as parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsebert import checks
+from sparsebert.dam import binarize, penalties
+from sparsebert.dam.structure import STRUCTURES, parameter_index
+from sparsebert.masks import AttentionMask
+
+_NAME = "DifferentiableAttentionMask"
+
+
+class DifferentiableAttentionMask(nn.Module):
+    """One chance of being kept for every attention position (SparseBERT, ICML 2021).
+
+    A position is kept with probability sigmoid(alpha). In training a mask is drawn from the
+    Gumbel-sigmoid (binary concrete) distribution, sigmoid((alpha + G1 - G2) / temperature) with
+    G1, G2 ~ Gumbel(0, 1), which lets gradients reach alpha; `binarize` makes the final mask.
+
+    Args:
+        num_layers: L, 1 for one mask that all layers share (as the paper's authors do) or the
+            number of attention modules of the model.
+        num_heads: H, the model's heads, or 1 for one mask that all heads share.
+        seq_len: N, the longest sequence; a shorter one uses the mask's top-left part.
+        structure: "full" (the paper's DAM_u, a parameter for each position), "toeplitz" (DAM_s,
+            one for each distance) or "block" (one for each block of block_size x block_size).
+        symmetric: position (i, j) shares its parameter with (j, i), as in the paper.
+        block_size: for structure "block" only.
+        temperature: of the Gumbel-sigmoid, above 0; a buffer, see `set_temperature`.
+        hard: samples are rounded to 0 or 1, with the gradient of the unrounded ones
+            (straight-through), as in the paper; else they lie between.
+        noise: samples are drawn; without, every "sample" is the probabilities themselves (or,
+            with hard, their rounding), as in the paper's importance analysis (hard=False).
+        init_probability: of being kept, at the beginning, in (0, 1).
+        init_std: standard deviation of the noise that is added to the initial alpha.
+        seed: of the noise stream that `forward` draws from; None takes one from torch's
+            generator.
+        device, dtype: of alpha.
+
+    Attributes:
+        alpha: the parameter, [L, H, P], P = N * N for the structure "full" without symmetry.
+        temperature: buffer, fp32 scalar.
+
+    Raises:
+        TypeError, ValueError: sizes that are not positive integers, values out of range.
+
+    Example:
+        >>> import torch, sparsebert as sb
+        >>> dam = sb.DifferentiableAttentionMask(num_layers=1, num_heads=12, seq_len=128)
+        >>> dam.probabilities().shape
+        torch.Size([1, 12, 128, 128])
+        >>> mask = dam.binarize(sparsity=0.9)
+        >>> round(mask.sparsity, 2)
+        0.9
+    """
+
+    alpha: nn.Parameter
+    index: torch.Tensor
+    counts: torch.Tensor
+    temperature: torch.Tensor
+    noise_seed: torch.Tensor
+    draws: torch.Tensor
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_heads: int,
+        seq_len: int,
+        structure: str = "full",
+        *,
+        symmetric: bool = True,
+        block_size: int | None = None,
+        temperature: float = 1.0,
+        hard: bool = True,
+        noise: bool = True,
+        init_probability: float = 0.5,
+        init_std: float = 1e-3,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_layers = checks.integer(_NAME, "num_layers", num_layers, 1)
+        self.num_heads = checks.integer(_NAME, "num_heads", num_heads, 1)
+        self.seq_len = checks.integer(_NAME, "seq_len", seq_len, 1)
+        if structure not in STRUCTURES:
+            raise ValueError(f"{_NAME}: structure must be one of {STRUCTURES}, got {structure!r}")
+        if (structure == "block") != (block_size is not None):
+            raise ValueError(
+                f"{_NAME}: structure={structure!r} with block_size={block_size}; the structure "
+                "'block' needs a block_size, the others take none"
+            )
+        if not 0.0 < init_probability < 1.0:
+            raise ValueError(
+                f"{_NAME}: init_probability must be in (0, 1), got {init_probability}; at 0 or 1 "
+                "no gradient could change it"
+            )
+        if not 0.0 <= init_std < math.inf:
+            raise ValueError(f"{_NAME}: init_std must be finite and not negative, got {init_std}")
+        self.structure = structure
+        self.symmetric = bool(symmetric)
+        self.block_size = (
+            1
+            if block_size is None
+            else checks.integer(_NAME, "block_size", block_size, 1, self.seq_len)
+        )
+        self.hard = bool(hard)
+        self.noise = bool(noise)
+        index = torch.from_numpy(parameter_index(*self._layout))
+        count = int(index.max()) + 1
+        shape = (self.num_layers, self.num_heads, count)
+        start = math.log(init_probability / (1.0 - init_probability))
+        values = start + init_std * torch.randn(shape, device=device, dtype=dtype)
+        self.alpha = nn.Parameter(values)
+        # How many positions of the mask each parameter decides, and which: not saved.
+        self.register_buffer("index", index.to(values.device), persistent=False)
+        counts = torch.bincount(index.flatten(), minlength=count)
+        self.register_buffer("counts", counts.to(values), persistent=False)
+        self.register_buffer("temperature", torch.tensor(1.0, device=device))
+        self.set_temperature(temperature)
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        seed = checks.integer(_NAME, "seed", seed, 0, 2**63 - 1)
+        # The place in the noise stream is saved, so that a resumed training draws what it would
+        # have drawn; Python integers beside the buffers spare a GPU the wait for their values.
+        self.register_buffer("noise_seed", torch.tensor(seed, device=device))
+        self.register_buffer("draws", torch.tensor(0, device=device))
+        self._stream = [seed, 0]
+        self.register_load_state_dict_post_hook(_read_stream)
+        self._last: torch.Tensor | None = None
+
+    @property
+    def _layout(self) -> tuple[str, int, bool, int]:
+        return self.structure, self.seq_len, self.symmetric, self.block_size
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature of the samples.
+
+        Raises:
+            ValueError: not above 0.
+        """
+        if not 0.0 < temperature < math.inf:
+            raise ValueError(f"{_NAME}: temperature must be above 0 and finite, got {temperature}")
+        self.temperature.fill_(temperature)
+
+    # ------------------------------------------------------------------- the mask as a tensor
+
+    def probabilities(self, length: int | None = None) -> torch.Tensor:
+        """sigmoid(alpha), the chance of each position to be kept: [L, H, n, n].
+
+        Args:
+            length: n, only the first positions; None means N.
+        """
+        return self.expand(torch.sigmoid(self.alpha), length)
+
+    def sample(
+        self, length: int | None = None, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """One mask, [L, H, n, n], through which gradients reach alpha.
+
+        Args:
+            length: n, only the first positions; None means N.
+            generator: of the noise; None means torch's own, so that torch.manual_seed repeats it.
+
+        With hard, values are exactly 0 or 1; else they lie between. Positions that share a
+        parameter share its value.
+        """
+        return self.expand(self._sampled(generator), length)
+
+    def forward(self, length: int | None = None) -> torch.Tensor:
+        """The mask that an attached model uses, [L, H, n, n].
+
+        In training mode a sample from the module's own noise stream, whose place is saved with
+        the parameters and is the same in all processes of a distributed training, whatever else
+        draws random numbers there. In evaluation mode no noise: the kept positions (probability
+        above one half) with hard, else the probabilities.
+        """
+        if self.training:
+            values = self._sampled(self._next_generator() if self.noise else None)
+        else:
+            values = torch.sigmoid(self.alpha)
+            if self.hard:
+                values = (values > 0.5).to(values.dtype)
+        self._last = values
+        return self.expand(values, length)
+
+    def expand(self, values: torch.Tensor, length: int | None = None) -> torch.Tensor:
+        """Values of the parameters, [..., P], at the positions they decide, [..., n, n]."""
+        n = self._checked_length(length)
+        if self.structure == "full" and not self.symmetric and n == self.seq_len:
+            return values.reshape(*values.shape[:-1], n, n)
+        index = self.index[:n, :n]
+        return values.index_select(-1, index.reshape(-1)).reshape(*values.shape[:-1], n, n)
+
+    def _sampled(self, generator: torch.Generator | None) -> torch.Tensor:
+        """Sampled values of the parameters, [L, H, P]."""
+        soft = torch.sigmoid(self.alpha)
+        if self.noise:
+            # log u - log(1 - u) is distributed as the difference of two Gumbel variables.
+            uniform = torch.rand(
+                self.alpha.shape,
+                generator=generator,
+                device=self.alpha.device,
+                dtype=torch.float32,
+            )
+            logistic = torch.logit(uniform, eps=2.0**-25).to(self.alpha.dtype)
+            soft = torch.sigmoid((self.alpha + logistic) / self.temperature.to(self.alpha.dtype))
+        if not self.hard:
+            return soft
+        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
+
+    def _next_generator(self) -> torch.Generator:
+        seed, draws = self._stream
+        self._stream[1] = draws + 1
+        self.draws.fill_(draws + 1)
+        mixed = (seed + draws * 0x9E3779B97F4A7C15) % 2**63  # far apart for neighbouring draws
+        return torch.Generator(device=self.alpha.device).manual_seed(mixed)
+
+    def _checked_length(self, length: int | None) -> int:
+        if length is None:
+            return self.seq_len
+        if length > self.seq_len:
+            raise ValueError(
+                f"{_NAME}: a sequence of {length} tokens, but the mask covers seq_len="
+                f"{self.seq_len}; truncate the input or build a longer mask"
+            )
+        return checks.integer(_NAME, "length", length, 1)
+
+    # ------------------------------------------------------------------- what the mask costs
+
+    def penalty(
+        self,
+        kind: str = "expected_l1",
+        *,
+        sample: torch.Tensor | None = None,
+        tile_rows: int = 16,
+        reduction: str = "sum",
+    ) -> torch.Tensor:
+        """What to add to the loss, times a weight, to make the mask sparse.
+
+        Args:
+            kind: "l1", the paper's norm of the sampled mask; "expected_l1", its expectation, the
+                sum of the probabilities; "executed_area", the expected number of scores that
+                tiles of `tile_rows` rows compute, in which a column costs a tile
+                1 - prod over its rows of (1 - probability), times its rows.
+            sample: for "l1": the mask [L, H, n, n] to count; None takes the one that `forward`
+                used last.
+            tile_rows: for "executed_area": rows of a tile, consecutive.
+            reduction: "sum" over layers, heads and positions, as in the paper, or "mean", a
+                share of the L * H * N * N scores.
+
+        Raises:
+            ValueError: an unknown kind or reduction; "l1" before any forward pass.
+        """
+        if reduction not in ("sum", "mean"):
+            raise ValueError(
+                f"{_NAME}.penalty: reduction must be 'sum' or 'mean', got {reduction!r}"
+            )
+        if kind not in penalties.KINDS:
+            raise ValueError(
+                f"{_NAME}.penalty: kind must be one of {penalties.KINDS}, got {kind!r}"
+            )
+        if sample is not None and kind != "l1":
+            raise ValueError(f"{_NAME}.penalty: kind={kind!r} takes no sample; only 'l1' does")
+        size = self.num_layers * self.num_heads * self.seq_len**2
+        if kind == "executed_area":
+            tile_rows = checks.integer(f"{_NAME}.penalty", "tile_rows", tile_rows, 1)
+            total = penalties.executed_area(self, tile_rows)
+        elif kind == "expected_l1":
+            total = (torch.sigmoid(self.alpha) * self.counts).sum()
+        elif sample is not None:
+            total, size = sample.sum(), sample.numel()
+        elif self._last is None:
+            raise ValueError(
+                f"{_NAME}.penalty: kind='l1' counts a sample, and none was drawn yet; run the "
+                "model first, or pass sample=dam.sample()"
+            )
+        else:
+            total = (self._last * self.counts).sum()
+        return total / size if reduction == "mean" else total
+
+    @property
+    def expected_density(self) -> float:
+        """Mean probability over all positions."""
+        with torch.no_grad():
+            return float(self.penalty("expected_l1", reduction="mean"))
+
+    # ------------------------------------------------------------------- the result
+
+    def binarize(
+        self,
+        threshold: float | None = None,
+        sparsity: float | None = None,
+        *,
+        scope: str = "head",
+        without_diagonal: bool = False,
+        keep_tokens: Sequence[int] = (),
+        allow_empty_rows: bool = False,
+    ) -> AttentionMask:
+        """The final mask [L, H, N, N]: the positions with the highest probabilities.
+
+        Args:
+            threshold: keep the positions whose probability is above it, in [0, 1).
+            sparsity: keep as many positions as leave at least this share of zeros, in [0, 1).
+                Positions that share a parameter stay together, so a little more may be dropped.
+                With neither, threshold is 0.5.
+            scope: sparsity in each "head" alike, or "global", over all layers and heads.
+            without_diagonal: drop the positions (i, i).
+            keep_tokens: positions (negative ones count from the end) whose whole row and column
+                are kept, for special tokens.
+            allow_empty_rows: else every row keeps its likeliest position at least.
+
+        With sparsity, what keep_tokens and the last rule keep counts, too.
+
+        Raises:
+            ValueError: both or values out of range; more must be kept than sparsity allows.
+        """
+        return binarize.binarize(
+            self,
+            threshold,
+            sparsity,
+            scope=scope,
+            without_diagonal=without_diagonal,
+            keep_tokens=keep_tokens,
+            allow_empty_rows=allow_empty_rows,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What the module was built with, JSON-able; goes into the masks it makes."""
+        return {
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "seq_len": self.seq_len,
+            "structure": self.structure,
+            "symmetric": self.symmetric,
+            "block_size": self.block_size if self.structure == "block" else None,
+            "hard": self.hard,
+            "noise": self.noise,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_last": None}  # part of a graph, which has no copies
+
+    def extra_repr(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"{settings}, parameters={self.alpha.numel()}"
+
+
+def _read_stream(module: nn.Module, _: object) -> None:
+    """After load_state_dict: continue the noise stream where it was saved."""
+    assert isinstance(module, DifferentiableAttentionMask)
+    module._stream = [int(module.noise_seed), int(module.draws)]

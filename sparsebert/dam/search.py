@@ -1,0 +1,170 @@
+"""One training run's worth of decisions about a mask: temperature, penalty, what to log.
+
+`MaskSearch` knows nothing of the training loop; `DAMTrainer` and `DAMCallback` are built on it,
+and so is a loop of your own:
+
+    search = MaskSearch(dam, total_steps=1000, sparsity=0.9)
+    optimizer = torch.optim.AdamW(search.parameter_groups(model, lr=5e-5, weight_decay=0.01))
+    for step, batch in enumerate(batches):
+        search.begin_step(step)
+        loss = model(**batch).loss + search.penalty()
+        loss.backward()
+        ...
+    mask = dam.binarize(sparsity=0.9)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsebert import checks
+from sparsebert.dam.mask import DifferentiableAttentionMask
+from sparsebert.dam.penalties import KINDS
+from sparsebert.dam.schedules import SparsityController, annealed
+
+_NAME = "MaskSearch"
+
+
+class MaskSearch:
+    """Temperature, penalty weight and optimizer groups of a mask that is being learned.
+
+    Args:
+        dam: the mask.
+        total_steps: optimizer steps of the training.
+        sparsity: the goal, in (0, 1): the weight of the penalty is found on the way
+            (`SparsityController`). None to use a fixed `weight`.
+        weight: of the penalty: fixed where sparsity is None; else the one to begin with (None:
+            1.0). The penalty is a mean over all scores, so this is the paper's lambda times
+            L * H * N * N.
+        penalty: "expected_l1", "l1" or "executed_area", see `DifferentiableAttentionMask.penalty`.
+        tile_rows: for "executed_area".
+        temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
+            paper.
+        warmup: share of the steps before the penalty begins, in which the mask sees what the
+            task needs.
+        settle: share of the steps at the end in which the sparsity no longer changes: the goal
+            is reached before them.
+
+    Raises:
+        TypeError, ValueError: values out of range; neither sparsity nor weight.
+    """
+
+    def __init__(
+        self,
+        dam: DifferentiableAttentionMask,
+        total_steps: int,
+        *,
+        sparsity: float | None = None,
+        weight: float | None = None,
+        penalty: str = "expected_l1",
+        tile_rows: int = 16,
+        temperature: tuple[float, float] = (1.0, 1.0),
+        warmup: float = 0.1,
+        settle: float = 0.3,
+    ) -> None:
+        if not isinstance(dam, DifferentiableAttentionMask):
+            raise TypeError(
+                f"{_NAME}: dam must be a DifferentiableAttentionMask, got {type(dam).__name__}"
+            )
+        if penalty not in KINDS:
+            raise ValueError(f"{_NAME}: penalty must be one of {KINDS}, got {penalty!r}")
+        if sparsity is None and weight is None:
+            raise ValueError(f"{_NAME}: give sparsity (the goal) or weight (of the penalty)")
+        if weight is not None and not 0.0 <= weight < math.inf:
+            raise ValueError(f"{_NAME}: weight must be finite and not negative, got {weight}")
+        for each in temperature:
+            if not 0.0 < each < math.inf:
+                raise ValueError(f"{_NAME}: temperature must be above 0, got {temperature}")
+        for name, share in (("warmup", warmup), ("settle", settle), ("both", warmup + settle)):
+            if not 0.0 <= share < 1.0:
+                raise ValueError(
+                    f"{_NAME}: warmup and settle are shares of the steps and leave some between "
+                    f"them, but {name} is {share}"
+                )
+        self.dam = dam
+        self.total_steps = checks.integer(_NAME, "total_steps", total_steps, 1)
+        self.kind = penalty
+        self.tile_rows = checks.integer(_NAME, "tile_rows", tile_rows, 1)
+        self.temperature = temperature
+        self.warmup = warmup
+        self.settle = settle
+        self.weight = 0.0
+        self._fixed = 0.0 if weight is None else weight
+        self.controller = (
+            None if sparsity is None else SparsityController(sparsity, weight=weight or 1.0)
+        )
+
+    def begin_step(self, step: int) -> None:
+        """Before the forward passes of optimizer step `step`, counted from 0."""
+        done = step / self.total_steps
+        self.dam.set_temperature(annealed(*self.temperature, done))
+        if done < self.warmup:
+            self.weight = 0.0
+        elif self.controller is None:
+            self.weight = self._fixed
+        else:
+            progress = (done - self.warmup) / (1.0 - self.warmup - self.settle)
+            self.weight = self.controller.update(self.dam.expected_density, progress)
+
+    def penalty(self) -> torch.Tensor:
+        """What to add to the task's loss, a scalar."""
+        if self.weight == 0.0:
+            return self.dam.alpha.new_zeros(())
+        return self.weight * self.dam.penalty(
+            self.kind, tile_rows=self.tile_rows, reduction="mean"
+        )
+
+    def parameter_groups(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        mask_lr: float = 0.05,
+        weight_decay: float = 0.0,
+        no_decay: Iterable[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups of `model`, the mask's parameters apart, with no weight decay.
+
+        Args:
+            model: with or without the DAM in it.
+            lr, weight_decay: of the model's parameters.
+            mask_lr: of the mask's. Larger than a model's, because alpha has to travel by units,
+                not by hundredths.
+            no_decay: names of model parameters without weight decay.
+        """
+        exempt, own = set(no_decay), self.dam.alpha
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p is not own]
+        groups = [
+            {"params": [p for n, p in named if n not in exempt], "weight_decay": weight_decay},
+            {"params": [p for n, p in named if n in exempt], "weight_decay": 0.0},
+        ]
+        groups = [{**group, "lr": lr} for group in groups if group["params"]]
+        return [*groups, {"params": [own], "lr": mask_lr, "weight_decay": 0.0}]
+
+    def metrics(self) -> dict[str, float]:
+        """What to log: expected and hard sparsity, temperature, penalty weight."""
+        with torch.no_grad():
+            kept = (self.dam.alpha > 0) * self.dam.counts
+            scores = self.dam.num_layers * self.dam.num_heads * self.dam.seq_len**2
+            return {
+                "mask_sparsity": 1.0 - self.dam.expected_density,
+                "mask_hard_sparsity": 1.0 - float(kept.sum()) / scores,
+                "mask_temperature": float(self.dam.temperature),
+                "mask_penalty_weight": self.weight,
+            }
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed search needs beside the DAM's own state."""
+        weight = self._fixed if self.controller is None else self.controller.weight
+        return {"weight": self.weight, "controller_weight": weight}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from `state_dict`."""
+        self.weight = state["weight"]
+        if self.controller is not None:
+            self.controller.weight = state["controller_weight"]
