@@ -73,9 +73,7 @@ def binarize(
             groups = [list(range(len(heads)))]
         kept = np.empty_like(must)
         for group in groups:
-            kept[group] = _most_probable(
-                heads[group], index, open_, must[group], sparsity, dam.structure
-            )
+            kept[group] = _most_probable(heads[group], index, open_, must[group], sparsity)
     chosen: dict[str, Any] = {
         "dam": dam.settings(),
         "threshold": threshold,
@@ -104,7 +102,6 @@ def _most_probable(
     open_: npt.NDArray[np.bool_],
     must: npt.NDArray[np.bool_],
     sparsity: float,
-    structure: str,
 ) -> npt.NDArray[np.bool_]:
     """bool [heads, N, N]: `must`, then whole parameters by probability, within the budget.
 

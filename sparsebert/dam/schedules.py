@@ -36,14 +36,15 @@ def ramp(target: float, progress: float, start: float = 0.0) -> float:
 class SparsityController:
     """Finds the weight of the penalty at which the mask has the asked sparsity.
 
-    The weight is proportional-integral control of log density: after each step the weight's
-    logarithm moves by `rate` times how far (in log density) the mask is from the density to be
-    reached now, and `boost` times that distance is added for the moment, so that it settles
-    without swinging.
+    Proportional-integral control on logarithmic scales, because densities and useful weights
+    differ by orders of magnitude. Distance is that of the density from the one to be reached
+    now, in log odds; after each step the weight's logarithm moves by `rate` times the distance,
+    and `boost` times the distance is added for the moment, which keeps it from swinging.
 
     Attributes:
         sparsity: the goal, in (0, 1).
-        weight: of the mean penalty, to begin with.
+        weight: of the mean penalty, to begin with: rather too small than too large, since a mask
+            that is too sparse too early has lost what it needs.
         rate, boost: gains, of the integral and of the proportional part.
         least, most: bounds of the weight, so that it does not run away where the goal cannot be
             reached, or is reached without any penalty.
@@ -56,11 +57,11 @@ class SparsityController:
     """
 
     sparsity: float
-    weight: float = 1.0
-    rate: float = 0.05
+    weight: float = 0.1
+    rate: float = 0.1
     boost: float = 2.0
-    least: float = 1e-4
-    most: float = 1e5
+    least: float = 1e-6
+    most: float = 1e6
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sparsity < 1.0:
@@ -78,6 +79,8 @@ class SparsityController:
             progress: share of the way to the goal, by `ramp`, that should be reached by now.
         """
         wanted = 1.0 - ramp(self.sparsity, progress, start=min(0.5, self.sparsity))
-        distance = math.log(max(density, 1e-9) / wanted)
+        density = min(max(density, 1e-6), 1.0 - 1e-6)
+        distance = math.log(density / (1.0 - density) * (1.0 - wanted) / wanted)
+        distance = min(max(distance, -2.0), 2.0)
         self.weight = min(max(self.weight * math.exp(self.rate * distance), self.least), self.most)
         return min(self.weight * math.exp(self.boost * distance), self.most)

@@ -39,7 +39,7 @@ class MaskSearch:
         sparsity: the goal, in (0, 1): the weight of the penalty is found on the way
             (`SparsityController`). None to use a fixed `weight`.
         weight: of the penalty: fixed where sparsity is None; else the one to begin with (None:
-            1.0). The penalty is a mean over all scores, so this is the paper's lambda times
+            0.1). The penalty is a mean over all scores, so this is the paper's lambda times
             L * H * N * N.
         penalty: "expected_l1", "l1" or "executed_area", see `DifferentiableAttentionMask.penalty`.
         tile_rows: for "executed_area".
@@ -96,7 +96,7 @@ class MaskSearch:
         self.weight = 0.0
         self._fixed = 0.0 if weight is None else weight
         self.controller = (
-            None if sparsity is None else SparsityController(sparsity, weight=weight or 1.0)
+            None if sparsity is None else SparsityController(sparsity, weight=weight or 0.1)
         )
 
     def begin_step(self, step: int) -> None:
