@@ -6,23 +6,11 @@ same text.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
-import sysconfig
 from collections.abc import Iterator
-from pathlib import Path
 
-_MODULES = (
-    "argparse", "ast", "base64", "calendar", "collections/__init__",
-    "concurrent/futures/_base", "configparser", "contextlib", "copy", "csv", "dataclasses",
-    "datetime", "decimal", "difflib", "doctest", "email/message", "enum", "fractions",
-    "functools", "gettext", "heapq", "http/client", "inspect", "ipaddress", "json/__init__",
-    "locale", "logging/__init__", "mailbox", "optparse", "os", "pathlib", "pickle", "random",
-    "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tarfile",
-    "tempfile", "textwrap", "threading", "traceback", "turtle", "typing", "unittest/case",
-    "unittest/mock", "urllib/parse", "urllib/request", "uuid", "zipfile",
-)  # fmt: skip
+from sparsebert.learn.python_text import docstrings, topics
+
 _LIST_MARK = re.compile(r"^(?:[-*•]|\d+[.)]|\[\d+\])\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“])")
 
@@ -30,7 +18,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“])")
 def sentences() -> list[str]:
     """All different sentences of 6 to 60 words, in a fixed order."""
     found: dict[str, None] = {}
-    for text in (*_topics(), *_docstrings()):
+    for text in (*topics(), *docstrings()):
         for paragraph in _paragraphs(text):
             for sentence in _SENTENCE_END.split(paragraph):
                 if _is_prose(sentence):
@@ -42,30 +30,13 @@ def passages(words: int) -> list[str]:
     """Consecutive sentences of the language reference, joined into pieces of that many words."""
     every = " ".join(
         sentence
-        for text in _topics()
+        for text in topics()
         for paragraph in _paragraphs(text)
         for sentence in _SENTENCE_END.split(paragraph)
         if _is_prose(sentence)
     ).split()
     starts = range(0, len(every) - words + 1, words)
     return [" ".join(every[start : start + words]) for start in starts]
-
-
-def _topics() -> list[str]:
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-def _docstrings() -> Iterator[str]:
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for name in _MODULES:
-        source = library / f"{name}.py"
-        if not source.exists():  # modules come and go between versions of Python
-            continue
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                yield inspect.cleandoc(ast.get_docstring(node) or "")
 
 
 def _paragraphs(text: str) -> Iterator[str]:

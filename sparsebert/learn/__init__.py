@@ -1,0 +1,4 @@
+"""``sparsebert learn``: learn masks on text, and compare them with hand-made ones.
+
+`python_text` and `sources` get the text, `data` makes masked-language-modelling batches of it.
+"""
