@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench kernels-report gpu clean distclean
+.PHONY: help demo test check format bench bench-quick kernels-report gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -39,8 +39,11 @@ format: $(INSTALLED)  ## rewrite the files in the project's format and fix what 
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## run the benchmarks
-	$(BIN)/python -m benchmarks
+bench: $(INSTALLED)  ## time attention on this machine, and make the report; about 12 minutes
+	$(BIN)/python -m benchmarks run
+
+bench-quick: $(INSTALLED)  ## a look at attention's times on this machine, under a minute
+	$(BIN)/python -m benchmarks run --quick
 
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
 	$(BIN)/python -m benchmarks.kernels_report

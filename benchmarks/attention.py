@@ -1,277 +1,230 @@
-"""Attention on the CPU: a plan against what a user would otherwise call.
+"""One case of the attention benchmark: gate, first calls, times, roofs, as rows.
 
-    python -m benchmarks                  # every mask and length, some minutes
-    python -m benchmarks --quick          # the lengths 512 and 2048 of four masks, under a minute
-
-B = 1, H = 12, D = 64, fp32. The rivals run in turn with the plan, in one process: torch's SDPA
-with the boolean mask, SDPA without any mask (other numbers, but the time of dense attention), and
-compiled FlexAttention with the same mask, which has no backward pass on the CPU. Before anything
-is timed, the plan's output and gradients must equal the fp64 reference. Ratios are medians of the
-ratios of single rounds. Results: `attention_cpu.csv` (a row for each case and contender, with
-provenance) and, made from that alone, `attention_cpu.md`.
+Contenders run in turn in one process. Each has sets of inputs that together are larger than the
+last cache, and takes the next set at every call, so that no cache flatters. Ratios are medians of
+the ratios of single rounds.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
+import dataclasses
 import functools
-import math
+import itertools
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from tqdm import tqdm
 
-from benchmarks.masks import learned_looking
-from benchmarks.measure import RESULTS, provenance, quantiles, side_by_side
-from sparsebert import patterns
+from benchmarks import gpu_timing, masks, roofs
+from benchmarks.cases import Case, build_mask
+from benchmarks.gate import Gate, Tensors
+from benchmarks.measure import quantiles, side_by_side
+from benchmarks.rivals import OURS, Ready, Rival, Setup, rivals_on
 from sparsebert.compiler import compile_plan
 from sparsebert.masks import AttentionMask
-from sparsebert.ops import sparse_attention
 from sparsebert.plan import AttentionPlan
-from sparsebert.reference import reference_attention
 
-BATCH, HEADS, HEAD_DIM = 1, 12, 64
-LENGTHS = (128, 512, 1024, 2048)
-OURS, MASKED, DENSE, FLEX = "sparsebert", "sdpa + mask", "sdpa, no mask", "flex, compiled"
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+MOST_SETS = 64
+_CPU_CACHE = 32 * 2**20  # where the system does not say
 
-
-def masks(length: int) -> Iterator[tuple[str, AttentionMask]]:
-    """The masks of one length; windows grow with it."""
-    window = max(5, length // 64)
-    yield "star", patterns.star(length)
-    yield f"longformer({window}, 2 global)", patterns.longformer(length, window, 2)
-    yield "log_sparse", patterns.log_sparse(length)
-    yield f"strided({math.isqrt(length)})", patterns.strided(length, math.isqrt(length))
-    yield "bigbird(1, 2, 2)", patterns.bigbird(length, 1, 2, 2)
-    yield f"sliding_window({window})", patterns.sliding_window(length, window)
-    heads = [learned_looking(length, seed) for seed in range(HEADS)]
-    yield "learned-looking, 12 heads", AttentionMask.stack_heads(heads)
-    yield "random 10 %", patterns.random(length, 0.1)
-    yield "dense, no diagonal", patterns.dense(length).without_diagonal()
+Values = dict[str, object]
 
 
-def check(plan: AttentionPlan, mask: AttentionMask, inputs: Tensors, grad_o: torch.Tensor) -> None:
-    """Refuse to time a plan whose output or gradients differ from the reference.
+def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Iterator[Values]:
+    """A row for every contender of a case, this project's first.
 
-    The plan runs all heads; the first and the last are compared, to bound the memory in fp64.
+    Args:
+        seconds: least time spent on the rounds of the case.
     """
-
-    def run(
-        attention: Callable[..., torch.Tensor], inputs: Iterable[torch.Tensor], grad: torch.Tensor
-    ) -> list[torch.Tensor]:
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        o = attention(*leaves)
-        return [o, *torch.autograd.grad(o, leaves, grad)]
-
-    found = run(lambda *x: sparse_attention(*x, plan), inputs, grad_o)
-    for head in (0, HEADS - 1):
-        of_head = mask.head(head if mask.num_heads > 1 else 0)
-        exact = run(
-            lambda *x, of_head=of_head: reference_attention(*x, of_head),
-            [x[:, head, None].double() for x in inputs],
-            grad_o[:, head, None].double(),
-        )
-        for name, result, expected in zip(("o", "dq", "dk", "dv"), found, exact, strict=True):
-            # A chain of fp32 operations as long as the row.
-            bound = torch.finfo(torch.float32).eps * mask.kv_len * expected.abs().max().item()
-            error = (result[:, head, None].double() - expected).abs().max().item()
-            if not error <= bound:
-                raise SystemExit(f"{name} is off by {error:.2e}, more than {bound:.2e}: not timed")
-
-
-@functools.cache
-def compiled_flex() -> Callable[..., torch.Tensor]:
-    """FlexAttention as its documentation advises to call it."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # Static shapes: with dynamic ones the generated C++ does not build for masks that are data.
-    return torch.compile(flex_attention, dynamic=False)
-
-
-def contenders(
-    mask: AttentionMask, plan: AttentionPlan, inputs: Tensors, with_flex: bool
-) -> dict[str, Callable[[], torch.Tensor]]:
-    """The forward passes to compare."""
-    q, k, v = inputs
-    dense = mask.dense()  # [1, H or 1, N, N]
-    calls: dict[str, Callable[[], torch.Tensor]] = {
-        OURS: lambda: sparse_attention(q, k, v, plan),
-        MASKED: lambda: scaled_dot_product_attention(q, k, v, attn_mask=dense),
-        DENSE: lambda: scaled_dot_product_attention(q, k, v),
-    }
-    if with_flex:
-        block_mask = mask.to_block_mask()
-        detached = [x.detach() for x in inputs]  # it refuses tensors that need gradients
-        calls[FLEX] = lambda: compiled_flex()(*detached, block_mask=block_mask)
-    return calls
-
-
-def without_gradients(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
-    def run() -> None:
-        with torch.no_grad():
-            call()
-
-    return run
-
-
-def with_backward(
-    call: Callable[[], torch.Tensor], inputs: Tensors, grad_o: torch.Tensor
-) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(call(), inputs, grad_o)
-
-
-def measure(
-    name: str, mask: AttentionMask, seconds: float, with_flex: bool
-) -> Iterator[dict[str, object]]:
-    """The rows of one mask."""
-    length = mask.q_len
-    shape = (BATCH, length, HEADS, HEAD_DIM)  # HuggingFace's memory order
-    inputs = tuple(torch.randn(shape).transpose(1, 2).requires_grad_() for _ in range(3))
-    grad_o = torch.randn(shape).transpose(1, 2)
-    before = time.perf_counter()
-    plan = compile_plan(mask, target="cpu")
-    compile_ms = (time.perf_counter() - before) * 1e3
-    check(plan, mask, inputs, grad_o)
+    try:
+        mask = build_mask(case)
+    except masks.NoSuchMask as error:
+        yield {"contender": OURS, "note": str(error)}
+        return
+    plan, compile_ms = _compiled(mask, device)
     report = plan.explain()
+    predicted = report.predicted_step_speedup if case.trains else report.predicted_speedup
     common = {
-        "mask": name,
-        "N": length,
-        "density": f"{report.density:.4f}",
-        "executed": f"{report.executed_fraction:.4f}",
+        "parameters": masks.parameters(mask),
+        "density": f"{mask.density:.4f}",
         "compile_ms": f"{compile_ms:.1f}",
+        "predicted_speedup": f"{predicted:.3f}",
+        "roof_gb_s": f"{limits.copy_gb_s:.1f}",
+        "roof_tflop_s": f"{limits.matrix_tflop_s[case.dtype]:.4g}",
     }
-    calls = contenders(mask, plan, inputs, with_flex)
-    forward = {who: without_gradients(call) for who, call in calls.items()}
-    both = {w: with_backward(c, inputs, grad_o) for w, c in calls.items() if w != FLEX}
-    for direction, timed in (("forward", forward), ("forward + backward", both)):
-        times = side_by_side(timed, seconds=seconds)
-        for who in (OURS, MASKED, DENSE, FLEX):
-            row = {**common, "direction": direction, "contender": who}
-            if who not in times:
-                why = "no backward on the CPU" if with_flex else "left out on request"
-                yield {**row, "note": why}
-                continue
-            low, median, high = quantiles(times[who])
-            ratios = [t / ours for t, ours in zip(times[who], times[OURS], strict=True)]
-            yield {
-                **row,
-                "ms_20": f"{low:.3f}",
-                "ms_50": f"{median:.3f}",
-                "ms_80": f"{high:.3f}",
-                "speedup": f"{statistics.median(ratios):.3f}",
-                "note": "",
-            }
-
-
-def write_csv(rows: list[dict[str, object]], path: Path) -> None:
-    """One row for each case and contender."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def summary(rows: list[dict[str, str]]) -> list[str]:
-    """A small table: SDPA's time with the mask over ours, forward / forward + backward."""
-    against = [row for row in rows if row["contender"] == MASKED]
-    lengths = sorted({int(row["N"]) for row in against})
-    names = dict.fromkeys(row["mask"].split("(")[0] for row in against)
-    cells = {
-        (row["mask"].split("(")[0], int(row["N"]), row["direction"]): float(row["speedup"])
-        for row in against
-    }
-    lines = [
-        f"| mask | {' | '.join(f'N = {length}' for length in lengths)} |",
-        f"|---|{'---|' * len(lengths)}",
-    ]
-    for name in names:
-        ratios = (
-            f"{cells[name, length, 'forward']:.2f} / "
-            f"{cells[name, length, 'forward + backward']:.2f}"
-            for length in lengths
-        )
-        lines.append(f"| {name} | {' | '.join(ratios)} |")
-    return lines
-
-
-def write_markdown(csv_path: Path, path: Path) -> None:
-    """The table for people, from the CSV alone."""
-    with csv_path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    where = rows[0]
-    lines = [
-        "# Attention on the CPU",
-        "",
-        f"B = {BATCH}, H = {HEADS}, D = {HEAD_DIM}, fp32; {where['processor']}, "
-        f"{where['threads']} threads, torch {where['torch']}, commit {where['commit']} "
-        f"({where['tree']}), {where['date']}.",
-        "Milliseconds are medians. A ratio is the rival's time over ours, median of the rounds: "
-        "above 1 we win, below 1 we lose. *executed* is the share of the scores that the plan "
-        "computes; 1 means that it chose dense attention.",
-        "",
-        *summary(rows),
-        "",
-        "| N | mask | density | executed | direction | ours, ms | sdpa + mask, ms | ratio "
-        "| sdpa, no mask | flex, compiled |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    cases: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for row in rows:
-        key = tuple(row[c] for c in ("N", "mask", "density", "executed", "direction"))
-        cases.setdefault(key, {})[row["contender"]] = row
-    won = lost = 0
-    for key, by_name in cases.items():
-        ratio = float(by_name[MASKED]["speedup"])
-        won, lost = won + (ratio > 1.1), lost + (ratio < 0.9)
-        rivals = " | ".join(
-            f"{float(by_name[who]['speedup']):.2f}" if by_name[who]["speedup"]
-            else by_name[who]["note"]
-            for who in (DENSE, FLEX)
-        )  # fmt: skip
-        ms = [f"{float(by_name[who]['ms_50']):.2f}" for who in (OURS, MASKED)]
-        lines.append(f"| {' | '.join(key)} | {ms[0]} | {ms[1]} | **{ratio:.2f}** | {rivals} |")
-    lines += [
-        "",
-        f"Against SDPA with the same mask: {won} of {len(cases)} cases more than 10 % faster, "
-        f"{lost} more than 10 % slower, the others within 10 %.",
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark; see the module's text."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="a few cases, without FlexAttention")
-    parser.add_argument("--no-flex", action="store_true", help="leave FlexAttention out")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--seconds", type=float, help="least time for each case and direction")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
-    lengths = (512, 2048) if chosen.quick else LENGTHS
-    seconds = chosen.seconds or (0.5 if chosen.quick else 2.0)
-    cases = [case for length in lengths for case in masks(length)]
-    if chosen.quick:
-        cases = [case for case in cases if case[0].startswith(("star", "longf", "log", "dense"))]
-    where, rows = provenance(), []
-    for name, mask in tqdm(cases, unit="mask"):
-        with_flex = not (chosen.quick or chosen.no_flex)
-        rows += [{**row, **where} for row in measure(name, mask, seconds, with_flex)]
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    table = chosen.out / "attention_cpu.csv"
-    write_csv(rows, table)
-    write_markdown(table, table.with_suffix(".md"))
-    print(table.with_suffix(".md").read_text(encoding="utf-8"))
-    print(f"written: {table} and {table.with_suffix('.md').name}")
+    inputs = [_inputs(case, device) for _ in range(_number_of_sets(case, device))]
+    key_mask = _key_mask(case, device)
+    setup = Setup(case, mask, plan, inputs[0][:3], key_mask)
+    gate = Gate(case, mask, inputs[0][:3], inputs[0][3], key_mask)
+
+    entries = [_Entry(rival, common) for rival in rivals_on(device)]
+    for entry in entries:
+        entry.prepare(setup, gate, inputs)
+    ours = entries[0]
+    running = [entry for entry in entries if entry.call is not None]
+    if ours.call is not None:  # without our time there is nothing to compare
+        _measure(running, device, seconds, len(inputs))
+    for entry in entries:
+        yield entry.row(case, limits, ours)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+@dataclasses.dataclass
+class _Entry:
+    """A contender of one case on its way to a row."""
+
+    rival: Rival
+    common: Values
+    ready: Ready | None = None
+    call: Callable[[], object] | None = None
+    first_ms: float = 0.0
+    peak_mb: float | None = None
+    times: list[float] = dataclasses.field(default_factory=list)
+    graph_ms: float | None = None
+    note: str = ""
+
+    def prepare(self, setup: Setup, gate: Gate, inputs: list[Tensors]) -> None:
+        """Build it, call it once, check its results; on failure the note says why."""
+        case = setup.case
+        self.note = self.rival.refusal(case, setup.device.type)
+        if self.note:
+            return
+        try:
+            ready = self.rival.prepare(setup)
+            call = _rotating(ready.attention, inputs, case.trains)
+            with ready.around():
+                _wait(setup.device.type)
+                start = time.perf_counter()
+                call()
+                _wait(setup.device.type)
+                self.first_ms = (time.perf_counter() - start) * 1e3
+                # A rival's own dropout draws other numbers than the reference.
+                if self.rival.masked and (self.rival.name == OURS or not case.dropout):
+                    self.note = gate.refusal(ready.attention)
+        except Exception as error:  # what cannot run is a row as well
+            text = str(error).strip().splitlines()
+            self.note = f"{type(error).__name__}: {text[0] if text else ''}"[:160]
+            return
+        if not self.note:
+            self.ready, self.call, self.note = ready, call, ready.note
+
+    def row(self, case: Case, limits: roofs.Roofs, ours: _Entry) -> Values:
+        """The row; without times if there are none."""
+        row = {**self.common, "contender": self.rival.name, "note": self.note}
+        if self.ready is None or not self.times:
+            return row
+        low, median, high = quantiles(self.times)
+        bound = roofs.bound(case, self.ready.executed, limits)
+        ratios = [mine / our for mine, our in zip(self.times, ours.times, strict=True)]
+        row |= {
+            "executed": f"{self.ready.executed:.4f}",
+            "first_ms": f"{self.first_ms:.1f}",
+            "ms_20": f"{low:.4f}",
+            "ms_50": f"{median:.4f}",
+            "ms_80": f"{high:.4f}",
+            "speedup": f"{statistics.median(ratios):.3f}",
+            "floor_ms": f"{bound.floor_ms:.4f}",
+            "area_ms": f"{bound.area_ms:.4f}",
+            "of_bound": f"{bound.ms / median:.4f}",
+        }
+        if self.peak_mb is not None:
+            row["peak_mb"] = f"{self.peak_mb:.1f}"
+        if self.graph_ms is not None:
+            row["graph_ms"] = f"{self.graph_ms:.4f}"
+            waits = median > gpu_timing.LAUNCH_BOUND * self.graph_ms
+            row["launch_bound"] = "yes" if waits else "no"
+            if ours.graph_ms is not None:
+                row["graph_speedup"] = f"{self.graph_ms / ours.graph_ms:.3f}"
+        return row
+
+
+def _measure(entries: list[_Entry], device: str, seconds: float, sets: int) -> None:
+    """Time the contenders that run, in turn."""
+    if device == "cpu":
+        found = side_by_side(
+            {e.rival.name: e.call for e in entries if e.call is not None}, seconds=seconds
+        )
+    else:
+        calls = {
+            e.rival.name: (e.call, e.ready.around)
+            for e in entries
+            if e.call is not None and e.ready is not None
+        }
+        for entry in entries:
+            entry.peak_mb = gpu_timing.peak_mb(*calls[entry.rival.name])
+        found = gpu_timing.by_events(calls, seconds=seconds)
+        for entry in entries:
+            try:
+                entry.graph_ms = gpu_timing.by_graph(*calls[entry.rival.name], max(sets, 4))
+            except Exception as error:  # an operation that CUDA graphs cannot hold
+                entry.note = f"{entry.note}; no graph: {type(error).__name__}".lstrip("; ")
+    for entry in entries:
+        entry.times = found[entry.rival.name]
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(mask: AttentionMask, device: str) -> tuple[AttentionPlan, float]:
+    """The plan on the device, and the milliseconds that compiling took; a mask's once."""
+    start = time.perf_counter()
+    plan = compile_plan(mask, target="cpu" if device == "cpu" else None)
+    return plan.to(device), (time.perf_counter() - start) * 1e3
+
+
+def _inputs(case: Case, device: str) -> Tensors:
+    """q, k, v and the gradient of o, [B, H, N, D] in HuggingFace's memory order."""
+    shape = (case.batch, case.length, case.heads, case.dim)
+    dtype = getattr(torch, case.dtype)
+    made = [torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for _ in range(4)]
+    return (*(x.requires_grad_(case.trains) for x in made[:3]), made[3])
+
+
+def _number_of_sets(case: Case, device: str) -> int:
+    """As many that they take twice the last cache."""
+    size = torch.finfo(getattr(torch, case.dtype)).bits // 8
+    of_one = 3 * size * case.batch * case.heads * case.length * case.dim
+    cache = gpu_timing.cache_bytes() if device == "cuda" else _cpu_cache_bytes()
+    return min(MOST_SETS, max(2, -(-2 * cache // of_one)))
+
+
+def _cpu_cache_bytes() -> int:
+    try:
+        return os.sysconf("SC_LEVEL3_CACHE_SIZE") or _CPU_CACHE
+    except (ValueError, OSError, AttributeError):  # unknown on this system
+        return _CPU_CACHE
+
+
+def _key_mask(case: Case, device: str) -> torch.Tensor | None:
+    """bool [B, N]: the samples end at different lengths, `padding` less than N on average."""
+    if not case.padding:
+        return None
+    share = torch.linspace(0.0, 2.0 * case.padding, case.batch) if case.batch > 1 else case.padding
+    real = ((1.0 - torch.as_tensor(share).reshape(-1, 1)) * case.length).long()  # [B, 1]
+    return (torch.arange(case.length) < real).to(device)
+
+
+def _rotating(
+    attention: Callable[..., torch.Tensor], inputs: list[Tensors], trains: bool
+) -> Callable[[], object]:
+    """A call that takes the next set of inputs each time."""
+    sets: Iterator[Any] = itertools.cycle(inputs)
+
+    def forward() -> None:
+        q, k, v, _ = next(sets)
+        with torch.no_grad():
+            attention(q, k, v)
+
+    def both() -> None:
+        q, k, v, grad_o = next(sets)
+        torch.autograd.grad(attention(q, k, v), (q, k, v), grad_o)
+
+    return both if trains else forward
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,94 @@
+"""Timing on a GPU: events around single calls, CUDA graphs of many, and peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+BURST = 10  # calls of one contender in a turn
+LAUNCH_BOUND = 1.25  # single calls this many times slower than in a graph wait for the host
+
+Call = Callable[[], object]
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def by_events(
+    calls: Mapping[str, tuple[Call, Around]], *, seconds: float, least: int = 3
+) -> dict[str, list[float]]:
+    """Milliseconds of single calls, in turns of `BURST` calls, until `seconds` have passed."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call, around in calls.values():
+        with around():
+            for _ in range(3):
+                call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < least or time.perf_counter() - start < seconds:
+        for name, (call, around) in calls.items():
+            with around():
+                times[name] += _burst(call)
+        rounds += 1
+    return times
+
+
+def _burst(call: Call) -> list[float]:
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(BURST)]
+    for before, after in events:
+        before.record()
+        call()
+        after.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in events]
+
+
+def by_graph(call: Call, around: Around, calls: int, replays: int = 15) -> float:
+    """Milliseconds of a call, as the median over replays of a CUDA graph that holds `calls`.
+
+    Raises whatever torch raises for a call that cannot be captured.
+    """
+    with around():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                call()
+    times = []
+    for repeat in range(replays + 2):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        graph.replay()
+        after.record()
+        torch.cuda.synchronize()
+        if repeat >= 2:
+            times.append(before.elapsed_time(after) / calls)
+    graph.reset()
+    return sorted(times)[len(times) // 2]
+
+
+def peak_mb(call: Call, around: Around) -> float:
+    """Most memory that a call takes beyond what is there before it, in MB (10^6 bytes)."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with around():
+        call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def cache_bytes() -> int:
+    """The GPU's L2."""
+    return int(torch.cuda.get_device_properties().L2_cache_size)

@@ -1,0 +1,106 @@
+"""Plots of the attention benchmark, from its rows alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import DIRECTIONS, PAPER
+from benchmarks.masks import LEARNED_LOOKING, NO_DIAGONAL
+from benchmarks.results import BEST_DENSE, Row, with_best_dense
+from benchmarks.rivals import OURS, SDPA_MASK
+from sparsebert.cli.plots import COLOURS, new_figure, save_figure
+
+_GROUPS = ("paper-short", "paper-long", "no-gain", "learned", "quick")
+_MASKS = (*PAPER, LEARNED_LOOKING, NO_DIAGONAL)
+_STYLES = dict(zip(_MASKS, zip((*COLOURS, "#888888"), "osD^vP*X", strict=True), strict=True))
+Points = dict[int, float]
+
+
+def speedups(rows: Sequence[Row], path: Path) -> None:
+    """SDPA's time with the same mask over ours, over N, a line for each mask."""
+    figure, panels = _panels("SDPA's time with the same mask, over ours")
+    for axis, direction in zip(panels, DIRECTIONS, strict=True):
+        for name, points in _lines(rows, SDPA_MASK, direction, "speedup").items():
+            _draw(axis, name, points)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        axis.axhline(1.0, color="black", linewidth=1.0)
+        low, high = axis.get_ylim()
+        axis.axhspan(low, 1.0, color="#D55E00", alpha=0.07, linewidth=0)
+        axis.set_ylim(low, high)
+        axis.annotate(
+            "we lose", (0.98, 0.02), xycoords="axes fraction", ha="right", color="#777777"
+        )
+    _finish(figure, panels, path)
+
+
+def bounds(rows: Sequence[Row], path: Path) -> None:
+    """Share of the bound that our plans reach, over N; dense attention without a mask dashed."""
+    figure, panels = _panels("share of the bound that is reached")
+    for axis, direction in zip(panels, DIRECTIONS, strict=True):
+        for name, points in _lines(rows, OURS, direction, "of_bound").items():
+            _draw(axis, name, points)
+        # Without a mask all masks of a length are the same work, timed several times.
+        dense: dict[int, list[float]] = {}
+        for points in _lines(with_best_dense(rows), BEST_DENSE, direction, "of_bound").values():
+            for length, share in points.items():
+                dense.setdefault(length, []).append(share)
+        if dense:
+            lengths = sorted(dense)
+            shares = [statistics.median(dense[n]) for n in lengths]
+            axis.plot(lengths, shares, "--", color="black", label="torch, dense, no mask")
+        axis.set_ylim(0.0, None)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _finish(figure, panels, path)
+
+
+def _lines(rows: Sequence[Row], contender: str, direction: str, column: str) -> dict[str, Points]:
+    """For each mask the values over N."""
+    lines: dict[str, Points] = {name: {} for name in _MASKS}
+    for row in rows:
+        wanted = row["contender"] == contender and row["direction"] == direction
+        if wanted and row[column] and row["group"] in _GROUPS and row["mask"] in lines:
+            lines[row["mask"]][int(row["length"])] = float(row[column])
+    return {name: points for name, points in lines.items() if points}
+
+
+def _panels(title: str) -> tuple[Any, Sequence[Any]]:
+    figure = new_figure(11.0, 4.4)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure.suptitle(title)
+    return figure, panels
+
+
+def _draw(axis: Any, name: str, points: Points) -> None:
+    colour, marker = _STYLES[name]
+    lengths = sorted(points)
+    axis.plot(
+        lengths,
+        [points[n] for n in lengths],
+        marker=marker,
+        markersize=5,
+        color=colour,
+        label=name,
+    )
+
+
+def _finish(figure: Any, panels: Sequence[Any], path: Path) -> None:
+    format_length: Callable[[float, int], str] = lambda value, _: f"{value:g}"  # noqa: E731
+    for axis, direction in zip(panels, DIRECTIONS, strict=True):
+        axis.set_title(direction)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(format_length)
+        axis.set_xlabel("N, tokens")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles: dict[str, Any] = {}
+    for axis in panels:
+        handles |= {
+            label: line for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+    save_figure(figure, path)

@@ -1,0 +1,393 @@
+"""The attention benchmark: its table of cases, rivals, gate, bounds, results, report, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attention, cases, compare, masks, report, results, rivals, roofs, run
+from benchmarks.cases import BOTH, DEVICES, FORWARD, Case, select
+from benchmarks.gate import Gate
+from benchmarks.measure import ROOT
+from sparsebert import patterns
+from sparsebert.ops import sparse_attention
+
+TINY = Case("tiny", "test", 2, 2, 24, 8, "longformer", BOTH, "float32")
+ROOFS = roofs.Roofs(10.0, {"float32": 0.1, "bfloat16": 0.2, "float16": 0.2})
+
+
+# ---------------------------------------------------------------- cases
+
+
+def of(device: str) -> tuple[Case, ...]:
+    return select(device, "full")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tier", cases.TIERS)
+def test_no_case_is_timed_twice(device: str, tier: str) -> None:
+    table = select(device, tier)
+    keys = [case.key[1:] for case in table]  # the group does not make another case
+    assert len(set(keys)) == len(keys) > 0
+
+
+def test_the_gpu_table_has_what_was_asked_for() -> None:
+    table = of("cuda")
+    assert {(c.heads, c.dim) for c in table} >= {(12, 64), (16, 64), (12, 32), (16, 128)}
+    assert {c.length for c in table} >= {128, 512, 577, 1024, 1025, 2048, 4096, 8192}
+    assert {c.mask for c in table} >= {*patterns.PATTERNS, masks.NO_DIAGONAL}
+    assert {c.dtype for c in table} == {"bfloat16", "float16", "float32"}
+    assert {c.direction for c in table} == {FORWARD, BOTH}
+    assert any(c.dropout for c in table)
+    assert any(c.padding for c in table)
+    assert {c.batch * c.length for c in table} >= {16384, 32768, 65536}
+
+
+def test_the_cpu_table_has_every_pattern_and_kind() -> None:
+    table = of("cpu")
+    assert {c.mask for c in table} >= {*patterns.PATTERNS, masks.LEARNED_LOOKING}
+    assert {c.group for c in table} == {c.group for c in of("cuda")}
+
+
+@pytest.mark.parametrize("name", masks.NAMES)
+@pytest.mark.parametrize("length", [128, 577])
+def test_every_mask_is_built_at_its_length(name: str, length: int) -> None:
+    mask = masks.build(name, length, heads=3)
+    assert (mask.num_layers, mask.q_len, mask.kv_len) == (1, length, length)
+    assert mask.num_heads in (1, 3)
+
+
+@pytest.mark.parametrize("bad", [("tpu", "full", ()), ("cpu", "all", ()), ("cpu", "full", ("x",))])
+def test_select_names_what_is_unknown(bad: tuple[str, str, tuple[str, ...]]) -> None:
+    with pytest.raises(ValueError, match=r"select: .*(cpu|quick|paper-short)"):
+        select(*bad)
+
+
+def test_without_learned_masks_a_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "LEARNED", Path("nowhere"))
+    case = next(c for c in of("cpu") if c.mask == masks.NONE_LEARNED)
+    (row,) = attention.rows_of(case, "cpu", ROOFS, 0.0)
+    assert "learned_masks" in str(row["note"])
+    assert "ms_50" not in row
+
+
+def test_learned_masks_become_cases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(masks, "LEARNED", tmp_path)
+    masks.learned_looking(64).save(tmp_path / "bert.safetensors")
+    case = next(c for c in of("cpu") if c.mask == "learned: bert")
+    assert (case.length, case.heads) == (64, 12)
+    assert cases.build_mask(case) == masks.learned_looking(64)
+
+
+# ---------------------------------------------------------------- rivals
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_rival_says_yes_or_why_not(device: str) -> None:
+    refused = {}
+    for rival in rivals.rivals_on(device):
+        for case in of(device):
+            why = rival.refusal(case, device)
+            assert why == why.strip()
+            refused.setdefault(rival.name, set()).add(why)
+    assert refused[rivals.OURS] == {""}
+    assert refused[rivals.SDPA_MASK] == {""}
+    assert "has no dropout" in refused[rivals.FLEX]
+    assert all("" in reasons for reasons in refused.values())
+
+
+def test_flex_refuses_training_on_the_cpu_only() -> None:
+    flex = next(rival for rival in rivals.RIVALS if rival.name == rivals.FLEX)
+    assert "backward" in flex.refusal(TINY, "cpu")
+    assert flex.refusal(TINY, "cuda") == ""
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.25])
+@pytest.mark.parametrize("name", [rivals.SDPA_MASK, rivals.EAGER, rivals.FLEX])
+def test_masked_rivals_compute_what_we_compute(
+    name: str, padding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlexAttention runs eager here; compiling takes long and is torch's matter."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(rivals, "_compiled_flex", lambda: flex_attention)
+    case = dataclasses.replace(TINY, direction=FORWARD, padding=padding)
+    setup, gate = ready(case)
+    rival = next(rival for rival in rivals.RIVALS if rival.name == name)
+    assert gate.refusal(rival.prepare(setup).attention) == ""
+
+
+def ready(case: Case) -> tuple[rivals.Setup, Gate]:
+    torch.manual_seed(0)
+    mask = cases.build_mask(case)
+    plan, _ = attention._compiled(mask, "cpu")
+    *qkv, grad_o = attention._inputs(case, "cpu")
+    key_mask = attention._key_mask(case, "cpu")
+    setup = rivals.Setup(case, mask, plan, tuple(qkv), key_mask)
+    return setup, Gate(case, mask, tuple(qkv), grad_o, key_mask)
+
+
+# ---------------------------------------------------------------- gate
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("padding", [0.0, 0.25])
+def test_the_gate_lets_us_pass(dtype: str, dropout: float, padding: float) -> None:
+    case = dataclasses.replace(TINY, dtype=dtype, dropout=dropout, padding=padding)
+    setup, gate = ready(case)
+
+    def ours(*qkv: torch.Tensor) -> torch.Tensor:
+        return sparse_attention(*qkv, setup.plan, key_mask=setup.key_mask, dropout_p=dropout)
+
+    assert gate.refusal(ours) == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda q, k, v, plan: sparse_attention(q, k, v, plan) * 1.01,
+        lambda q, k, v, plan: sparse_attention(q, k, v, plan) * float("nan"),
+        lambda q, k, v, plan: sparse_attention(q, k.detach(), v, plan) + 0.0 * k,
+        lambda q, k, v, plan: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+    ],
+    ids=["scaled", "nan", "no gradient of k", "no mask"],
+)
+def test_the_gate_stops_wrong_results(wrong: object) -> None:
+    setup, gate = ready(TINY)
+    assert callable(wrong)
+    assert gate.refusal(lambda q, k, v: wrong(q, k, v, setup.plan)).startswith("WRONG")
+
+
+def test_padding_is_the_share_asked_for_on_average() -> None:
+    case = dataclasses.replace(TINY, batch=5, length=400, padding=0.25)
+    key_mask = attention._key_mask(case, "cpu")
+    assert key_mask is not None
+    assert key_mask.float().mean().item() == pytest.approx(0.75)
+    assert key_mask.any(dim=1).all()
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_the_bounds_follow_their_formulas() -> None:
+    case = Case("g", "s", 2, 3, 100, 16, "star", FORWARD, "float32")
+    limits = roofs.Roofs(1.0, {"float32": 0.001})  # 1 GB/s, 1 GFLOP/s
+    found = roofs.bound(case, 0.5, limits)
+    # 4 tensors of 2 * 3 * 100 * 16 * 4 bytes; 4 * 16 flop for each of 0.5 * 100^2 * 6 scores.
+    assert found.floor_ms == pytest.approx(4 * 38400 / 1e9 * 1e3)
+    assert found.area_ms == pytest.approx(64 * 30000 / 1e9 * 1e3)
+    assert found.ms == found.area_ms
+    trained = roofs.bound(dataclasses.replace(case, direction=BOTH), 0.5, limits)
+    assert trained.floor_ms == pytest.approx(3.0 * found.floor_ms)
+    assert trained.area_ms == pytest.approx(3.5 * found.area_ms)
+    half = roofs.moved_bytes(dataclasses.replace(case, dtype="bfloat16"))
+    assert half * 2 == roofs.moved_bytes(case)
+    assert roofs.bound(case, 0.001, limits).ms == found.floor_ms
+
+
+def test_roofs_are_measured() -> None:
+    found = roofs.measure("cpu", {"float32"}, repeats=1)
+    assert found.copy_gb_s > 0.1
+    assert found.matrix_tflop_s["float32"] > 1e-4
+
+
+# ---------------------------------------------------------------- a run, end to end
+
+
+def test_a_tiny_run_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three contenders, two cases; the second run measures only what the first has not."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(rivals, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(attention, "MOST_SETS", 2)
+    monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
+    forward = dataclasses.replace(TINY, direction=FORWARD)
+    origin = run.origin("cpu", 0.01)
+    store = results.Store(tmp_path, origin)
+    assert run.run((forward,), "cpu", store, 0.01) == 0
+    assert run.run((forward, TINY), "cpu", results.Store(tmp_path, origin), 0.01) == 0
+    rows = results.read(tmp_path)
+    assert len(rows) == 2 * len(rivals.rivals_on("cpu"))
+    assert [row["date"] for row in rows] == [origin["date"]] * len(rows)
+    timed = [row for row in rows if row["ms_50"]]
+    refused = [row for row in rows if not row["ms_50"]]
+    assert [(r["contender"], r["direction"]) for r in refused] == [(rivals.FLEX, BOTH)]
+    for row in timed:
+        assert float(row["ms_20"]) <= float(row["ms_50"]) <= float(row["ms_80"])
+        assert float(row["of_bound"]) > 0
+    before = (tmp_path / "tiny.csv").read_text()
+    other = {**origin, "commit": "another"}
+    assert results.Store(tmp_path, other).done((TINY,)) == set()
+    assert results.Store(tmp_path, origin).done((TINY,)) == {TINY.key}
+    assert (tmp_path / "tiny.csv").read_text() == before
+
+
+def test_a_contender_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(setup: rivals.Setup) -> rivals.Ready:
+        raise RuntimeError("no such kernel\nand much more")
+
+    entries = [r for r in rivals.RIVALS if r.name in (rivals.OURS, rivals.EAGER)]
+    bad = dataclasses.replace(entries[1], prepare=broken)
+    monkeypatch.setattr(attention, "rivals_on", lambda device: (entries[0], bad))
+    ours, failed = attention.rows_of(TINY, "cpu", ROOFS, 0.0)
+    assert failed["note"] == "RuntimeError: no such kernel"
+    assert "ms_50" not in failed
+    assert float(str(ours["speedup"])) == 1.0
+
+
+def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = dataclasses.replace(
+        rivals.RIVALS[0], prepare=lambda setup: rivals.Ready(lambda q, k, v: q + k + v, 1.0)
+    )
+    monkeypatch.setattr(attention, "rivals_on", lambda device: (wrong,))
+    (row,) = attention.rows_of(TINY, "cpu", ROOFS, 0.0)
+    assert str(row["note"]).startswith("WRONG: o ")
+    assert "ms_50" not in row
+
+
+def test_the_commands_start_from_a_bare_checkout() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "run", "--list", "--device", "cuda"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "paper-short" in done.stdout
+
+
+# ---------------------------------------------------------------- results, report, compare
+
+
+def row(contender: str, ms: float, ours: float, **changed: str) -> results.Row:
+    """A row as the benchmark writes it, 10 % between the quantiles."""
+    case = dataclasses.replace(TINY, group="paper-short", mask="star", direction=FORWARD)
+    values = dict.fromkeys(results.COLUMNS, "") | dict(zip(cases.KEY, case.key, strict=True))
+    values |= {"contender": contender, "device": "cpu", "processor": "test", "density": "0.1"}
+    values |= {"executed": "0.2", "compile_ms": "3", "first_ms": "4", "of_bound": "0.5"}
+    values |= {"ms_20": f"{ms * 0.95}", "ms_50": f"{ms}", "ms_80": f"{ms * 1.05}"}
+    return values | {"speedup": f"{ms / ours}"} | changed
+
+
+def small_table() -> list[results.Row]:
+    rows = []
+    for length, theirs in (("128", 0.5), ("512", 2.0), ("1024", 8.0)):
+        rows += [
+            row(rivals.OURS, 1.0, 1.0, length=length),
+            row(rivals.SDPA_MASK, theirs, 1.0, length=length),
+        ]
+    nothing = dict.fromkeys(("ms_20", "ms_50", "ms_80", "speedup", "of_bound"), "")
+    rows.append(row(rivals.FLEX, 1.0, 1.0, length="128", **nothing, note="has no dropout"))
+    return rows
+
+
+def write_rows(folder: Path, rows: list[results.Row]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    results._write(folder / "paper-short.csv", rows, "w")
+    return folder
+
+
+def test_geometric_mean_wins_and_losses() -> None:
+    assert report.scores([0.5, 2.0, 8.0]) == "2.00 (2/0/1)"
+    assert report.scores([1.04, 0.96]) == "1.00 (0/2/0)"
+    table = report.group_table(small_table())
+    assert "| paper-short | forward | 2.00 (2/0/1) |" in table
+    assert len(table) == 3
+
+
+def test_the_best_dense_route_is_the_fastest_of_them() -> None:
+    rows = [row(rivals.OURS, 1.0, 1.0), row(rivals.FLASH, 3.0, 1.0), row(rivals.CUDNN, 2.0, 1.0)]
+    best = [r for r in results.with_best_dense(rows) if r["contender"] == results.BEST_DENSE]
+    assert [r["speedup"] for r in best] == ["2.0"]
+
+
+def test_the_report_shows_losses_refusals_and_what_is_missing(tmp_path: Path) -> None:
+    write_rows(tmp_path / "attention_cpu", small_table())
+    text = report.write(tmp_path).read_text()
+    assert "| star | 0.50 / - | 2.00 / - | 8.00 / - |" in text
+    assert "| paper-short | star, N = 128 | forward | SDPA + mask | 0.50 |" in text
+    assert "| FlexAttention | has no dropout | 1 |" in text
+    assert "| vit | 8 | not measured yet |" in text
+    gpu = text.split("## GPU")[1]
+    assert gpu.count(report.NOT_MEASURED) == 5 + len(cases.group_names(of("cuda")))
+    for name in ("speedup", "bound"):
+        assert (tmp_path / f"attention_cpu_{name}.png").stat().st_size > 10_000
+
+
+def test_the_aims_are_read_from_the_rows() -> None:
+    gpu = {"dtype": "bfloat16", "dim": "64", "device": "cuda"}
+    rows = []
+    for length, theirs in (("256", 9.0), ("512", 2.0), ("4096", 8.0)):
+        rows += [
+            row(rivals.OURS, 1.0, 1.0, length=length, of_bound="0.8", **gpu),
+            row(rivals.FLEX, theirs, 1.0, length=length, **gpu),
+            row(rivals.FLASH, theirs / 4, 1.0, length=length, **gpu),
+        ]
+    found = [line.split(" | ")[-1] for line in report.aims(rows)[2:]]
+    assert found == [
+        "4.00 |",  # of 2 and 8, the lengths from 512 on
+        "not measured yet |",
+        "80% to 80% |",
+        "0.50 at worst |",
+        "not measured yet |",
+    ]
+
+
+def test_compare_finds_a_regression_and_ignores_noise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = small_table()
+    old = write_rows(tmp_path / "old", before)
+    noisy = [scaled(r, 1.08 if r["contender"] == rivals.OURS else 1.5) for r in before]
+    assert compare.main([str(old), str(write_rows(tmp_path / "noisy", noisy))]) == 0
+    assert "3 cases in both: 0 slower" in capsys.readouterr().out
+    planted = [scaled(r, 1.3) if r is before[2] else r for r in before]
+    assert compare.main([str(old), str(write_rows(tmp_path / "slow", planted))]) == 1
+    out = capsys.readouterr().out
+    assert "slower  x1.30" in out
+    assert "N = 512" in out
+    assert "1 slower, 0 faster" in out
+
+
+def scaled(row: results.Row, factor: float) -> results.Row:
+    times = {
+        name: f"{float(row[name]) * factor}" for name in ("ms_20", "ms_50", "ms_80") if row[name]
+    }
+    return {**row, **times}
+
+
+def test_compare_counts_a_case_that_now_fails(tmp_path: Path) -> None:
+    rows = small_table()
+    old = write_rows(tmp_path / "old", rows)
+    broken = [dict(r) for r in rows]
+    broken[0] |= {"ms_50": "", "note": "WRONG: o is off"}
+    assert compare.main([str(old), str(write_rows(tmp_path / "new", broken))]) == 1
+
+
+def test_compare_refuses_what_has_nothing_in_common(tmp_path: Path) -> None:
+    old = write_rows(tmp_path / "old", small_table())
+    new = write_rows(tmp_path / "new", [{**r, "length": "64"} for r in small_table()])
+    for pair in ((old, new), (old, tmp_path / "missing.csv")):
+        with pytest.raises(SystemExit) as stopped:
+            compare.main([str(path) for path in pair])
+        assert stopped.value.code == 2
+
+
+def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("mask,N\nstar,512\n")
+    with pytest.raises(ValueError, match=r"other\.csv: no column group"):
+        results.read(path)
+
+
+def test_half_a_row_is_dropped(tmp_path: Path) -> None:
+    folder = write_rows(tmp_path / "cut", small_table())
+    path = folder / "paper-short.csv"
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex("FlexAttention") + 5])
+    assert len(results.read(folder)) == 6
