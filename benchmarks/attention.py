@@ -20,9 +20,10 @@ import torch
 
 from benchmarks import gpu_timing, masks, roofs
 from benchmarks.cases import Case, build_mask
+from benchmarks.contender import Ready, Setup
 from benchmarks.gate import Gate, Tensors
 from benchmarks.measure import quantiles, side_by_side
-from benchmarks.rivals import OURS, Ready, Rival, Setup, rivals_on
+from benchmarks.rivals import OURS, Rival, rivals_on
 from sparsebert.compiler import compile_plan
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan

@@ -5,74 +5,26 @@ A rival that cannot run a case says why, in words, and that is a row of the resu
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks import flex
 from benchmarks.cases import Case
-from benchmarks.gate import Tensors, eager_attention
-from sparsebert.masks import AttentionMask
+from benchmarks.contender import Ready, Setup
+from benchmarks.gate import eager_attention
 from sparsebert.ops import sparse_attention
-from sparsebert.plan import AttentionPlan
 
 OURS = "sparsebert"
-SDPA_MASK, EAGER, FLEX, FLEX_BEST = "SDPA + mask", "eager + mask", "FlexAttention", "Flex, tuned"
+SDPA_MASK, EAGER = "SDPA + mask", "eager + mask"
+FLEX, FLEX_FORMULA, FLEX_TUNED = "FlexAttention", "Flex, formula", "Flex, tuned"
 SDPA_DENSE = "SDPA dense"
 FLASH, CUDNN, EFFICIENT = "flash dense", "cuDNN dense", "efficient dense"
 DENSE = (SDPA_DENSE, FLASH, CUDNN, EFFICIENT)
-EAGER_LIMIT = {"cpu": 2**28, "cuda": 2**33}  # bytes of one score matrix
-
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What a contender may use: a case, its mask, plan and key mask, and tensors to try it on.
-
-    Attributes:
-        example: q, k and v of the case, with gradients if it trains.
-        key_mask: bool [B, N], True = a real token, or None.
-    """
-
-    case: Case
-    mask: AttentionMask
-    plan: AttentionPlan
-    example: Tensors
-    key_mask: torch.Tensor | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.example[0].device
-
-    def allowed(self) -> torch.Tensor:
-        """Mask and key mask in one: bool [B or 1, H or 1, N, N] on the device."""
-        dense = self.mask.dense().to(self.device)
-        return dense if self.key_mask is None else dense & self.key_mask[:, None, None, :]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ready:
-    """A contender that is ready to run.
-
-    Attributes:
-        attention: q, k, v -> o.
-        executed: share of the N x N scores that it computes.
-        around: a context for its calls, entered once for many of them.
-        note: what a reader should know.
-    """
-
-    attention: Attention
-    executed: float
-    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    note: str = ""
+EAGER_LIMIT = {"cpu": 2**27, "cuda": 2**33}  # bytes of one score matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,101 +95,7 @@ def _eager_refusal(case: Case, device: str) -> str:
     scores = size * case.batch * case.heads * case.length**2
     if scores <= EAGER_LIMIT[device]:
         return ""
-    return f"one score matrix would take {scores / 2**30:.1f} GiB"
-
-
-def _flex_refusal(case: Case, device: str) -> str:
-    if case.dropout:
-        return "has no dropout"
-    if device == "cpu" and case.trains:
-        return "has no backward pass on the CPU"
-    return ""
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
-    """FlexAttention as its documentation advises to call it."""
-    from torch._dynamo import config
-    from torch.nn.attention.flex_attention import flex_attention
-
-    config.recompile_limit = 64  # many shapes and block sizes; and beyond it, never run it eager
-    config.fail_on_recompile_limit_hit = True
-    # Static shapes: with dynamic ones the generated C++ does not build for masks that are data.
-    return torch.compile(flex_attention, dynamic=False)
-
-
-def _block_mask(setup: Setup, block: int) -> Any:
-    """The BlockMask of the mask and, where there is one, the key mask."""
-    from torch.nn.attention.flex_attention import and_masks, create_block_mask
-
-    of_mask = setup.mask.to_block_mask(block, device=setup.device)
-    key_mask, case = setup.key_mask, setup.case
-    if key_mask is None:
-        return of_mask
-
-    def real(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return key_mask[b, kv_idx]
-
-    return create_block_mask(
-        and_masks(of_mask.mask_mod, real), case.batch, setup.mask.num_heads, case.length,
-        case.length, device=setup.device, BLOCK_SIZE=block,
-    )  # fmt: skip
-
-
-def _flex(setup: Setup, block: int = 128, options: dict[str, int] | None = None) -> Ready:
-    flex, block_mask = _compiled_flex(), _block_mask(setup, block)
-    return Ready(
-        lambda q, k, v: flex(q, k, v, block_mask=block_mask, kernel_options=options),
-        1.0 - float(block_mask.sparsity()) / 100.0,
-    )
-
-
-# Edges of the mask's blocks, and the kernels' tiles (forward; dk and dv; dq) that fit into them.
-_FLEX_TILES = tuple(
-    (
-        block,
-        {
-            "BLOCK_M": m, "BLOCK_N": n,
-            "BLOCK_M1": 32, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 32,
-        },
-    )
-    for block, m, n in ((64, 64, 64), (128, 64, 64), (128, 128, 64))
-)  # fmt: skip
-
-
-def _flex_tuned(setup: Setup) -> Ready:
-    """The fastest of FlexAttention's default and some other block sizes, by a short trial."""
-    best, best_ms, failures = None, float("inf"), 0
-    for block, options in ((128, None), *_FLEX_TILES):
-        try:
-            ready = _flex(setup, block, options)
-            spent = _trial_ms(ready.attention, setup)
-        except Exception:  # a tile that does not fit this GPU's memory, or a dtype
-            failures += 1
-            continue
-        if spent < best_ms:
-            tiles = f"tiles {options['BLOCK_M']} x {options['BLOCK_N']}" if options else "default"
-            best_ms, best = spent, dataclasses.replace(ready, note=f"blocks of {block}, {tiles}")
-    if best is None:
-        raise RuntimeError(f"all {failures} block sizes failed")
-    return best
-
-
-def _trial_ms(attention: Attention, setup: Setup, repeats: int = 5) -> float:
-    def run() -> None:
-        with torch.set_grad_enabled(setup.case.trains):
-            o = attention(*setup.example)
-        if setup.case.trains:
-            torch.autograd.grad(o, setup.example, o.detach())
-
-    run()
-    run()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats * 1e3
+    return f"left out: one score matrix takes {scores / 2**30:.1f} GiB"
 
 
 RIVALS: tuple[Rival, ...] = (
@@ -263,12 +121,16 @@ RIVALS: tuple[Rival, ...] = (
         _any, _sdpa_backend(SDPBackend.EFFICIENT_ATTENTION),
     ),
     Rival(
-        FLEX, "compiled FlexAttention with the same mask, default blocks", ("cpu", "cuda"), True,
-        _flex_refusal, _flex,
+        FLEX, "compiled FlexAttention with the same mask as bits, default blocks",
+        ("cpu", "cuda"), True, flex.refusal, flex.with_bits,
     ),
     Rival(
-        FLEX_BEST, "the same at the fastest of four block sizes", ("cuda",), True, _flex_refusal,
-        _flex_tuned,
+        FLEX_FORMULA, "compiled FlexAttention with the pattern's formula, default blocks",
+        ("cpu", "cuda"), True, flex.formula_refusal, flex.with_formula,
+    ),
+    Rival(
+        FLEX_TUNED, "with bits, the fastest of four choices of blocks and tiles",
+        ("cuda",), True, flex.refusal, flex.tuned,
     ),
     Rival(
         EAGER, "the formula in torch operations, mask filled in: what the paper's authors run",

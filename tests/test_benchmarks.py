@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, cases, compare, masks, report, results, rivals, roofs, run
+from benchmarks import attention, cases, compare, flex, masks, report, results, rivals, roofs, run
 from benchmarks.cases import BOTH, DEVICES, FORWARD, Case, select
+from benchmarks.contender import Ready, Setup
 from benchmarks.gate import Gate
 from benchmarks.measure import ROOT
 from sparsebert import patterns
+from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
 
 TINY = Case("tiny", "test", 2, 2, 24, 8, "longformer", BOTH, "float32")
@@ -102,33 +105,43 @@ def test_every_rival_says_yes_or_why_not(device: str) -> None:
 
 
 def test_flex_refuses_training_on_the_cpu_only() -> None:
-    flex = next(rival for rival in rivals.RIVALS if rival.name == rivals.FLEX)
     assert "backward" in flex.refusal(TINY, "cpu")
     assert flex.refusal(TINY, "cuda") == ""
 
 
-@pytest.mark.parametrize("padding", [0.0, 0.25])
-@pytest.mark.parametrize("name", [rivals.SDPA_MASK, rivals.EAGER, rivals.FLEX])
+@pytest.mark.parametrize("name", flex.FORMULAS)
+def test_a_formula_is_the_pattern(name: str) -> None:
+    mask = masks.build(name, 150, heads=1)
+    assert AttentionMask.from_mask_mod(flex.formula(mask), 1, 150, 150) == mask
+
+
+@pytest.mark.parametrize(
+    ("name", "padding"),
+    [
+        *itertools.product((rivals.SDPA_MASK, rivals.EAGER, rivals.FLEX), (0.0, 0.25)),
+        (rivals.FLEX_FORMULA, 0.0),
+    ],
+)
 def test_masked_rivals_compute_what_we_compute(
     name: str, padding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FlexAttention runs eager here; compiling takes long and is torch's matter."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(rivals, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(flex, "compiled", lambda: flex_attention)
     case = dataclasses.replace(TINY, direction=FORWARD, padding=padding)
     setup, gate = ready(case)
     rival = next(rival for rival in rivals.RIVALS if rival.name == name)
     assert gate.refusal(rival.prepare(setup).attention) == ""
 
 
-def ready(case: Case) -> tuple[rivals.Setup, Gate]:
+def ready(case: Case) -> tuple[Setup, Gate]:
     torch.manual_seed(0)
     mask = cases.build_mask(case)
     plan, _ = attention._compiled(mask, "cpu")
     *qkv, grad_o = attention._inputs(case, "cpu")
     key_mask = attention._key_mask(case, "cpu")
-    setup = rivals.Setup(case, mask, plan, tuple(qkv), key_mask)
+    setup = Setup(case, mask, plan, tuple(qkv), key_mask)
     return setup, Gate(case, mask, tuple(qkv), grad_o, key_mask)
 
 
@@ -192,9 +205,9 @@ def test_the_bounds_follow_their_formulas() -> None:
 
 
 def test_roofs_are_measured() -> None:
-    found = roofs.measure("cpu", {"float32"}, repeats=1)
+    found = roofs.measure("cpu", {"float32", "bfloat16"}, repeats=1)
     assert found.copy_gb_s > 0.1
-    assert found.matrix_tflop_s["float32"] > 1e-4
+    assert found.matrix_tflop_s["bfloat16"] >= found.matrix_tflop_s["float32"] > 1e-4
 
 
 # ---------------------------------------------------------------- a run, end to end
@@ -206,7 +219,7 @@ def test_a_tiny_run_goes_on_where_it_stopped(
     """Three contenders, two cases; the second run measures only what the first has not."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(rivals, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(flex, "compiled", lambda: flex_attention)
     monkeypatch.setattr(attention, "MOST_SETS", 2)
     monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
     forward = dataclasses.replace(TINY, direction=FORWARD)
@@ -219,7 +232,11 @@ def test_a_tiny_run_goes_on_where_it_stopped(
     assert [row["date"] for row in rows] == [origin["date"]] * len(rows)
     timed = [row for row in rows if row["ms_50"]]
     refused = [row for row in rows if not row["ms_50"]]
-    assert [(r["contender"], r["direction"]) for r in refused] == [(rivals.FLEX, BOTH)]
+    assert [(r["contender"], r["direction"]) for r in refused] == [
+        (rivals.FLEX_FORMULA, FORWARD),
+        (rivals.FLEX, BOTH),
+        (rivals.FLEX_FORMULA, BOTH),
+    ]
     for row in timed:
         assert float(row["ms_20"]) <= float(row["ms_50"]) <= float(row["ms_80"])
         assert float(row["of_bound"]) > 0
@@ -231,7 +248,7 @@ def test_a_tiny_run_goes_on_where_it_stopped(
 
 
 def test_a_contender_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(setup: rivals.Setup) -> rivals.Ready:
+    def broken(setup: Setup) -> Ready:
         raise RuntimeError("no such kernel\nand much more")
 
     entries = [r for r in rivals.RIVALS if r.name in (rivals.OURS, rivals.EAGER)]
@@ -245,7 +262,7 @@ def test_a_contender_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = dataclasses.replace(
-        rivals.RIVALS[0], prepare=lambda setup: rivals.Ready(lambda q, k, v: q + k + v, 1.0)
+        rivals.RIVALS[0], prepare=lambda setup: Ready(lambda q, k, v: q + k + v, 1.0)
     )
     monkeypatch.setattr(attention, "rivals_on", lambda device: (wrong,))
     (row,) = attention.rows_of(TINY, "cpu", ROOFS, 0.0)
