@@ -175,7 +175,11 @@ class DifferentiableAttentionMask(nn.Module):
         return self.expand(self._sampled(generator), length)
 
     def forward(self, length: int | None = None) -> torch.Tensor:
-        """The mask that an attached model uses, [L, H, n, n].
+        """The mask as a model uses it, [L, H, n, n]: `draw`, at the positions."""
+        return self.expand(self.draw(), length)
+
+    def draw(self) -> torch.Tensor:
+        """Values of the parameters for one forward pass, [L, H, P]; `expand` makes a mask of them.
 
         In training mode a sample from the module's own noise stream, whose place is saved with
         the parameters and is the same in all processes of a distributed training, whatever else
@@ -189,7 +193,7 @@ class DifferentiableAttentionMask(nn.Module):
             if self.hard:
                 values = (values > 0.5).to(values.dtype)
         self._last = values
-        return self.expand(values, length)
+        return values
 
     def expand(self, values: torch.Tensor, length: int | None = None) -> torch.Tensor:
         """Values of the parameters, [..., P], at the positions they decide, [..., n, n]."""
@@ -222,6 +226,10 @@ class DifferentiableAttentionMask(nn.Module):
         self.draws.fill_(draws + 1)
         mixed = (seed + draws * 0x9E3779B97F4A7C15) % 2**63  # far apart for neighbouring draws
         return torch.Generator(device=self.alpha.device).manual_seed(mixed)
+
+    def resume_stream(self) -> None:
+        """Draw on from where the buffers `noise_seed` and `draws` say, after they were changed."""
+        self._stream = [int(self.noise_seed), int(self.draws)]
 
     def _checked_length(self, length: int | None) -> int:
         if length is None:
@@ -356,4 +364,4 @@ class DifferentiableAttentionMask(nn.Module):
 def _read_stream(module: nn.Module, _: object) -> None:
     """After load_state_dict: continue the noise stream where it was saved."""
     assert isinstance(module, DifferentiableAttentionMask)
-    module._stream = [int(module.noise_seed), int(module.draws)]
+    module.resume_stream()

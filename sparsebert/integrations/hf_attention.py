@@ -36,6 +36,9 @@ _collector: Any = getattr(output_capturing, "_active_collector", None)
 IMPLEMENTATION = "sparsebert"
 """The name in `config._attn_implementation`, and of the submodule that holds a layer's mask."""
 
+DAM = "sparsebert_dam"
+"""The same while a mask is learned; also the DAM's name in the model that owns the layers."""
+
 
 class LayerMask(nn.Module):
     """The sparse mask of one attention module (or of several with the same mask).
@@ -131,7 +134,15 @@ def sparsebert_attention(
             query,
             key,
             value,
-            plan_for(layer.under(rule), q_len, kv_len, query.device, layer.backend),
+            plan_for(
+                layer.under(rule),
+                q_len,
+                kv_len,
+                query.device,
+                layer.backend,
+                head_dim=query.shape[-1],
+                heads=query.shape[1],
+            ),
             scale=scaling,
             key_mask=key_mask,
             dropout_p=dropout,

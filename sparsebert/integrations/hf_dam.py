@@ -9,8 +9,9 @@
     >>> (hidden.pow(2).mean() + 1e-4 * dam.penalty()).backward()
     >>> model = sb.sparsify(sb.detach_dam(model), dam.binarize(sparsity=0.9))  # use what it found
 
-The mask is drawn once in each forward pass of the model, and all layers (and a recomputation of
-their activations in the backward pass) see that draw. It becomes a part of the model: its
+The mask is drawn once in each forward pass of the model, and all layers see that draw; so does a
+recomputation of their activations, if the backward pass comes before the next forward. The DAM
+becomes a part of the model: its
 parameters are among `model.parameters()` and in the state dict.
 """
 
@@ -26,7 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from sparsebert.dam.gates import GATES, gated_attention
 from sparsebert.dam.mask import DifferentiableAttentionMask
-from sparsebert.integrations.hf_attention import IMPLEMENTATION, LayerMask
+from sparsebert.integrations.hf_attention import DAM, IMPLEMENTATION, LayerMask
 from sparsebert.integrations.hf_configs import ConfigSwap, restore_configs, swap_configs
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.hf_rules import (
@@ -39,10 +40,6 @@ from sparsebert.integrations.hf_rules import (
 )
 
 Model = TypeVar("Model", bound=nn.Module)
-
-DAM = "sparsebert_dam"
-"""The attention's name in the configuration, the DAM's name in the model that owns the layers,
-and the name of the handle in each attention module."""
 
 
 class SharedDraw:
@@ -58,20 +55,19 @@ class SharedDraw:
         self.gate = gate
         self.configs = configs  # the model's own, to be put back
         self.hook: RemovableHandle | None = None
-        self._mask: torch.Tensor | None = None  # [L, H, n, n], drawn when a layer first asks
+        self._values: torch.Tensor | None = None  # [L, H, P]
 
-    def forget(self, *_: object) -> None:
-        """Before each forward pass of the model."""
-        self._mask = None
+    def start(self, *_: object) -> None:
+        """Before each forward pass of the model, and outside of what is checkpointed."""
+        self._values = self.dam.draw()
 
     def of_layer(self, layer: int, length: int) -> torch.Tensor:
         """The mask of a layer, [H, length, length]."""
-        if self._mask is None or self._mask.shape[-1] != length:
-            self._mask = self.dam(length)
-        return self._mask[layer % self._mask.shape[0]]
+        assert self._values is not None
+        return self.dam.expand(self._values[layer % self.dam.num_layers], length)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_mask": None}  # part of a graph, which cannot be copied
+        return {**vars(self), "_values": None}  # part of a graph, which cannot be copied
 
 
 class LayerHandle(nn.Module):
@@ -136,7 +132,7 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
     shared = SharedDraw(dam, gate, swap_configs(attention, DAM))
     owner: nn.Module = attention.owner
     owner.add_module(DAM, dam.to(attention.owner.device).train(owner.training))
-    shared.hook = owner.register_forward_pre_hook(shared.forget)
+    shared.hook = owner.register_forward_pre_hook(shared.start)
     for index, module in enumerate(attention.modules.values()):
         module.add_module(DAM, LayerHandle(shared, index))
     return model

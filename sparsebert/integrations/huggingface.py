@@ -42,7 +42,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from sparsebert.integrations.hf_attention import IMPLEMENTATION, LayerMask
+from sparsebert.integrations.hf_attention import DAM, IMPLEMENTATION, LayerMask
 from sparsebert.integrations.hf_configs import restore_configs, swap_configs
 from sparsebert.integrations.hf_files import read_masks, write_masks
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
@@ -95,6 +95,11 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
         raise ValueError(
             "sparsify: config.output_attentions=True needs eager attention; set it to False and "
             "pass output_attentions=True to the calls that need it"
+        )
+    if any(hasattr(module, DAM) for module in attention.modules.values()):
+        raise ValueError(
+            f"sparsify: {type(attention.owner).__name__} has a DAM; call "
+            "sparsify(detach_dam(model), dam.binarize(...))"
         )
     if _sparse_modules(model):
         densify(model)
