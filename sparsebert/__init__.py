@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsebert.dam import DifferentiableAttentionMask
     from sparsebert.integrations.hf_dam import attach_dam, detach_dam
     from sparsebert.integrations.huggingface import densify, load_masks, save_masks, sparsify
+    from sparsebert.integrations.trainer import DAMTrainer
     from sparsebert.masks import AttentionMask
     from sparsebert.modules import SparseSelfAttention
     from sparsebert.ops import sparse_attention
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionMask",
     "AttentionPlan",
+    "DAMTrainer",
     "DifferentiableAttentionMask",
     "SparseSelfAttention",
     "__version__",
@@ -51,6 +53,7 @@ __all__ = [
 _HOME = {
     "AttentionMask": "sparsebert.masks",
     "AttentionPlan": "sparsebert.plan",
+    "DAMTrainer": "sparsebert.integrations.trainer",
     "DifferentiableAttentionMask": "sparsebert.dam",
     "SparseSelfAttention": "sparsebert.modules",
     "attach_dam": "sparsebert.integrations.hf_dam",
