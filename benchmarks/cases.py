@@ -198,9 +198,7 @@ def _learned(device: str) -> Iterator[Case]:
     files = masks.learned_files()
     for path in files:
         mask = AttentionMask.load(path)
-        shape = dataclasses.replace(BERT_BASE, heads=mask.num_heads)
-        if mask.num_heads == 1:
-            shape = BERT_BASE
+        shape = BERT_BASE if mask.num_heads == 1 else Shape("as learned", mask.num_heads, 64)
         name = masks.LEARNED_PREFIX + path.stem
         yield from _cases("learned", device, (mask.q_len,), (name,), shape=shape)
     if not files:

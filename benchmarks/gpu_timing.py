@@ -91,4 +91,4 @@ def peak_mb(call: Call, around: Around) -> float:
 
 def cache_bytes() -> int:
     """The GPU's L2."""
-    return int(torch.cuda.get_device_properties().L2_cache_size)
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)

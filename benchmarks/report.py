@@ -1,6 +1,7 @@
 """A report of the attention benchmark for people, made from the CSV files alone.
 
     python -m benchmarks report                # benchmarks/results
+    python -m benchmarks report --readme       # and the table and plot in README.md
     python -m benchmarks report --out DIR      # reads DIR/attention_*/, writes DIR/attention.md
 
 Markdown and, where matplotlib is installed, plots beside it. What was not measured is shown as
@@ -344,9 +345,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
+    parser.add_argument("--readme", action="store_true", help="also bring README.md up to date")
     chosen = parser.parse_args(arguments)
     try:
         print(f"report: {write(chosen.out)}")
+        if chosen.readme:
+            from benchmarks import readme
+
+            readme.update(results=chosen.out / "attention_cpu")
     except ValueError as error:
         parser.error(str(error))
     return 0

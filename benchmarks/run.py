@@ -88,13 +88,16 @@ def run(
     """Measure what the store does not have; see `main` for the exit status."""
     done = store.done(cases)
     left = [case for case in cases if case.key not in done]
-    print(f"{len(cases)} cases on {store.origin['processor']}, {len(done)} of them done before")
+    print(
+        f"{len(cases)} cases on {store.origin['processor']}, {len(done)} of them done before",
+        flush=True,
+    )
     if not left:
         return _report_wrong(store.rows(cases))
     start = time.monotonic()
     limits = roofs.measure(device, {case.dtype for case in left})
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in limits.matrix_tflop_s.items())
-    print(f"copy {limits.copy_gb_s:.1f} GB/s, matrices {rates} TFLOP/s")
+    print(f"copy {limits.copy_gb_s:.1f} GB/s, matrices {rates} TFLOP/s", flush=True)
     finished = 0
     shape: tuple[object, ...] = ()
     try:

@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, cases, compare, flex, masks, report, results, rivals, roofs, run
+from benchmarks import (
+    attention,
+    cases,
+    compare,
+    flex,
+    masks,
+    readme,
+    report,
+    results,
+    rivals,
+    roofs,
+    run,
+)
 from benchmarks.cases import BOTH, DEVICES, FORWARD, Case, select
 from benchmarks.contender import Ready, Setup
 from benchmarks.gate import Gate
@@ -408,3 +420,28 @@ def test_half_a_row_is_dropped(tmp_path: Path) -> None:
     whole = path.read_text()
     path.write_text(whole[: whole.rindex("FlexAttention") + 5])
     assert len(results.read(folder)) == 6
+
+
+def test_the_readme_is_brought_up_to_date(tmp_path: Path) -> None:
+    readme_file = tmp_path / "README.md"
+    readme_file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    folder = write_rows(tmp_path / "attention_cpu", small_table())
+    readme.update(readme_file, folder)
+    text = readme_file.read_text()
+    assert text.startswith(f"before\n{readme.BEGIN}\n")
+    assert text.endswith(f"{readme.END}\nafter\n")
+    assert "old" not in text
+    assert "| star | 0.50 / - | 2.00 / - | 8.00 / - |" in text
+    assert "| 2.00 (2/0/1) | - |" in text
+    readme.update(readme_file, folder)
+    assert readme_file.read_text() == text
+    with pytest.raises(ValueError, match="make bench"):
+        readme.update(readme_file, tmp_path / "nothing")
+    readme_file.write_text("no marks")
+    with pytest.raises(ValueError, match=r"README\.md: must hold"):
+        readme.update(readme_file, folder)
+
+
+def test_the_repository_readme_has_its_marks() -> None:
+    text = readme.README.read_text()
+    assert text.index(readme.BEGIN) < text.index(readme.END)

@@ -1,0 +1,79 @@
+"""The part of README.md that comes from the attention benchmark's rows: a plot and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.cases import DIRECTIONS, PAPER
+from benchmarks.masks import LEARNED_LOOKING, NO_DIAGONAL, RANDOM
+from benchmarks.measure import RESULTS, ROOT
+from benchmarks.results import Row, read
+from benchmarks.rivals import OURS, RIVALS
+
+README = ROOT / "README.md"
+BEGIN = "<!-- attention: begin (python -m benchmarks report --readme) -->"
+END = "<!-- attention: end -->"
+_SHOWN = (*PAPER, LEARNED_LOOKING, RANDOM, NO_DIAGONAL)
+
+
+def block(rows: Sequence[Row]) -> list[str]:
+    """The lines between the marks, from the CPU's rows.
+
+    Raises ValueError if there are none.
+    """
+    if not rows:
+        raise ValueError("no rows in benchmarks/results/attention_cpu; run `make bench` first")
+    first = rows[0]
+    table = report.summary([row for row in rows if row["mask"] in _SHOWN])
+    return [
+        "On the CPU, the time of torch's SDPA with the same boolean mask over ours, forward /",
+        "forward + backward: above 1 we win, below 1 we lose (B = 1, H = 12, D = 64, fp32;",
+        f"{first['threads']} threads of an {first['processor']}, torch {first['torch']}, commit "
+        f"{first['commit']}, {first['date']}):",
+        "",
+        *table,
+        "",
+        "![Speed-up over SDPA with the same mask](benchmarks/results/attention_cpu_speedup.png)",
+        "",
+        "Over all cases of the benchmark, other shapes, dtypes, dropout and padding among them:",
+        "the geometric mean of the ratios, and how many cases are won, even (within "
+        f"{report.EVEN:.0%}) and lost:",
+        "",
+        *totals(rows),
+    ]
+
+
+def totals(rows: Sequence[Row]) -> list[str]:
+    """One line for each rival: geometric mean, wins and losses over all cases."""
+    body = []
+    for rival in RIVALS:
+        cells = [
+            report.scores(
+                float(row["speedup"])
+                for row in rows
+                if row["contender"] == rival.name
+                and row["direction"] == direction
+                and row["speedup"]
+            )
+            for direction in DIRECTIONS
+        ]
+        if rival.name != OURS and any(cells):
+            body.append([rival.what, *(cell or "-" for cell in cells)])
+    return report.markdown(["against", *DIRECTIONS], body)
+
+
+def update(path: Path = README, results: Path = RESULTS / "attention_cpu") -> None:
+    """Replace what stands between the marks.
+
+    Raises ValueError if there are no rows, or the file has not both marks.
+    """
+    rows = read(results) if results.is_dir() else []
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{path.name}: must hold each of these lines once: {BEGIN} and {END}")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    lines = [BEGIN, "", *block(rows), "", END]
+    path.write_text(before + "\n".join(lines) + after, encoding="utf-8")
