@@ -426,7 +426,8 @@ def report() -> None:
         "# Learned and hand-made masks at equal sparsity",
         "",
         "Made by `python -m benchmarks.learned_masks --report` from learned_masks.csv; the first",
-        "lines of the script say what is compared. A small CPU experiment, not the paper's BERT-base.",
+        "lines of the script say what is compared. A small experiment on a CPU, not the paper's",
+        "BERT-base.",
         "",
         f"{len(files)} seeds; BERT with {one['layers']} layers, {one['heads']} heads, width "
         f"{one['hidden']}, N = {one['seq_len']}, batch {one['batch']}, vocabulary {one['vocab']}; "
