@@ -51,7 +51,8 @@ class MaskSearch:
             is reached before them.
 
     Raises:
-        TypeError, ValueError: values out of range; neither sparsity nor weight.
+        TypeError, ValueError: values out of range; neither sparsity nor weight; a sparsity that
+            leaves less than one position a row.
     """
 
     def __init__(
@@ -75,6 +76,12 @@ class MaskSearch:
             raise ValueError(f"{_NAME}: penalty must be one of {KINDS}, got {penalty!r}")
         if sparsity is None and weight is None:
             raise ValueError(f"{_NAME}: give sparsity (the goal) or weight (of the penalty)")
+        most = 1.0 - 1.0 / dam.seq_len
+        if sparsity is not None and sparsity > most:
+            raise ValueError(
+                f"{_NAME}: sparsity={sparsity}, but a mask of seq_len={dam.seq_len} that leaves "
+                f"no row empty has at most {most:.4f}; ask for less"
+            )
         if weight is not None and not 0.0 <= weight < math.inf:
             raise ValueError(f"{_NAME}: weight must be finite and not negative, got {weight}")
         for each in temperature:

@@ -1,0 +1,106 @@
+"""MaskSearch: schedules, optimizer groups, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sparsebert as sb
+from sparsebert.dam.search import MaskSearch
+
+
+def make(**options: Any) -> MaskSearch:
+    torch.manual_seed(0)
+    dam = sb.DifferentiableAttentionMask(1, 2, 16, symmetric=False)
+    return MaskSearch(dam, 100, **{"sparsity": 0.9, **options})
+
+
+def test_weight_and_temperature_over_the_steps() -> None:
+    search = make(weight=3.0, sparsity=None, warmup=0.2, temperature=(4.0, 1.0))
+    seen = []
+    for step in (0, 19, 20, 50, 99):
+        search.begin_step(step)
+        seen.append((search.weight, round(float(search.dam.temperature), 3)))
+    assert seen == [(0.0, 4.0), (0.0, 3.074), (3.0, 3.031), (3.0, 2.0), (3.0, 1.014)]
+    expected = 3.0 * search.dam.probabilities().mean()
+    torch.testing.assert_close(search.penalty(), expected, rtol=1e-6, atol=0)
+    search.begin_step(0)
+    assert search.penalty().item() == 0.0
+
+
+def test_goal_before_the_end() -> None:
+    """The sparsity that is asked for rises until `settle` begins, and stays."""
+    search = make(warmup=0.0, settle=0.5)
+    with torch.no_grad():
+        search.dam.alpha.fill_(torch.tensor(1 / 9).log())  # density 0.1, the goal
+    search.begin_step(0)
+    assert search.controller is not None
+    early = search.controller.weight
+    search.begin_step(50)
+    settled = search.controller.weight
+    assert early < 0.1  # sparser than asked for at that time: less weight
+    search.begin_step(99)
+    assert search.controller.weight == pytest.approx(settled, rel=1e-4)
+
+
+def test_parameter_groups() -> None:
+    """Everything exactly once; the mask apart, without weight decay, with its own rate."""
+    search = make()
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3), search.dam)
+    model[0].bias.requires_grad_(False)
+    groups = search.parameter_groups(
+        model, lr=0.1, mask_lr=0.7, weight_decay=0.2, no_decay=["1.weight", "1.bias"]
+    )
+    weight, norm, norm_bias = model[0].weight, model[1].weight, model[1].bias
+    listed = [(group["lr"], group["weight_decay"], group["params"]) for group in groups]
+    for (lr, decay, got), (lr2, decay2, wanted) in zip(
+        listed,
+        [(0.1, 0.2, [weight]), (0.1, 0.0, [norm, norm_bias]), (0.7, 0.0, [search.dam.alpha])],
+        strict=True,
+    ):
+        assert (lr, decay) == (lr2, decay2)
+        assert len(got) == len(wanted) and all(a is b for a, b in zip(got, wanted, strict=True))
+
+
+def test_metrics() -> None:
+    search = make()
+    with torch.no_grad():
+        search.dam.alpha.copy_(torch.linspace(-1, 3, 512).view(1, 2, 256))
+    metrics = search.metrics()
+    p = search.dam.probabilities()
+    assert metrics["mask_sparsity"] == pytest.approx(1 - p.mean().item(), abs=1e-6)
+    assert metrics["mask_hard_sparsity"] == pytest.approx((p <= 0.5).float().mean().item())
+
+
+def test_state() -> None:
+    """A restored search goes on as the first would have."""
+    first = make()
+    for step in range(40):
+        first.begin_step(step)
+    second = make()
+    second.load_state_dict(first.state_dict())
+    for search in (first, second):
+        search.begin_step(40)
+    assert first.weight == second.weight > 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": None}, "give sparsity"),
+        ({"sparsity": 1.0}, "sparsity"),
+        ({"sparsity": 0.95}, r"seq_len=16 that leaves no row empty has at most 0.9375"),
+        ({"weight": -1.0}, "weight must be finite"),
+        ({"penalty": "l0"}, "penalty must be one of"),
+        ({"tile_rows": 0}, "tile_rows=0"),
+        ({"temperature": (1.0, 0.0)}, "temperature must be above 0"),
+        ({"warmup": 0.7, "settle": 0.3}, "leaves? some between them, but both is 1.0"),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+    with pytest.raises(TypeError, match="must be a DifferentiableAttentionMask"):
+        MaskSearch(torch.nn.Linear(1, 1), 10, sparsity=0.5)  # type: ignore[arg-type]
