@@ -66,7 +66,8 @@ class DAMTrainer(Trainer):
     * The loss is a mean over each batch, and over accumulated batches (transformers would divide
       by the number of labels in all of them, where a model does so): N accumulation steps with
       batches of B are one with batches of N * B, if all hold as many labels. So is the penalty.
-    * A mask parameter's gradient counts in `args.max_grad_norm`.
+    * `args.max_grad_norm` is for the model's parameters. Gradients of dropped positions can be
+      larger by orders of magnitude, and clipping both together would stop the model's learning.
     * Under `torchrun` all processes draw the same mask, and the result is that of one process
       with the same global batch. DataParallel, FSDP and DeepSpeed are refused.
     * A training that goes on from a checkpoint goes on exactly as if it had not been interrupted.
@@ -246,14 +247,25 @@ class DAMTrainer(Trainer):
             self._finite = None
         return self._task_loss
 
+    def _clip_grad_norm(self, model: nn.Module, norm: float | None = None) -> Any:
+        """Clip the model's gradient alone; returns its norm before."""
+        own = [p for p in model.parameters() if p is not self.dam.alpha]
+        norm = self.args.max_grad_norm if norm is None else norm
+        return self.accelerator.clip_grad_norm_(own, norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """What is logged: the norm of the model's gradient alone, also where it is not clipped."""
+        return self._clip_grad_norm(model, math.inf) if grad_norm is None else grad_norm
+
     def _stop_unless_finite(self, losses: torch.Tensor) -> None:
         # All processes must come to the same conclusion, or the others would wait for this one.
         if self.accelerator.num_processes > 1:
             losses = self.accelerator.reduce((~losses).float(), "sum") == 0.0
         gradients = losses.new_ones(())
         if self.accelerator.scaler is None:  # else it skips steps with infinite gradients
+            # The largest value: the sum of squares may overflow where no gradient does.
             norm = torch.nn.utils.get_total_norm(
-                [p.grad for p in self.model.parameters() if p.grad is not None]
+                [p.grad for p in self.model.parameters() if p.grad is not None], math.inf
             )
             gradients = norm.isfinite()
         if bool(losses & gradients):
