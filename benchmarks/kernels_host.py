@@ -18,16 +18,15 @@ import types
 from collections.abc import Callable
 
 os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: real launches, not interpreted
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import numpy as np
 import torch
 import triton
+
+from sparsebert.kernels import attention, launch
 from sparsebert.kernels.codegen import TARGETS
 from sparsebert.kernels.pack import pack_tiles
 from sparsebert.kernels.program import KernelProgram, pack_program
-
-from sparsebert.kernels import attention, launch
 from sparsebert.tiles import TileGroup, build_tile_set
 
 
@@ -56,14 +55,15 @@ class StubDriver:
         return 0
 
 
-def band_program(length: int, heights: tuple[int, ...]) -> KernelProgram:
-    """A band mask in tiles, its rows divided among the given heights."""
+def band_program(length: int, heights: tuple[int, ...], parts: int = 1) -> KernelProgram:
+    """A band mask in tiles, its rows divided among the given heights, its columns into `parts`."""
     dense = np.abs(np.subtract.outer(np.arange(length), np.arange(length))) <= 16
-    bits = np.packbits(dense, axis=-1, bitorder="little")
     groups = []
-    for part, rows in zip(heights, np.array_split(np.arange(length), len(heights)), strict=True):
-        rows = np.pad(rows, (0, -len(rows) % part), constant_values=-1)
-        groups.append(TileGroup(0, bits, rows.reshape(-1, part)))
+    for height, rows in zip(heights, np.array_split(np.arange(length), len(heights)), strict=True):
+        rows = np.pad(rows, (0, -len(rows) % height), constant_values=-1).reshape(-1, height)
+        for part in range(parts):
+            bits = np.packbits(dense & (np.arange(length) % parts == part), -1, "little")
+            groups.append(TileGroup(0, bits, rows))
     packed = pack_tiles(build_tile_set(groups, 1, length, length), np.zeros(1, dtype=np.int64))
     return pack_program(packed, packed, length, length, 1)
 

@@ -1,21 +1,28 @@
 """What the compilers make of the Triton kernels, for GPUs that need not be at hand.
 
-    python -m benchmarks.kernels_report                       # D = 64 in bf16, and what is near it
+    python -m benchmarks.kernels_report                       # D = 64 in bf16 on sm_90
     python -m benchmarks.kernels_report --arch sm90 --head-dim 128 --dtype fp32
-    python -m benchmarks.kernels_report --json report.json
+    python -m benchmarks.kernels_report --survey              # everything, half an hour
 
 For each specialisation: registers and spilled bytes of a thread, shared memory of a block,
-tensor-core instructions and asynchronous copies in the code, and, on NVIDIA GPUs, the warp
-instructions of each main loop per 1,000 entries of the score matrix: the loop over columns that
-every row attends to, and the one with the bit test. "serial" marks a loop in which ptxas waits
-for every single wgmma.
+tensor-core instructions and asynchronous copies in the code, and the instructions of each main
+loop per 1,000 entries of the score matrix: the loop over columns that every row attends to, and
+the one with the bit test. "serial" marks a loop in which ptxas waits for every single wgmma.
+Specialisations come without and with key mask and dropout. Tile heights with the same launch
+configuration differ in one constant and are one row, compiled for the tallest.
+
+The survey goes to benchmarks/results/kernels_survey.csv, one row at a time: started again, it
+compiles only what is not there, or what was compiled from other kernels or by another Triton.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import concurrent.futures
+import csv
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,12 +32,19 @@ import warnings
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: the interpreter cannot compile
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
-from sparsebert.kernels.codegen import Specialisation
+import triton
 
+from benchmarks.measure import RESULTS, ROOT, provenance
 from sparsebert.kernels import codegen
+from sparsebert.kernels.codegen import Specialisation
+from sparsebert.kernels.configs import shared_limit
+
+SURVEY = RESULTS / "kernels_survey.csv"
+SURVEY_ARCHS = ("sm90", "gfx942", "sm80", "sm100")
+SURVEY_HEAD_DIMS = (32, 64, 128, 256)
+SURVEY_DTYPES = ("bf16", "fp32")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _HEIGHTS = (16, 32, 64, 128)
@@ -50,37 +64,56 @@ def representative() -> list[Specialisation]:
         Specialisation("dq", "sm80", 16, has_dropout=True),
         Specialisation("dkdv", "sm90", 64),
         Specialisation("dkdv", "sm90", 16, has_key_mask=True, has_dropout=True),
+        Specialisation("dkdv", "sm80", 16, head_dim=128, dtype=torch.float32),
         Specialisation("delta", "sm90", 32),
         Specialisation("merge", "sm90", 16),
     ]
 
 
-def selection(archs: list[str], head_dims: list[int], dtypes: list[str]) -> list[Specialisation]:
-    """All heights and kernels, without and with key mask and dropout."""
-    return [
-        Specialisation(kernel, arch, height, head_dim, _DTYPES[dtype], features, features)
-        for arch in archs
-        for dtype in dtypes
-        for head_dim in head_dims
-        for kernel in _TILE_KERNELS
-        for height in _HEIGHTS
-        for features in (False, True)
-    ]
+def selection(
+    archs: list[str] | tuple[str, ...],
+    head_dims: list[int] | tuple[int, ...],
+    dtypes: list[str] | tuple[str, ...],
+) -> list[Specialisation]:
+    """All kernels and launch configurations, without and with key mask and dropout."""
+    found = {}
+    for arch in archs:
+        for dtype in (_DTYPES[name] for name in dtypes):
+            for head_dim in head_dims:
+                for kernel in _TILE_KERNELS:
+                    for features in (False, True):
+                        for height in _HEIGHTS:
+                            spec = Specialisation(
+                                kernel, arch, height, head_dim, dtype, features, features
+                            )
+                            found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
+    return list(found.values())
 
 
-def as_row(spec: Specialisation) -> dict[str, Any]:
-    """Compile one specialisation; the row of the table, or the error in its place."""
-    launch = spec.launch
-    row = {
+def heights_of(spec: Specialisation) -> list[int]:
+    """The tile heights that are launched like this one."""
+    heights = [h for h in _HEIGHTS if dataclasses.replace(spec, height=h).launch == spec.launch]
+    return heights if spec.kernel in _TILE_KERNELS else [spec.height]
+
+
+def identity(spec: Specialisation) -> dict[str, Any]:
+    """The columns of a row that say what was compiled."""
+    return {
         "kernel": spec.kernel,
         "arch": spec.arch,
-        "height": spec.height,
+        "rows": " ".join(str(height) for height in heights_of(spec)),
         "head_dim": spec.head_dim,
         "dtype": str(spec.dtype).removeprefix("torch."),
         "key_mask": spec.has_key_mask,
         "dropout": spec.has_dropout,
-        **dataclasses.asdict(launch),
+        **dataclasses.asdict(spec.launch),
+        "precision": spec.precision if spec.dtype == torch.float32 else "",
     }
+
+
+def as_row(spec: Specialisation) -> dict[str, Any]:
+    """Compile one specialisation; the row of the table, or the error in its place."""
+    row = identity(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -93,9 +126,17 @@ def as_row(spec: Specialisation) -> dict[str, Any]:
         "shared_bytes": code.shared_bytes,
         "tensor_core": code.tensor_core,
         "async_copies": code.async_copies,
-        "per_1000": [round(loop.per_1000) for loop in code.loops],
+        "per_1000": " / ".join(str(round(loop.per_1000)) for loop in code.loops),
         "serial": any(loop.serialised for loop in code.loops),
+        "error": "",
     }
+
+
+def is_bad(row: dict[str, Any]) -> bool:
+    """Whether it does not compile, spills registers or does not fit into shared memory."""
+    if row["error"]:
+        return True
+    return int(row["spill_bytes"]) > 0 or int(row["shared_bytes"]) > shared_limit(row["arch"])
 
 
 def as_line(row: dict[str, Any]) -> str:
@@ -103,49 +144,115 @@ def as_line(row: dict[str, Any]) -> str:
     features = "".join(
         letter for letter, on in (("k", row["key_mask"]), ("d", row["dropout"])) if on
     )
-    name = f"{row['kernel']:8}{row['arch']:8}{row['height']:4}{row['head_dim']:5}  "
-    name += f"{row['dtype']:9}{features:3}"
-    name += f"{row['block_n']:5}{row['num_warps']:3}{row['num_stages']:3}"
-    if "error" in row:
+    name = f"{row['kernel']:8}{row['arch']:7}{row['rows']:>13}{row['head_dim']:5}  "
+    name += f"{row['dtype']:9}{features:3}{row['block_m']:4}"
+    name += f"{row['block_n']:5}{row['num_warps']:3}{row['num_stages']:3} {row['precision']:7}"
+    if row["error"]:
         return f"{name}  {row['error'].splitlines()[0]}"
-    loops = " / ".join(str(count) for count in row["per_1000"])
     return (
-        f"{name}{row['registers'] or 0:6}{row['spill_bytes'] or 0:7}{row['shared_bytes']:8}"
-        f"{row['tensor_core']:5}{row['async_copies']:5}  {loops}{'  serial' * row['serial']}"
+        f"{name}{row['registers']:5}{row['spill_bytes']:7}{row['shared_bytes']:8}"
+        f"{row['tensor_core']:5}{row['async_copies']:5}  {row['per_1000']}"
+        f"{'  serial' * row['serial']}{'  BAD' * is_bad(row)}"
     )
 
 
 HEADER = (
-    "kernel  arch      rows   D  dtype    key mask, dropout / columns, warps, stages\n"
-    "                                   col  w  s  regs  spill  shared   tc  cp   "
-    "warp instructions per 1,000 scores: full / bits"
+    "                                       key mask, dropout / program: rows, columns, warps,"
+    " stages, precision of products\n"
+    "kernel  arch      tile rows    D  dtype    kd   m    n  w  s         regs  spill  shared"
+    "   tc   cp  instructions per 1,000 scores: full / bits"
 )
 
 
+def kernels_fingerprint() -> str:
+    """A hash of what the kernels do: of their syntax trees without docstrings."""
+    digest = hashlib.sha256()
+    for name in ("philox", "tile", "forward", "backward", "merge"):
+        tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def compile_all(specs: list[Specialisation], jobs: int) -> Any:
+    """Rows, in order, as they are compiled; in processes that let others go first."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=os.nice, initargs=(5,)
+    ) as pool:
+        yield from pool.map(as_row, specs)
+
+
+def survey(path: pathlib.Path, specs: list[Specialisation], jobs: int) -> list[dict[str, Any]]:
+    """Bring the file up to date and print what was new; all its rows."""
+    origin = {"kernels": kernels_fingerprint(), "triton": triton.__version__}
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            known = {_key(row): row for row in csv.DictReader(file)}
+    wanted = [identity(spec) | origin for spec in specs]
+    missing = [s for s, row in zip(specs, wanted, strict=True) if _key(row) not in known]
+    fields = [*identity(specs[0]), *_COUNTS, *origin, "commit", "tree", "date"]
+    made = provenance()
+    origin |= {name: made[name] for name in ("commit", "tree", "date")}
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if not known:
+            writer.writeheader()
+        for row in compile_all(missing, jobs):
+            print(as_line(row), flush=True)
+            known[_key(row | origin)] = row | origin
+            writer.writerow(row | origin)
+            file.flush()
+    rows = [known[_key(row)] for row in wanted]
+    with path.open("w", newline="", encoding="utf-8") as file:  # in order, without what is old
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+_COUNTS = (
+    "registers", "spill_bytes", "shared_bytes", "tensor_core", "async_copies", "per_1000",
+    "serial", "error",
+)  # fmt: skip
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row of the survey is known by: all but the counts and where it comes from."""
+    left_out = (*_COUNTS, "commit", "tree", "date")
+    return tuple(str(value) for name, value in row.items() if name not in left_out)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; the exit status says whether everything compiled without spilling."""
+    """Print the table; the exit status says whether all compiles, fits and does not spill."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["sm90"], choices=list(codegen.TARGETS))
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(_DTYPES))
     parser.add_argument("--representative", action="store_true", help="the few the tests check")
+    parser.add_argument("--survey", action="store_true", help=f"all, into {SURVEY.name}")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     options = parser.parse_args(arguments)
-    specs = representative()
-    if not options.representative:
-        specs = selection(options.arch, options.head_dim, options.dtype)
     print(HEADER)
-    rows = []
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        for row in pool.map(as_row, specs):
+    if options.survey:
+        specs = selection(SURVEY_ARCHS, SURVEY_HEAD_DIMS, SURVEY_DTYPES)
+        rows = survey(SURVEY, specs, options.jobs)
+    else:
+        specs = representative()
+        if not options.representative:
+            specs = selection(options.arch, options.head_dim, options.dtype)
+        rows = []
+        for row in compile_all(specs, options.jobs):
             print(as_line(row), flush=True)
             rows.append(row)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    bad = [row for row in rows if "error" in row or row["spill_bytes"]]
-    print(f"{len(rows)} specialisations, {len(bad)} of them fail to compile or spill")
+    bad = sum(map(is_bad, rows))
+    print(f"{len(rows)} specialisations, {bad} of them do not compile, do not fit or spill")
     return 1 if bad else 0
 
 

@@ -13,8 +13,6 @@ import torch
 
 from sparsebert import dropout
 
-from .backward import dkdv_kernel, dq_kernel
-from .forward import forward_kernel
 from .launch import (
     alignment,
     run_delta,
@@ -49,7 +47,7 @@ def forward(
     part_o = _scratch(program.queries.num_slots, spaces, head_dim, lse)
     part_lse = _scratch(program.queries.num_slots, spaces, 1, lse)
     arguments |= {"o_ptr": o, "lse_ptr": lse, "part_o_ptr": part_o, "part_lse_ptr": part_lse}
-    run_tiles(forward_kernel, "forward", program.queries, spaces, arguments)
+    run_tiles("forward", program.queries, spaces, arguments)
     heads_per_item = arguments["heads_per_item"]
     run_merge(program.queries, spaces, heads_per_item, part_o, o, part_lse, lse)
     return o.transpose(1, 2), lse
@@ -97,13 +95,13 @@ def backward(
     heads_per_item = arguments["heads_per_item"]
     part_dq = _scratch(program.queries.num_slots, spaces, head_dim, lse)
     run_tiles(
-        dq_kernel, "dq", program.queries, spaces,
+        "dq", program.queries, spaces,
         arguments | {"dq_ptr": dq, "part_dq_ptr": part_dq},
     )  # fmt: skip
     run_merge(program.queries, spaces, heads_per_item, part_dq, dq)
     part_dk, part_dv = (_scratch(program.keys.num_slots, spaces, head_dim, lse) for _ in range(2))
     outputs = {"dk_ptr": dk, "dv_ptr": dv, "part_dk_ptr": part_dk, "part_dv_ptr": part_dv}
-    run_tiles(dkdv_kernel, "dkdv", program.keys, spaces, arguments | outputs | {"kv_len": kv_len})
+    run_tiles("dkdv", program.keys, spaces, arguments | outputs | {"kv_len": kv_len})
     run_merge(program.keys, spaces, heads_per_item, part_dk, dk)
     run_merge(program.keys, spaces, heads_per_item, part_dv, dv)
     if shared:

@@ -287,8 +287,8 @@ def _dkdv_step(
         kept = philox.keep(head_key, cols[None, :], rows[:, None], drop_threshold)
         dropped = tl.where(kept, p * keep_scale, 0.0)
         dp = tl.where(kept, dp * keep_scale, 0.0)
-    ds = p * (dp - delta[None, :])
     dv = dot(dropped.to(do.dtype), do, dv, PRECISION, TARGET)
+    ds = p * (dp - delta[None, :])  # not before: the two then share a place in shared memory
     dk = dot(ds.to(q.dtype), q, dk, PRECISION, TARGET)
     return dk, dv
 

@@ -7,6 +7,7 @@ interpreter replaces the kernels.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -27,8 +28,11 @@ from .merge import merge_kernel
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
+    "sm86": GPUTarget("cuda", 86, 32),
+    "sm89": GPUTarget("cuda", 89, 32),
     "sm90": GPUTarget("cuda", 90, 32),
     "sm100": GPUTarget("cuda", 100, 32),
+    "sm120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
@@ -81,12 +85,18 @@ class Specialisation:
             self.has_dropout,
         )
 
+    @property
+    def precision(self) -> str:
+        """How its products are computed with torch's default settings."""
+        return dot_precision(self.dtype, self.arch, self.head_dim)
+
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A main loop: one that multiplies on tensor cores, or else the ones with the exponentials.
+    """A main loop, known by its exponentials.
 
-    `per_1000` is warp instructions per 1,000 entries of the score matrix.
+    `per_1000` is instructions of a warp (on AMD GPUs, of a wavefront) per 1,000 entries of the
+    score matrix.
     """
 
     instructions: int
@@ -125,7 +135,7 @@ def compile_code(spec: Specialisation) -> Code:
         "BLOCK_N": config.block_n,
         "BLOCK_D": block_d(spec.head_dim),
         "ALIGN": 16 // spec.dtype.itemsize,
-        "PRECISION": dot_precision(spec.dtype, spec.arch),
+        "PRECISION": spec.precision,
         "TARGET": target_of(spec.arch),
         "BLOCK_R": spec.height,
         "HAS_LSE": True,
@@ -148,7 +158,11 @@ def compile_code(spec: Specialisation) -> Code:
     compiled = triton.compile(
         source,
         target=TARGETS[spec.arch],
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options={
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            "enable_fp_fusion": True,
+        },
     )
     if "cubin" not in compiled.asm:
         return _read_amd(spec, compiled)
@@ -171,10 +185,10 @@ def _read_nvidia(spec: Specialisation, compiled: Any) -> Code:
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _cuobjdump("--dump-resource-usage", cubin)
         sass = _cuobjdump("-sass", cubin)
-    lines = _instructions(sass)
+    lines = _sass_instructions(sass)
     registers = re.search(r"REG:(\d+)", usage)
     stack = re.search(r"STACK:(\d+)", usage)
-    opcodes = [opcode for _, opcode, _ in lines]
+    opcodes = [opcode for opcode, _ in lines]
     spills = sum(opcode.startswith(("STL", "LDL")) for opcode in opcodes)
     return Code(
         spec=spec,
@@ -194,14 +208,15 @@ def _read_amd(spec: Specialisation, compiled: Any) -> Code:
         found = re.search(rf"\.{name}:\s*(\d+)", assembly)
         return int(found.group(1)) if found else None
 
+    lines = _gcn_instructions(assembly)
     return Code(
         spec=spec,
         registers=number("vgpr_count"),
         spill_bytes=number("private_segment_fixed_size"),
         shared_bytes=compiled.metadata.shared,
-        tensor_core=len(re.findall(r"\bv_mfma", assembly)),
+        tensor_core=sum(_is_tensor_core(opcode) for opcode, _ in lines),
         async_copies=len(re.findall(r"\b(?:global|buffer)_load_\w+ .* lds\b", assembly)),
-        loops=(),
+        loops=tuple(_loops(lines, spec)),
     )
 
 
@@ -210,40 +225,60 @@ def _cuobjdump(option: str, cubin: pathlib.Path) -> str:
     return subprocess.run([tool, option, cubin], check=True, capture_output=True, text=True).stdout
 
 
-def _instructions(sass: str) -> list[tuple[int, str, str]]:
-    """(address, opcode, operands) of each instruction."""
+_Instruction = tuple[str, int | None]
+"""An opcode and, for a jump, the position of the instruction that it jumps to."""
+
+
+def _sass_instructions(sass: str) -> list[_Instruction]:
     pattern = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-    return [(int(a, 16), opcode, rest) for a, opcode, rest in pattern.findall(sass)]
+    found = pattern.findall(sass)
+    position = {int(address, 16): index for index, (address, _, _) in enumerate(found)}
+    lines = []
+    for _, opcode, operands in found:
+        target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
+        lines.append((opcode, position.get(int(target.group(1), 16)) if target else None))
+    return lines
+
+
+def _gcn_instructions(assembly: str) -> list[_Instruction]:
+    found, position = [], {}
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.LBB\w+):", line):
+            position[label.group(1)] = len(found)
+        elif instruction := re.match(r"\t([a-z]\w+)(?:\s+(\.LBB\w+))?", line):
+            found.append(instruction.groups())
+    return [(opcode, position.get(target)) for opcode, target in found]
 
 
 def _is_tensor_core(opcode: str) -> bool:
-    return opcode.startswith(("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "UTCMMA", "UTC"))
+    return opcode.startswith(("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "UTCMMA", "v_mfma"))
 
 
-def _loops(lines: list[tuple[int, str, str]], spec: Specialisation) -> list[Loop]:
-    """Innermost loops that compute exponentials; the address order is the source's order."""
-    spans = []
-    for address, opcode, operands in lines:
-        target = re.search(r"0x([0-9a-f]+)", operands)
-        if opcode.startswith("BRA") and target and int(target.group(1), 16) < address:
-            spans.append((int(target.group(1), 16), address))
-    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+def _loops(lines: list[_Instruction], spec: Specialisation) -> list[Loop]:
+    """Innermost loops that compute exponentials; their order is the source's."""
+    spans = [
+        (target, end)
+        for end, (_, target) in enumerate(lines)
+        if target is not None
+        and target <= end
+        and any(op.startswith(("MUFU.EX2", "v_exp_f32")) for op, _ in lines[target:end])
+    ]
+    # The shortest, for a seldom taken detour stands behind the loop and jumps back into it.
+    inner: list[tuple[int, int]] = []
+    for span in sorted(spans, key=lambda span: span[1] - span[0]):
+        if all(span[1] < first or last < span[0] for first, last in inner):
+            inner.append(span)
     entries = spec.launch.block_m * spec.launch.block_n
     loops = []
     for first, last in sorted(inner):
-        body = [opcode for address, opcode, _ in lines if first <= address <= last]
-        if not any(opcode.startswith("MUFU.EX2") for opcode in body):
-            continue
-        mix: dict[str, int] = {}
-        for opcode in body:
-            name = opcode.split(".")[0]
-            mix[name] = mix.get(name, 0) + 1
+        body = [opcode for opcode, _ in lines[first : last + 1]]
+        mix = collections.Counter(opcode.split(".")[0] for opcode in body)
         loops.append(
             Loop(
                 instructions=len(body),
                 per_1000=1000.0 * len(body) * spec.launch.num_warps / entries,
                 tensor_core=sum(_is_tensor_core(opcode) for opcode in body),
-                mix=dict(sorted(mix.items(), key=lambda item: -item[1])),
+                mix=dict(mix.most_common()),
             )
         )
     return loops

@@ -1,10 +1,11 @@
-"""Launch configurations: the one table of block sizes, warps and pipeline stages.
+"""Launch configurations: the one place for block sizes, warps and pipeline stages.
 
-Keys are (kernel, architecture, tile height); "default" stands for every architecture without an
-entry of its own. The table is for 16-bit inputs and D <= 64; `launch_config` derives the others
-from it, so that a program keeps its share of registers and shared memory. The numbers were chosen
-from the compilers' own output (no spills, few instructions per score, see
-`python -m benchmarks.kernels_report`), not from timings.
+Nothing here was timed. The numbers were chosen from the compilers' own output: a configuration
+spills no registers, fits into shared memory, and takes few instructions per score
+(`python -m benchmarks.kernels_report`, benchmarks/results/kernels_survey.csv). By these counts
+all NVIDIA architectures, from Ampere to Blackwell, want the same; CDNA3 differs. Whoever has a GPU
+runs `python -m benchmarks.tune_kernels` and puts the rows that it prints into `MEASURED`, which
+goes before the rest.
 """
 
 from __future__ import annotations
@@ -30,28 +31,50 @@ class LaunchConfig:
     num_stages: int
 
 
-_TABLE: dict[tuple[str, str, int], LaunchConfig] = {
-    ("forward", "default", 16): LaunchConfig(16, 64, 1, 2),
-    ("forward", "default", 32): LaunchConfig(32, 64, 2, 2),
-    ("forward", "default", 64): LaunchConfig(64, 128, 4, 2),
-    ("forward", "default", 128): LaunchConfig(128, 128, 8, 2),
-    ("dq", "default", 16): LaunchConfig(16, 32, 1, 2),
-    ("dq", "default", 32): LaunchConfig(32, 64, 2, 2),
-    ("dq", "default", 64): LaunchConfig(64, 64, 4, 2),
-    ("dq", "default", 128): LaunchConfig(128, 64, 8, 2),
-    ("dkdv", "default", 16): LaunchConfig(16, 64, 2, 2),
-    ("dkdv", "default", 32): LaunchConfig(32, 64, 2, 2),
-    ("dkdv", "default", 64): LaunchConfig(64, 64, 4, 2),
-    ("dkdv", "default", 128): LaunchConfig(128, 64, 8, 2),
+MEASURED: dict[tuple[str, str, int, int, int, bool], LaunchConfig] = {}
+"""(kernel, architecture, tile height, padded head size, bytes of a number, dropout): measured."""
+
+# 16-bit inputs and D <= 64, by kernel and tile height; wider heads and dropout are derived.
+_HALF: dict[tuple[str, int], LaunchConfig] = {
+    ("forward", 16): LaunchConfig(16, 64, 1, 2),
+    ("forward", 32): LaunchConfig(32, 64, 2, 2),
+    ("forward", 64): LaunchConfig(64, 128, 4, 2),
+    ("forward", 128): LaunchConfig(128, 128, 8, 2),
+    ("dq", 16): LaunchConfig(16, 32, 1, 2),
+    ("dq", 32): LaunchConfig(32, 64, 2, 2),
+    ("dq", 64): LaunchConfig(64, 64, 4, 2),
+    ("dq", 128): LaunchConfig(128, 64, 8, 2),
+    ("dkdv", 16): LaunchConfig(16, 64, 2, 2),
+    ("dkdv", 32): LaunchConfig(32, 64, 2, 2),
+    ("dkdv", 64): LaunchConfig(64, 64, 4, 2),
+    ("dkdv", 128): LaunchConfig(128, 64, 8, 2),
 }
 
-for _kernel, _arch, _height in list(_TABLE):  # CDNA3 spills with a second stage in registers
-    _TABLE[_kernel, "gfx942", _height] = dataclasses.replace(
-        _TABLE[_kernel, _arch, _height], num_stages=1
-    )
+# fp32 inputs, by kernel and padded head size, for every tile height: their products need so many
+# registers that a program takes 16 rows, or 32.
+_SINGLE: dict[tuple[str, int], LaunchConfig] = {
+    ("forward", 32): LaunchConfig(16, 64, 4, 2),
+    ("forward", 64): LaunchConfig(32, 32, 4, 2),
+    ("forward", 128): LaunchConfig(16, 32, 8, 2),
+    ("dq", 32): LaunchConfig(16, 64, 4, 2),
+    ("dq", 64): LaunchConfig(16, 32, 4, 2),
+    ("dq", 128): LaunchConfig(16, 32, 8, 2),
+    ("dkdv", 32): LaunchConfig(16, 32, 4, 2),
+    ("dkdv", 64): LaunchConfig(16, 32, 4, 2),
+    ("dkdv", 128): LaunchConfig(16, 32, 8, 2),
+}
 
 _MIN_BLOCK_N = 32
 _ACCUMULATORS = 64  # per thread with mma.sync, whose operands need registers as well
+
+_SHARED_LIMITS = {
+    "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99, "gfx942": 64,
+}  # fmt: skip
+
+
+def shared_limit(arch: str) -> int:
+    """The shared memory that a block may use on `arch`, in bytes."""
+    return 1024 * _SHARED_LIMITS[arch]
 
 
 @functools.cache
@@ -63,26 +86,49 @@ def launch_config(
     >>> launch_config("forward", "sm90", 64, 64, itemsize=2, has_dropout=False).num_warps
     4
     """
-    key = (kernel, arch, height)
-    config = _TABLE.get(key) or _TABLE[kernel, "default", height]
-    row_bytes = block_d(head_dim) * itemsize
+    width = block_d(head_dim)
+    measured = MEASURED.get((kernel, arch, height, width, itemsize, has_dropout))
+    if measured:
+        return measured
+    if itemsize == 4:
+        config = _SINGLE[kernel, min(max(width, 32), 128)]
+        config = dataclasses.replace(config, block_m=min(height, config.block_m))
+        if kernel == "dkdv" and has_dropout and width == 64:  # spills 40 bytes with two stages
+            config = dataclasses.replace(config, num_stages=1)
+    else:
+        config = _half_config(kernel, height, width, has_dropout)
+    if arch.startswith("gfx"):
+        return _for_cdna(config, kernel)
+    return config
 
-    # Heads this wide, and fp32 with its three products, fill the registers of a small program.
-    hashed_gradient = kernel == "dkdv" and has_dropout and (row_bytes > 128 or height == 32)
-    if itemsize == 4 or row_bytes > 256 or hashed_gradient:
-        is_large = (kernel == "dq" and itemsize == 4) or (kernel == "dkdv" and row_bytes > 256)
-        num_warps = 8 if is_large and height > 16 else 4
+
+def _half_config(kernel: str, height: int, width: int, has_dropout: bool) -> LaunchConfig:
+    """From the table, so that a program keeps its share of registers and shared memory."""
+    config = _HALF[kernel, height]
+    if width > 128:
+        num_warps = 8 if kernel == "dkdv" and height > 16 else 4
         return LaunchConfig(min(height, 32), _MIN_BLOCK_N, num_warps, config.num_stages)
+    if kernel == "dkdv" and has_dropout and (width > 64 or height == 32):
+        return LaunchConfig(min(height, 32), _MIN_BLOCK_N, 4, config.num_stages)
 
     # As many bytes in flight as with D = 64; and half the scores if each is hashed.
-    block_n, num_warps = config.block_n, config.num_warps
-    factor = max(1, row_bytes // 128) * (2 if has_dropout else 1)
-    accumulators = config.block_m * block_d(head_dim) * (2 if kernel == "dkdv" else 1)
-    crowded = block_n // factor < _MIN_BLOCK_N or accumulators > _ACCUMULATORS * 32 * num_warps
+    factor = max(1, width // 64) * (2 if has_dropout else 1)
+    accumulators = config.block_m * width * (2 if kernel == "dkdv" else 1)
+    num_warps = config.num_warps
+    crowded = (
+        config.block_n // factor < _MIN_BLOCK_N or accumulators > _ACCUMULATORS * 32 * num_warps
+    )
     if height < 64 and crowded:
         num_warps *= 2
-    block_n = max(_MIN_BLOCK_N, block_n // factor)
+    block_n = max(_MIN_BLOCK_N, config.block_n // factor)
     return dataclasses.replace(config, block_n=block_n, num_warps=num_warps)
+
+
+def _for_cdna(config: LaunchConfig, kernel: str) -> LaunchConfig:
+    """CDNA3 holds the second stage in registers, and spills; so do the tallest gradients."""
+    if kernel == "dkdv" and config.block_m > 64:
+        config = dataclasses.replace(config, block_m=64, num_warps=4)
+    return dataclasses.replace(config, num_stages=1)
 
 
 def block_d(head_dim: int) -> int:

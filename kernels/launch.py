@@ -9,44 +9,54 @@ from typing import Any
 import torch
 import triton
 
-from .backward import delta_kernel
+from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import block_d, launch_config
+from .forward import forward_kernel
 from .merge import merge_kernel
+from .prepared import Launcher
 from .program import Side
 
+_LAUNCHERS = {
+    "forward": Launcher(forward_kernel),
+    "delta": Launcher(delta_kernel),
+    "dq": Launcher(dq_kernel),
+    "dkdv": Launcher(dkdv_kernel),
+    "merge": Launcher(merge_kernel),
+}
 _DELTA_ROWS = 32  # rows per program of the delta kernel
 _MERGE_ROWS = 16  # rows per program of the merge kernel
 
 
-def run_tiles(kernel: Any, name: str, side: Side, spaces: int, arguments: dict[str, Any]) -> None:
-    """Launch `kernel` once for each tile height of `side`, for every (batch, listed head)."""
+def run_tiles(name: str, side: Side, spaces: int, arguments: dict[str, Any]) -> None:
+    """Launch a kernel once for each tile height of `side`, for every (batch, listed head)."""
     q = arguments["q_ptr"]
     head_dim = q.shape[-1]
     arch = architecture(q.device)
+    arguments |= {
+        "items_ptr": side.items,
+        "rows_ptr": side.rows,
+        "slots_ptr": side.slots,
+        "cols_ptr": side.cols,
+        "words_ptr": side.words,
+        "num_slots": side.num_slots,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": block_d(head_dim),
+        "PRECISION": dot_precision(q.dtype, arch, head_dim),
+        "TARGET": target_of(arch),
+    }
     for height, first_item, num_items in side.groups:
         config = launch_config(
             name, arch, height, head_dim, q.element_size(), arguments["HAS_DROPOUT"]
         )
-        kernel[(num_items * spaces * (height // config.block_m),)](
-            **arguments,
-            items_ptr=side.items,
-            rows_ptr=side.rows,
-            slots_ptr=side.slots,
-            cols_ptr=side.cols,
-            words_ptr=side.words,
-            first_item=first_item,
-            num_items=num_items,
-            num_slots=side.num_slots,
-            HEAD_DIM=head_dim,
-            HEIGHT=height,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_D=block_d(head_dim),
-            PRECISION=dot_precision(q.dtype, arch),
-            TARGET=target_of(arch),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+        arguments |= {
+            "first_item": first_item,
+            "num_items": num_items,
+            "HEIGHT": height,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+        }
+        programs = num_items * spaces * (height // config.block_m)
+        _LAUNCHERS[name](programs, arguments, config.num_warps, config.num_stages)
 
 
 def run_merge(
@@ -63,23 +73,24 @@ def run_merge(
     if not num_merges:
         return
     _, num_rows, num_heads, head_dim = out.shape
-    merge_kernel[(triton.cdiv(num_merges, _MERGE_ROWS) * spaces,)](
-        part_ptr=part,
-        part_lse_ptr=part_lse,
-        out_ptr=out,
-        lse_ptr=lse,
-        merges_ptr=side.merges,
-        num_merges=num_merges,
-        heads_per_item=heads_per_item,
-        num_slots=side.num_slots,
-        num_heads=num_heads,
-        num_rows=num_rows,
-        HAS_LSE=lse is not None,
-        HEAD_DIM=head_dim,
-        BLOCK_R=_MERGE_ROWS,
-        BLOCK_D=block_d(head_dim),
-        num_warps=4,
-    )
+    arguments = {
+        "part_ptr": part,
+        "part_lse_ptr": part_lse,
+        "out_ptr": out,
+        "lse_ptr": lse,
+        "merges_ptr": side.merges,
+        "num_merges": num_merges,
+        "heads_per_item": heads_per_item,
+        "num_slots": side.num_slots,
+        "num_heads": num_heads,
+        "num_rows": num_rows,
+        "HAS_LSE": lse is not None,
+        "HEAD_DIM": head_dim,
+        "BLOCK_R": _MERGE_ROWS,
+        "BLOCK_D": block_d(head_dim),
+    }
+    programs = triton.cdiv(num_merges, _MERGE_ROWS) * spaces
+    _LAUNCHERS["merge"](programs, arguments, num_warps=4)
 
 
 def run_delta(
@@ -89,23 +100,24 @@ def run_delta(
     batch, heads, q_len, head_dim = o.shape
     stats = lse.new_empty(*lse.shape, 2)
     align = alignment(o, grad_o)
-    delta_kernel[(triton.cdiv(q_len, _DELTA_ROWS) * batch * heads,)](
-        o_ptr=o,
-        grad_o_ptr=grad_o,
-        lse_ptr=lse,
-        grad_lse_ptr=None if grad_lse is None else grad_lse.contiguous(),
-        stats_ptr=stats,
+    arguments = {
+        "o_ptr": o,
+        "grad_o_ptr": grad_o,
+        "lse_ptr": lse,
+        "grad_lse_ptr": None if grad_lse is None else grad_lse.contiguous(),
+        "stats_ptr": stats,
         **strides("o", o, align),
         **strides("g", grad_o, align),
-        num_heads=heads,
-        q_len=q_len,
-        HAS_GRAD_LSE=grad_lse is not None,
-        HEAD_DIM=head_dim,
-        BLOCK_R=_DELTA_ROWS,
-        BLOCK_D=block_d(head_dim),
-        ALIGN=align,
-        num_warps=4,
-    )
+        "num_heads": heads,
+        "q_len": q_len,
+        "HAS_GRAD_LSE": grad_lse is not None,
+        "HEAD_DIM": head_dim,
+        "BLOCK_R": _DELTA_ROWS,
+        "BLOCK_D": block_d(head_dim),
+        "ALIGN": align,
+    }
+    programs = triton.cdiv(q_len, _DELTA_ROWS) * batch * heads
+    _LAUNCHERS["delta"](programs, arguments, num_warps=4)
     return stats
 
 
@@ -132,15 +144,20 @@ def strides(prefix: str, x: torch.Tensor, align: int) -> dict[str, int]:
     }
 
 
-def dot_precision(dtype: torch.dtype, arch: str) -> str:
+def dot_precision(dtype: torch.dtype, arch: str, head_dim: int) -> str:
     """How fp32 inputs are multiplied: tf32 only if torch's own setting asks for it.
 
-    Else in full precision; on NVIDIA GPUs as three tf32 products, which keep the error at fp32's
-    level and run on tensor cores.
+    Else in full precision. On NVIDIA GPUs and for D <= 64 that is three tf32 products, which keep
+    the error at fp32's level and run on tensor cores. For wider heads their operands do not fit
+    into the registers, and plain fp32 arithmetic (IEEE) takes as many instructions.
     """
-    if dtype == torch.float32 and target_of(arch) == "cuda":
-        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
-    return "ieee"
+    if dtype != torch.float32 or target_of(arch) != "cuda":
+        return "ieee"
+    width = block_d(head_dim)
+    # Not allow_tf32, which raises an error after the setting was made in torch's newer way.
+    if torch.backends.cuda.matmul.fp32_precision == "tf32" and width <= 128:
+        return "tf32"
+    return "tf32x3" if width <= 64 else "ieee"
 
 
 def target_of(arch: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from sparsebert.plan import AttentionPlan
 
 
-@dataclasses.dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The work of one direction, see `PackedTiles`.
 
     Attributes:
@@ -124,13 +123,17 @@ def from_arrays(sizes: Sequence[int], arrays: list[torch.Tensor]) -> KernelProgr
 
 
 def _side(arrays: list[torch.Tensor], sizes: Sequence[int]) -> Side:
-    num_slots, *counts = sizes
+    return Side(*arrays, num_slots=sizes[0], groups=_groups(tuple(sizes[1:])))
+
+
+@functools.cache
+def _groups(counts: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     groups, first = [], 0
     for height, count in zip(PACKED_HEIGHTS, counts, strict=True):
         if count:
             groups.append((height, first, count))
         first += count
-    return Side(*arrays, num_slots=num_slots, groups=tuple(groups))
+    return tuple(groups)
 
 
 def _arrays(side: Side) -> list[torch.Tensor]:

@@ -19,10 +19,9 @@ from sparsebert.reference import reference_attention
 from sparsebert.tiles import TileGroup, TileSet, build_tile_set
 
 pytest.importorskip("triton")
+from sparsebert.kernels import attention as kernels
 from sparsebert.kernels.pack import pack_tiles
 from sparsebert.kernels.program import pack_program
-
-from sparsebert.kernels import attention as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,9 +7,8 @@ import torch
 from sparsebert.tiles import TileGroup, TileSet, build_tile_set
 
 pytest.importorskip("triton")
-from sparsebert.kernels.program import from_tensors, pack_program
-
 from sparsebert.kernels import pack
+from sparsebert.kernels.program import from_tensors, pack_program
 
 
 def cover(mask, heights, parts, seed=0) -> TileSet:

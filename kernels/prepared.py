@@ -1,0 +1,90 @@
+"""Launch a kernel with little Python: Triton's own way once, then its compiled form directly."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+from triton.compiler import CompiledKernel
+
+
+class Launcher:
+    """Launches one kernel whose parameters are pointers, then numbers, then constants.
+
+    Triton's launch takes most of its time to find out which compiled form the arguments want. On
+    NVIDIA GPUs and for kernels that specialise on no integer (`do_not_specialize`) that depends
+    on the device, the constants, the dtypes, whether all pointers are aligned to 16 bytes, and
+    whether all integers fit 32 bits. Where both hold, the form that the first launch found is
+    kept and started directly from then on; any other launch is Triton's own.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.compiled: dict[tuple[Any, ...], CompiledKernel] = {}
+        names = kernel.arg_names
+        self._constants = [name for name in names if name.isupper()]
+        self._pointers = [name for name in names if name.endswith("_ptr")]
+        self._numbers = names[len(self._pointers) : len(names) - len(self._constants)]
+        assert [*self._pointers, *self._numbers, *self._constants] == names
+
+    def __call__(
+        self, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int = 1
+    ) -> None:
+        """Launch so many programs; `arguments` may hold more than the kernel takes."""
+        pointers = [arguments[name] for name in self._pointers]
+        numbers = [arguments[name] for name in self._numbers]
+        constants = [arguments[name] for name in self._constants]
+        key = None
+        if self._can_prepare:
+            key = _form(pointers, numbers, (*constants, num_warps, num_stages))
+            if key in self.compiled and not self.kernel.pre_run_hooks:
+                self.compiled[key][programs, 1, 1](*pointers, *numbers, *constants)
+                return
+        compiled = self.kernel[(programs,)](
+            *pointers,
+            *numbers,
+            **dict(zip(self._constants, constants, strict=True)),
+            num_warps=num_warps,
+            num_stages=num_stages,
+            enable_fp_fusion=True,
+        )
+        if key is not None and isinstance(compiled, CompiledKernel):
+            self.compiled[key] = compiled
+
+    @functools.cached_property
+    def _can_prepare(self) -> bool:
+        """Whether the class's conditions hold: no interpreter, no AMD GPU, no other parameters.
+
+        On AMD GPUs the code depends on how much memory is behind a pointer, too.
+        """
+        if not isinstance(self.kernel, triton.JITFunction):
+            return False
+        floats = {"scale", "keep_scale"}
+        specialised = [
+            p.name
+            for p in self.kernel.params
+            if not (p.is_constexpr or p.do_not_specialize or p.name in self._pointers)
+        ]
+        is_cuda = triton.runtime.driver.active.get_current_target().backend == "cuda"
+        return is_cuda and floats.issuperset(specialised)
+
+
+def _form(
+    pointers: list[torch.Tensor | None], numbers: list[Any], constants: tuple[Any, ...]
+) -> tuple[Any, ...] | None:
+    """What the compiled form of a launch depends on; None where it is Triton's to say."""
+    dtypes = []
+    addresses = 0
+    for x in pointers:
+        if x is None:
+            dtypes.append(None)
+        else:
+            dtypes.append(x.dtype)
+            addresses |= x.data_ptr()
+    if addresses % 16 or max(numbers) >= 2**31 or min(numbers) < -(2**31):
+        return None
+    first = pointers[0]
+    assert first is not None
+    return (first.device, *constants, *dtypes, *map(type, numbers))

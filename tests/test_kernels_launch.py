@@ -1,0 +1,119 @@
+"""Launches that leave out Triton's own: what reaches the driver is the same, argument by argument.
+
+In a process of its own, for the kernels are compiled (for sm_90) and not interpreted; a stub in
+place of the CUDA driver writes down what it is asked to launch.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import json
+import torch, triton
+from benchmarks.kernels_host import StubDriver, band_program
+from sparsebert.kernels import attention, launch
+
+launched, ordinary, inputs = [], [], {}
+
+def describe(x):
+    if not isinstance(x, torch.Tensor):
+        return repr(x)
+    origin = inputs.get(x.data_ptr(), "made in the call")
+    return [str(x.dtype), list(x.shape), list(x.stride()), origin]
+
+class Recorder(StubDriver):
+    def launcher_cls(self, source, metadata):
+        def record(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
+            launched.append([metadata.hash, x, y, z, stream, function, list(packed),
+                             type(launch_metadata).__name__, *map(describe, arguments)])
+        return record
+
+triton.runtime.driver.set_active(Recorder())
+launch.architecture = lambda device: "sm90"
+run = triton.JITFunction.run
+
+def counted(self, *arguments, **options):
+    ordinary.append(self.__name__)
+    return run(self, *arguments, **options)
+
+triton.JITFunction.run = counted
+
+def once(change=None, parts=1, key_mask=None, seed=None, grad_lse=None, kv_heads=2):
+    program = band_program(40, (16,), parts)
+    heads = (2, kv_heads, kv_heads)
+    q, k, v = (torch.zeros(1, 40, h, 16).bfloat16().transpose(1, 2) for h in heads)
+    if change:
+        q, k, v = change(q), change(k), change(v)
+    inputs.clear()
+    inputs.update({x.data_ptr(): i for i, x in enumerate((q, k, v, *program.arrays)) if x.numel()})
+    def call():
+        launched.clear(), ordinary.clear()
+        p = 0.0 if seed is None else 0.3
+        o, lse = attention.forward(q, k, v, key_mask, seed, program, 0.25, p)
+        if change is None:
+            attention.backward(o, grad_lse, q, k, v, o, lse, key_mask, seed, program, 0.25, p)
+        return [list(launched), list(ordinary)]
+    return [call(), call()]
+
+def shifted(x):
+    return x.new_zeros(x.numel() + 1)[1:].as_strided(x.shape, x.stride())
+
+def far(x):
+    return x.as_strided(x.shape, (2**40, *x.stride()[1:]))
+
+print(json.dumps({
+    "plain": once(),
+    "merges": once(parts=2),
+    "features": once(key_mask=torch.ones(1, 40, dtype=torch.bool), seed=torch.tensor([7]),
+                     grad_lse=torch.zeros(1, 2, 40), kv_heads=1),
+    "aligned again": once(),
+    "shifted": once(shifted),
+    "far": once(far),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def records():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", ["plain", "merges", "features"])
+def test_a_second_call_launches_the_same_without_triton(records, case):
+    (first, ordinary), (second, again) = records[case]
+    assert len(first) == (8 if case == "merges" else 4)
+    assert ordinary and not again
+    assert first == second
+
+
+def test_what_is_known_is_launched_directly(records):
+    assert records["aligned again"][0][1] == []
+    assert records["aligned again"][0][0] == records["plain"][0][0]
+
+
+@pytest.mark.parametrize("case", ["shifted", "far"])
+def test_what_is_out_of_the_ordinary_is_left_to_triton(records, case):
+    """Another compiled form: one that does not count on alignment, or with 64-bit strides."""
+    (first, ordinary), (second, again) = records[case]
+    assert first == second and ordinary == again
+    assert ordinary == ["forward_kernel"]
+    plain = {launch[0] for launch in records["plain"][0][0]}
+    assert first[0][0] not in plain
