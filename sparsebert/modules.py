@@ -160,7 +160,9 @@ class SparseSelfAttention(nn.Module):
             q,
             k,
             v,
-            plan_for(self._plans, length, length, q.device, self.backend),
+            plan_for(
+                self._plans, length, length, q.device, self.backend, q.shape[-1], self.num_heads
+            ),
             key_mask=key_mask,
             dropout_p=self.dropout if self.training else 0.0,
             backend=self.backend,

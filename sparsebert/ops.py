@@ -73,6 +73,7 @@ def sparse_attention(
     torch.Size([1, 4, 256, 32])
     """
     if isinstance(plan, AttentionMask):
+        _check_tensors(q, k, v)
         plan = _plan_of(plan, q)
     _check(q, k, v, plan, key_mask, dropout_p, backend)
     q, k, v = _autocast(q, k, v)
@@ -270,15 +271,20 @@ def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
             f"sparse_attention: plan is a mask of {mask.num_layers} layers; pass one of them, "
             "mask.layer(i)"
         )
-    return _plan_on(mask, q.device)
+    heads, head_dim = q.shape[1], q.shape[3]
+    if mask.num_heads not in (1, heads):  # refused later, with what is known of the plan
+        heads = mask.num_heads
+    return _plan_on(mask, q.device, head_dim, heads, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=64)
-def _plan_on(mask: AttentionMask, device: torch.device) -> AttentionPlan:
-    """The plan of a mask on a device, remembered by the mask's content."""
-    from sparsebert.compiler import compile_plan
+def _plan_on(
+    mask: AttentionMask, device: torch.device, head_dim: int, heads: int, threads: int
+) -> AttentionPlan:
+    """The plan of a mask on a device for such calls, remembered by the mask's content."""
+    from sparsebert.plan_cache import compile_for
 
-    return compile_plan(mask, target="cpu" if device.type == "cpu" else None).to(device)
+    return compile_for(mask, device, head_dim, heads).to(device)
 
 
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -85,7 +85,8 @@ class AttentionPlan:
     @property
     def fingerprint(self) -> str:
         """Identifies the mask and everything that shaped the plan."""
-        return f"{self.mask.fingerprint}-{self.target}-{self.objective}"
+        calls = f"d{self.report.head_dim}-t{self.report.threads}-c{self.report.copies}"
+        return f"{self.mask.fingerprint}-{self.target}-{self.objective}-{calls}"
 
     @functools.cached_property
     def transposed(self) -> TileSet:

@@ -2,7 +2,7 @@
 
 A model's mask covers its longest sequence; shorter ones use its top-left part. `MaskPlans` holds
 the mask, compiles it when it is first used, and crops the plan to each length that comes up,
-keeping the latest few.
+keeping the latest few. Plans are for the calls that come: head size, heads, and on a CPU threads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sparsebert.compiler import compile_plan
+from sparsebert.compiler.cost import DEFAULT_HEAD_DIM
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 
@@ -43,16 +44,27 @@ class MaskPlans:
         self.by_length: collections.OrderedDict[Hashable, AttentionPlan] = (
             collections.OrderedDict()
         )
-        self._whole: dict[str, AttentionPlan] = {}  # by the kind of device
+        self._whole: dict[Hashable, AttentionPlan] = {}  # by the kind of device and of calls
         self._lock = threading.Lock()  # torch.nn.DataParallel runs replicas in threads
 
-    def get(self, q_len: int, kv_len: int, device: torch.device, backend: str) -> AttentionPlan:
-        """The plan of the mask's top-left [q_len, kv_len], on `device`, ready for `backend`."""
-        key = (q_len, kv_len, device)
+    def get(
+        self,
+        q_len: int,
+        kv_len: int,
+        device: torch.device,
+        backend: str,
+        head_dim: int = DEFAULT_HEAD_DIM,
+        heads: int | None = None,
+    ) -> AttentionPlan:
+        """The plan of the mask's top-left [q_len, kv_len], on `device`, ready for `backend`.
+
+        It is made for calls with `head_dim` and `heads` (None: as for `compile_plan`).
+        """
+        key = (q_len, kv_len, device, head_dim, heads, _threads(device))
         with self._lock:
             plan = self.by_length.get(key)
             if plan is None:
-                plan = self._compiled(device).crop(q_len, kv_len).to(device)
+                plan = self._compiled(device, head_dim, heads).crop(q_len, kv_len).to(device)
                 self.by_length[key] = plan
                 if len(self.by_length) > _KEPT:
                     self.by_length.popitem(last=False)
@@ -60,11 +72,11 @@ class MaskPlans:
             plan.program_for(backend)  # made here, where torch.compile does not trace it
         return plan
 
-    def _compiled(self, device: torch.device) -> AttentionPlan:
-        if device.type not in self._whole:
-            target = "cpu" if device.type == "cpu" else None  # None: the GPU at hand
-            self._whole[device.type] = compile_plan(self.mask, target=target)
-        return self._whole[device.type]
+    def _compiled(self, device: torch.device, head_dim: int, heads: int | None) -> AttentionPlan:
+        key = (device.type, head_dim, heads, _threads(device))
+        if key not in self._whole:
+            self._whole[key] = compile_for(self.mask, device, head_dim, heads)
+        return self._whole[key]
 
     def rows(self, start: int, q_len: int, kv_len: int, device: torch.device) -> torch.Tensor:
         """Rows from `start`, the first `kv_len` keys: bool [H, q_len, kv_len].
@@ -82,23 +94,54 @@ class MaskPlans:
         return MaskPlans, (self.mask,)
 
 
+def compile_for(
+    mask: AttentionMask, device: torch.device, head_dim: int, heads: int | None
+) -> AttentionPlan:
+    """The plan of a mask for calls on `device`, not moved there yet.
+
+    The batch is left open, so that not every new batch size compiles again.
+    """
+    if device.type == "cpu":
+        return compile_plan(mask, target="cpu", head_dim=head_dim, copies=heads)
+    return compile_plan(mask, head_dim=head_dim)  # for the GPU at hand
+
+
+def _threads(device: torch.device) -> int:
+    """The threads that a plan for `device` depends on."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def plan_for(
-    plans: MaskPlans, q_len: int, kv_len: int, device: torch.device, backend: str
+    plans: MaskPlans,
+    q_len: int,
+    kv_len: int,
+    device: torch.device,
+    backend: str,
+    head_dim: int = DEFAULT_HEAD_DIM,
+    heads: int | None = None,
 ) -> AttentionPlan:
     """`plans.get`, also under torch.compile, where each length gets a graph of its own."""
     if not torch.compiler.is_compiling():
-        return plans.get(q_len, kv_len, device, backend)
+        return plans.get(q_len, kv_len, device, backend, head_dim, heads)
     # Dynamo runs the compiler without looking into it, then finds the plan where it can guard it.
-    q_len, kv_len = operator.index(q_len), operator.index(kv_len)
-    _make_plan(plans, q_len, kv_len, device, backend)
-    return plans.by_length[q_len, kv_len, device]
+    q_len, kv_len, head_dim = (operator.index(size) for size in (q_len, kv_len, head_dim))
+    threads = _make_plan(plans, q_len, kv_len, device, backend, head_dim, heads)
+    return plans.by_length[q_len, kv_len, device, head_dim, heads, threads]
 
 
 @torch.compiler.assume_constant_result
 def _make_plan(
-    plans: MaskPlans, q_len: int, kv_len: int, device: torch.device, backend: str
-) -> None:
-    plans.get(q_len, kv_len, device, backend)
+    plans: MaskPlans,
+    q_len: int,
+    kv_len: int,
+    device: torch.device,
+    backend: str,
+    head_dim: int,
+    heads: int | None,
+) -> int:
+    """Make the plan; returns the threads that it is for."""
+    plans.get(q_len, kv_len, device, backend, head_dim, heads)
+    return _threads(device)
 
 
 def rows_for(

@@ -20,7 +20,7 @@ class HeadReport:
         merge_share: share of the rows in tiles that an earlier tile covers too, so that their
             results have to be merged.
         predicted_us, dense_us: predicted forward times of the chosen route and of dense attention,
-            in microseconds, for one batch and head of D = 64.
+            in microseconds, for one batch and head of the calls planned for.
         predicted_backward_us, dense_backward_us: the same for the backward pass alone.
         bound_us: no cover can run the forward pass faster: moving q, k, v and o once, or the
             arithmetic of the ones alone.
@@ -65,6 +65,8 @@ class PlanReport:
         target, objective: what the plan was compiled for.
         cost_source: where the cost model's constants come from.
         per_head: one report for each distinct head.
+        head_dim, threads, copies: the calls planned for: D, CPU threads (1 on a GPU), and
+            batch x heads.
     """
 
     q_len: int
@@ -74,6 +76,9 @@ class PlanReport:
     objective: str
     cost_source: str
     per_head: tuple[HeadReport, ...]
+    head_dim: int = 64
+    threads: int = 1
+    copies: int = 12
 
     def _mean(self, field: str) -> float:
         weighted = sum(getattr(head, field) * len(head.heads) for head in self.per_head)
@@ -105,15 +110,35 @@ class PlanReport:
         return dict(sorted(total.items(), reverse=True))
 
     @property
+    def predicted_us(self) -> float:
+        """Predicted forward time in microseconds for one batch and head, mean over heads."""
+        return self._mean("predicted_us")
+
+    @property
+    def predicted_backward_us(self) -> float:
+        """The same for the backward pass alone."""
+        return self._mean("predicted_backward_us")
+
+    @property
+    def dense_us(self) -> float:
+        """Predicted forward time of dense attention with the mask."""
+        return self._mean("dense_us")
+
+    @property
+    def dense_backward_us(self) -> float:
+        """The same for the backward pass alone."""
+        return self._mean("dense_backward_us")
+
+    @property
     def predicted_speedup(self) -> float:
         """Predicted time of dense attention over that of the plan; 1 if all heads run dense."""
-        return _ratio(self._mean("dense_us"), self._mean("predicted_us"))
+        return _ratio(self.dense_us, self.predicted_us)
 
     @property
     def predicted_step_speedup(self) -> float:
         """The same for a training step, forward and backward."""
-        dense = self._mean("dense_us") + self._mean("dense_backward_us")
-        return _ratio(dense, self._mean("predicted_us") + self._mean("predicted_backward_us"))
+        dense = self.dense_us + self.dense_backward_us
+        return _ratio(dense, self.predicted_us + self.predicted_backward_us)
 
     @property
     def merge_share(self) -> float:
@@ -121,10 +146,12 @@ class PlanReport:
         return self._mean("merge_share")
 
     def __str__(self) -> str:
-        forward, backward = self._mean("predicted_us"), self._mean("predicted_backward_us")
+        forward, backward = self.predicted_us, self.predicted_backward_us
         lines = [
             f"plan for {self.num_heads} head(s) of {self.q_len} x {self.kv_len}, "
             f"target {self.target}, objective {self.objective}",
+            f"  calls planned for  D = {self.head_dim}, batch x heads = {self.copies}"
+            + (f", {self.threads} thread(s)" if self.target == "cpu" else ""),
             f"  density            {self.density:8.4f}   share of ones in the mask",
             f"  executed fraction  {self.executed_fraction:8.4f}   share of the scores computed",
             f"  padding waste      {self.padding_waste:8.4f}   of these, not needed by the mask",

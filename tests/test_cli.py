@@ -13,7 +13,9 @@ from sparsebert import cli, patterns
 from sparsebert.cli import main, mask_commands, plots, verification
 from sparsebert.masks import AttentionMask
 
-COMMANDS = ["demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify"]
+COMMANDS = [
+    "demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify", "estimate"
+]  # fmt: skip
 Output = pytest.CaptureFixture[str]
 
 

@@ -12,7 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from sparsebert import __version__
-from sparsebert.cli import demo_command, mask_commands, pattern_commands, verify_command
+from sparsebert.cli import (
+    demo_command,
+    estimate_command,
+    learn_command,
+    mask_commands,
+    pattern_commands,
+    verify_command,
+)
 from sparsebert.cli.errors import INTERRUPTED, USAGE, UsageError
 
 _EXAMPLES = """\
@@ -22,6 +29,8 @@ examples:
   sparsebert show lf.safetensors
   sparsebert explain lf.safetensors --target sm90
   sparsebert verify lf.safetensors --dtype bfloat16 --key-padding 0.25
+  sparsebert learn --quick
+  sparsebert estimate --config path/to/model --mask lf.safetensors
 
 exit codes: 0 done, 1 a check failed, 2 wrong usage or unusable input, 130 interrupted
 """
@@ -31,13 +40,20 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets ``run``, a function from arguments to an exit code."""
     parser = argparse.ArgumentParser(
         prog="sparsebert",
-        description="Compile static attention masks, check them, and run encoders on them.",
+        description="Learn and compile static attention masks, check them, run encoders on them.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sparsebert {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo_command, pattern_commands, mask_commands, verify_command):
+    for module in (
+        demo_command,
+        pattern_commands,
+        mask_commands,
+        verify_command,
+        learn_command,
+        estimate_command,
+    ):
         module.register(commands)
     return parser
 

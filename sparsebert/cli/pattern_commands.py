@@ -72,7 +72,7 @@ def build_pattern(arguments: argparse.Namespace) -> int:
     if needs_length and arguments.seq_len is None:
         raise UsageError(f"the pattern {name} needs --seq-len N")
     try:
-        mask = build(name, arguments.seq_len, **_parameters(arguments.param))
+        mask = build(name, arguments.seq_len, **parse_parameters(arguments.param))
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     if arguments.without_diagonal:
@@ -85,7 +85,8 @@ def build_pattern(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _parameters(pairs: list[str]) -> dict[str, int | float]:
+def parse_parameters(pairs: list[str]) -> dict[str, int | float]:
+    """The KEY=VALUE pairs of --param, as numbers."""
     parameters: dict[str, int | float] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

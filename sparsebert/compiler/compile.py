@@ -5,18 +5,29 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
+from collections.abc import Hashable
 
 import numpy as np
+import torch
 
+from sparsebert import checks
 from sparsebert.compiler import bits
 from sparsebert.compiler.account import (
     Mask,
     report_dense,
     report_tiles,
+    settle,
     tiles_of_head,
     with_fallback,
 )
-from sparsebert.compiler.cost import CostModel, cost_model, is_target, machine_target
+from sparsebert.compiler.cost import (
+    DEFAULT_HEAD_DIM,
+    CostModel,
+    cost_model,
+    is_target,
+    machine_target,
+    usual_copies,
+)
 from sparsebert.compiler.cover import Cover, best_cover
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import Area, Pricing, Time
@@ -28,12 +39,21 @@ from sparsebert.tiles import TileGroup, TileSet, build_tile_set, crop_tiles, wit
 _OBJECTIVES = ("time", "area")
 _CACHE_SIZE = 64
 
-_cache: collections.OrderedDict[tuple[str, str, str], AttentionPlan] = collections.OrderedDict()
+Calls = tuple[int, int, int]
+"""The calls that a plan is for: D, threads, batch x heads."""
+
+_cache: collections.OrderedDict[Hashable, AttentionPlan] = collections.OrderedDict()
 _cache_lock = threading.Lock()
 
 
 def compile_plan(
-    mask: AttentionMask, *, target: str | None = None, objective: str = "time"
+    mask: AttentionMask,
+    *,
+    target: str | None = None,
+    objective: str = "time",
+    head_dim: int = DEFAULT_HEAD_DIM,
+    threads: int | None = None,
+    copies: int | None = None,
 ) -> AttentionPlan:
     """Compile the mask of one layer into a plan for `sparse_attention`.
 
@@ -43,7 +63,13 @@ def compile_plan(
             None means the machine at hand.
         objective: "time" follows the cost model and falls back to dense attention where sparsity
             would lose; "area" minimises the executed area and never falls back.
+        head_dim: D of the calls to come.
+        threads: CPU threads of the calls to come; None means torch.get_num_threads().
+        copies: batch x heads of the calls to come. None means one batch on a CPU and 8 on a GPU,
+            of the mask's heads, or of 12 for a mask of one head. A small batch is the careful
+            choice: what comes once a call then weighs most.
 
+    The last three shape the choices of objective "time" only; a plan runs calls of any size.
     Plans of recent masks are remembered, by content, so compiling twice costs nothing. Raises
     TypeError and ValueError for what is not such a mask, target or objective.
 
@@ -72,14 +98,22 @@ def compile_plan(
             "leave it out for the machine at hand"
         )
     target = machine_target() if target is None else target
-    model = cost_model(target)
-
-    key = (mask.fingerprint, target, objective)
+    name, heads = "compile_plan", mask.num_heads
+    calls = (
+        checks.integer(name, "head_dim", head_dim, 1),
+        checks.integer(name, "threads", torch.get_num_threads() if threads is None else threads, 1)
+        if target == "cpu"
+        else 1,
+        usual_copies(target, heads)
+        if copies is None
+        else checks.integer(name, "copies (batch x heads)", copies, heads),
+    )
+    key = (mask.fingerprint, target, objective, *calls)
     with _cache_lock:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
-    plan = _compile(mask, model, target, objective)
+    plan = _compile(mask, target, objective, calls)
     with _cache_lock:
         _cache[key] = plan
         while len(_cache) > _CACHE_SIZE:
@@ -87,22 +121,52 @@ def compile_plan(
     return plan
 
 
-def _compile(mask: AttentionMask, model: CostModel, target: str, objective: str) -> AttentionPlan:
+def _model(target: str, calls: Calls, head_map: np.ndarray) -> CostModel:
+    """The cost model for calls of this kind with a mask of these heads."""
+    head_dim, threads, copies = calls
+    tile_sets = len(head_map) if head_map.any() else 1
+    return cost_model(
+        target, head_dim=head_dim, threads=threads, copies=copies, tile_sets=tile_sets
+    )
+
+
+def _model_of(plan: AttentionPlan) -> CostModel:
+    """The cost model that the plan was compiled with."""
+    was = plan.report
+    return _model(plan.target, (was.head_dim, was.threads, was.copies), plan.head_map)
+
+
+def _compile(mask: AttentionMask, target: str, objective: str, calls: Calls) -> AttentionPlan:
     lengths = mask.q_len, mask.kv_len
     head_map = _head_map(mask)
-    heads = []
+    model = _model(target, calls, head_map)
+    covers, reports, abouts = [], [], []
     for head in range(int(head_map.max()) + 1):
         members = tuple(np.flatnonzero(head_map == head).tolist())
         packed = mask.bits[0, members[0]]
-        heads.append(_compile_head(packed, _about(mask, members), model, objective))
-    dense_heads = np.array([report.route == "dense" for _, report in heads])
-    tiled = {head: cover for head, (cover, _) in enumerate(heads) if not dense_heads[head]}
-    tiles = _build_tiles(tiled, len(heads), *lengths)
-    report = PlanReport(
-        *lengths, mask.num_heads, target, objective, model.source, tuple(r for _, r in heads)
+        abouts.append(_about(mask, members))
+        cover, report = _compile_head(packed, abouts[-1], model, objective)
+        covers.append(cover)
+        reports.append(report)
+    if objective == "time":
+        tiles_of = [all_tiles(cover.pieces) for cover in covers]
+        reports = settle(reports, tiles_of, abouts, model)
+    dense_heads = np.array([report.route == "dense" for report in reports])
+    tiled = {head: cover for head, cover in enumerate(covers) if not dense_heads[head]}
+    tiles = _build_tiles(tiled, len(covers), *lengths)
+    account = PlanReport(
+        *lengths,
+        mask.num_heads,
+        target,
+        objective,
+        model.source,
+        tuple(reports),
+        head_dim=model.head_dim,
+        threads=model.threads,
+        copies=model.copies,
     )
     return AttentionPlan.create(
-        mask, head_map, dense_heads, tiles, target=target, objective=objective, report=report
+        mask, head_map, dense_heads, tiles, target=target, objective=objective, report=account
     )
 
 
@@ -121,20 +185,24 @@ def _compile_head(
 
 def crop_plan(plan: AttentionPlan, mask: AttentionMask) -> AttentionPlan:
     """The plan of `mask`, the top-left part of the plan's mask; see `AttentionPlan.crop`."""
-    model = cost_model(plan.target)
+    model = _model_of(plan)
     tiles = crop_tiles(plan.tiles, mask.q_len, mask.kv_len)
-    dense_heads, reports = plan.dense_heads.copy(), []
+    reports, abouts = [], []
     for head, was in enumerate(plan.report.per_head):
         about = _about(mask, was.heads)
-        if dense_heads[head]:
+        if plan.dense_heads[head]:
             report = report_dense(about, (), f"cropped; {was.reason}", model)
         else:
             rest = tiles_of_head(tiles, head)
             report = report_tiles(about, rest, was.cover, (), f"cropped; {was.reason}", model)
             if plan.objective == "time":
                 report = with_fallback(report, about, model)
-            dense_heads[head] = report.route == "dense"
+        abouts.append(about)
         reports.append(report)
+    if plan.objective == "time":
+        tiles_of = [tiles_of_head(tiles, head) for head in range(len(reports))]
+        reports = settle(reports, tiles_of, abouts, model)
+    dense_heads = np.array([report.route == "dense" for report in reports])
     if (dense_heads > plan.dense_heads).any():
         tiles = without_heads(tiles, dense_heads)
     cropped = AttentionPlan.create(
@@ -179,7 +247,7 @@ def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
     if transposed:
         head_bits = [bits.transpose(packed, lengths[1]) for packed in head_bits]
         lengths = lengths[1], lengths[0]
-    pricing = _pricing(cost_model(plan.target), plan.objective, *lengths)
+    pricing = _pricing(_model_of(plan), plan.objective, *lengths)
     covers = [best_cover(packed, lengths[1], pricing) for packed in head_bits]
     return _build_tiles(dict(enumerate(covers)), len(head_bits), *lengths)
 
