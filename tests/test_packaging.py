@@ -130,8 +130,10 @@ def readme_blocks(language: str) -> list[str]:
 
 
 def test_readme_quick_start_runs(tmp_path: Path) -> None:
-    (block,) = readme_blocks("python")
-    assert "plan for 1 head(s)" in python(block, tmp_path, ROOT)
+    start, learn = readme_blocks("python")
+    assert "plan for 1 head(s)" in python(start, tmp_path, ROOT)
+    python(learn, tmp_path, ROOT)
+    assert (tmp_path / "out" / "model" / "sparsebert_masks.safetensors").is_file()
 
 
 def test_readme_commands_exist() -> None:
