@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,9 @@ import torch
 from benchmarks import (
     attention,
     cases,
-    compare,
     flex,
+    gpu_timing,
     masks,
-    readme,
-    report,
     results,
     rivals,
     roofs,
@@ -290,158 +290,90 @@ def test_the_commands_start_from_a_bare_checkout() -> None:
     assert "paper-short" in done.stdout
 
 
-# ---------------------------------------------------------------- results, report, compare
+# ---------------------------------------------------------------- the GPU's part, without one
 
 
-def row(contender: str, ms: float, ours: float, **changed: str) -> results.Row:
-    """A row as the benchmark writes it, 10 % between the quantiles."""
-    case = dataclasses.replace(TINY, group="paper-short", mask="star", direction=FORWARD)
-    values = dict.fromkeys(results.COLUMNS, "") | dict(zip(cases.KEY, case.key, strict=True))
-    values |= {"contender": contender, "device": "cpu", "processor": "test", "density": "0.1"}
-    values |= {"executed": "0.2", "compile_ms": "3", "first_ms": "4", "of_bound": "0.5"}
-    values |= {"ms_20": f"{ms * 0.95}", "ms_50": f"{ms}", "ms_80": f"{ms * 1.05}"}
-    return values | {"speedup": f"{ms / ours}"} | changed
+class FakeEvent:
+    """A clock that a call moves by hand."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
 
 
-def small_table() -> list[results.Row]:
-    rows = []
-    for length, theirs in (("128", 0.5), ("512", 2.0), ("1024", 8.0)):
-        rows += [
-            row(rivals.OURS, 1.0, 1.0, length=length),
-            row(rivals.SDPA_MASK, theirs, 1.0, length=length),
-        ]
-    nothing = dict.fromkeys(("ms_20", "ms_50", "ms_80", "speedup", "of_bound"), "")
-    rows.append(row(rivals.FLEX, 1.0, 1.0, length="128", **nothing, note="has no dropout"))
-    return rows
+class FakeGraph:
+    """Runs what was "captured": the calls themselves."""
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+
+    def replay(self) -> None:
+        FakeEvent.now += self.ms
+
+    def reset(self) -> None:
+        pass
 
 
-def write_rows(folder: Path, rows: list[results.Row]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    results._write(folder / "paper-short.csv", rows, "w")
-    return folder
+@contextlib.contextmanager
+def fake_capture(graph: FakeGraph) -> Iterator[None]:
+    start = FakeEvent.now
+    yield
+    graph.ms = FakeEvent.now - start
 
 
-def test_geometric_mean_wins_and_losses() -> None:
-    assert report.scores([0.5, 2.0, 8.0]) == "2.00 (2/0/1)"
-    assert report.scores([1.04, 0.96]) == "1.00 (0/2/0)"
-    table = report.group_table(small_table())
-    assert "| paper-short | forward | 2.00 (2/0/1) |" in table
-    assert len(table) == 3
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    fakes = {
+        "Event": FakeEvent, "CUDAGraph": FakeGraph, "graph": fake_capture, "Stream": Stream,
+        "current_stream": Stream, "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda: None,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
 
 
-def test_the_best_dense_route_is_the_fastest_of_them() -> None:
-    rows = [row(rivals.OURS, 1.0, 1.0), row(rivals.FLASH, 3.0, 1.0), row(rivals.CUDNN, 2.0, 1.0)]
-    best = [r for r in results.with_best_dense(rows) if r["contender"] == results.BEST_DENSE]
-    assert [r["speedup"] for r in best] == ["2.0"]
+def test_gpu_times_are_those_of_single_calls_in_turns(fake_gpu: None) -> None:
+    entered = []
+
+    def takes(ms: float) -> tuple[gpu_timing.Call, gpu_timing.Around]:
+        def call() -> None:
+            FakeEvent.now += ms
+
+        @contextlib.contextmanager
+        def around() -> Iterator[None]:
+            entered.append(ms)
+            yield
+
+        return call, around
+
+    calls = {"a": takes(2.0), "b": takes(3.0)}
+    times = gpu_timing.by_events(calls, seconds=0.0, least=3)
+    assert times == {"a": [2.0] * 30, "b": [3.0] * 30}
+    assert entered == [2.0, 3.0] * 4  # once to warm up, and in turns
+    assert gpu_timing.by_graph(*calls["b"], 5) == pytest.approx(3.0)
 
 
-def test_the_report_shows_losses_refusals_and_what_is_missing(tmp_path: Path) -> None:
-    write_rows(tmp_path / "attention_cpu", small_table())
-    text = report.write(tmp_path).read_text()
-    assert "| star | 0.50 / - | 2.00 / - | 8.00 / - |" in text
-    assert "| paper-short | star, N = 128 | forward | SDPA + mask | 0.50 |" in text
-    assert "| FlexAttention | has no dropout | 1 |" in text
-    assert "| vit | 8 | not measured yet |" in text
-    gpu = text.split("## GPU")[1]
-    assert gpu.count(report.NOT_MEASURED) == 5 + len(cases.group_names(of("cuda")))
-    for name in ("speedup", "bound"):
-        assert (tmp_path / f"attention_cpu_{name}.png").stat().st_size > 10_000
+def test_launch_bound_rows_are_marked_and_graphs_compared() -> None:
+    def entry(name: str, ms: float, graph_ms: float) -> attention._Entry:
+        rival = next(rival for rival in rivals.RIVALS if rival.name == name)
+        ready = Ready(lambda q, k, v: q, 0.5)
+        times = [ms] * 4
+        return attention._Entry(rival, {}, ready, times=times, graph_ms=graph_ms, peak_mb=7.0)
 
-
-def test_the_aims_are_read_from_the_rows() -> None:
-    gpu = {"dtype": "bfloat16", "dim": "64", "device": "cuda"}
-    rows = []
-    for length, theirs in (("256", 9.0), ("512", 2.0), ("4096", 8.0)):
-        rows += [
-            row(rivals.OURS, 1.0, 1.0, length=length, of_bound="0.8", **gpu),
-            row(rivals.FLEX, theirs, 1.0, length=length, **gpu),
-            row(rivals.FLASH, theirs / 4, 1.0, length=length, **gpu),
-        ]
-    found = [line.split(" | ")[-1] for line in report.aims(rows)[2:]]
-    assert found == [
-        "4.00 |",  # of 2 and 8, the lengths from 512 on
-        "not measured yet |",
-        "80% to 80% |",
-        "0.50 at worst |",
-        "not measured yet |",
-    ]
-
-
-def test_compare_finds_a_regression_and_ignores_noise(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = small_table()
-    old = write_rows(tmp_path / "old", before)
-    noisy = [scaled(r, 1.08 if r["contender"] == rivals.OURS else 1.5) for r in before]
-    assert compare.main([str(old), str(write_rows(tmp_path / "noisy", noisy))]) == 0
-    assert "3 cases in both: 0 slower" in capsys.readouterr().out
-    planted = [scaled(r, 1.3) if r is before[2] else r for r in before]
-    assert compare.main([str(old), str(write_rows(tmp_path / "slow", planted))]) == 1
-    out = capsys.readouterr().out
-    assert "slower  x1.30" in out
-    assert "N = 512" in out
-    assert "1 slower, 0 faster" in out
-
-
-def scaled(row: results.Row, factor: float) -> results.Row:
-    times = {
-        name: f"{float(row[name]) * factor}" for name in ("ms_20", "ms_50", "ms_80") if row[name]
-    }
-    return {**row, **times}
-
-
-def test_compare_counts_a_case_that_now_fails(tmp_path: Path) -> None:
-    rows = small_table()
-    old = write_rows(tmp_path / "old", rows)
-    broken = [dict(r) for r in rows]
-    broken[0] |= {"ms_50": "", "note": "WRONG: o is off"}
-    assert compare.main([str(old), str(write_rows(tmp_path / "new", broken))]) == 1
-
-
-def test_compare_refuses_what_has_nothing_in_common(tmp_path: Path) -> None:
-    old = write_rows(tmp_path / "old", small_table())
-    new = write_rows(tmp_path / "new", [{**r, "length": "64"} for r in small_table()])
-    for pair in ((old, new), (old, tmp_path / "missing.csv")):
-        with pytest.raises(SystemExit) as stopped:
-            compare.main([str(path) for path in pair])
-        assert stopped.value.code == 2
-
-
-def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "other.csv"
-    path.write_text("mask,N\nstar,512\n")
-    with pytest.raises(ValueError, match=r"other\.csv: no column group"):
-        results.read(path)
-
-
-def test_half_a_row_is_dropped(tmp_path: Path) -> None:
-    folder = write_rows(tmp_path / "cut", small_table())
-    path = folder / "paper-short.csv"
-    whole = path.read_text()
-    path.write_text(whole[: whole.rindex("FlexAttention") + 5])
-    assert len(results.read(folder)) == 6
-
-
-def test_the_readme_is_brought_up_to_date(tmp_path: Path) -> None:
-    readme_file = tmp_path / "README.md"
-    readme_file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    folder = write_rows(tmp_path / "attention_cpu", small_table())
-    readme.update(readme_file, folder)
-    text = readme_file.read_text()
-    assert text.startswith(f"before\n{readme.BEGIN}\n")
-    assert text.endswith(f"{readme.END}\nafter\n")
-    assert "old" not in text
-    assert "| star | 0.50 / - | 2.00 / - | 8.00 / - |" in text
-    assert "| 2.00 (2/0/1) | - |" in text
-    readme.update(readme_file, folder)
-    assert readme_file.read_text() == text
-    with pytest.raises(ValueError, match="make bench"):
-        readme.update(readme_file, tmp_path / "nothing")
-    readme_file.write_text("no marks")
-    with pytest.raises(ValueError, match=r"README\.md: must hold"):
-        readme.update(readme_file, folder)
-
-
-def test_the_repository_readme_has_its_marks() -> None:
-    text = readme.README.read_text()
-    assert text.index(readme.BEGIN) < text.index(readme.END)
+    ours, theirs = entry(rivals.OURS, 0.05, 0.01), entry(rivals.FLASH, 0.06, 0.05)
+    rows = [each.row(TINY, ROOFS, ours) for each in (ours, theirs)]
+    assert [r["launch_bound"] for r in rows] == ["yes", "no"]
+    assert [r["speedup"] for r in rows] == ["1.000", "1.200"]
+    assert [r["graph_speedup"] for r in rows] == ["1.000", "5.000"]
+    assert [r["peak_mb"] for r in rows] == ["7.0", "7.0"]
