@@ -264,5 +264,4 @@ _GROUPS = {
 
 
 def _quick(device: str) -> Iterator[Case]:
-    names = ("longformer", "strided", masks.NO_DIAGONAL)
-    yield from _cases("quick", device, (512, 1024), names)
+    yield from _cases("quick", device, (512, 1024), ("longformer", masks.NO_DIAGONAL))

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="measure again what is done already")
     parser.add_argument("--minutes", type=float, help="begin no case after this time")
     parser.add_argument("--seconds", type=float, help="least time for the rounds of a case")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     chosen = parser.parse_args(arguments)
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tier = "quick" if chosen.quick else "full"
@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA or ROCm device; leave --device out")
-    torch.set_num_threads(chosen.threads)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     usual = ROOT / "out" / "bench" if chosen.quick else RESULTS
     folder = chosen.out or Path(os.environ.get("OUT") or usual)
     seconds = chosen.seconds or SECONDS.get((device, tier), GPU_SECONDS)
