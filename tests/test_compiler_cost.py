@@ -211,7 +211,7 @@ def test_some_heads_dense_cost_the_others_time() -> None:
 
 
 def test_the_report_is_readable() -> None:
-    mask = AttentionMask.stack_heads([patterns.strided(512, 22)] * 3 + [patterns.dense(512)])
+    mask = AttentionMask.stack_heads([patterns.strided(2048, 45)] * 3 + [patterns.dense(2048)])
     report = compile_plan(mask, target="cpu").explain()
     text = str(report)
     for expected in ("heads 0-2: tiles", "head 3: dense, all scores, no mask", "residue classes",
