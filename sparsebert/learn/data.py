@@ -109,6 +109,8 @@ class MaskedBlocks(Dataset[dict[str, torch.Tensor]]):
         shuffle: items go through all blocks in a new order again and again, each time corrupted
             anew; else item i is block i.
         length: number of items; None means K.
+        start: with shuffle: the items before are left out, so that a later phase of a training
+            sees what an earlier one has not seen.
         share: of the tokens that are to be predicted.
 
     Raises:
@@ -124,6 +126,7 @@ class MaskedBlocks(Dataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         shuffle: bool = False,
         length: int | None = None,
+        start: int = 0,
         share: float = 0.15,
     ) -> None:
         self.blocks = blocks
@@ -135,6 +138,7 @@ class MaskedBlocks(Dataset[dict[str, torch.Tensor]]):
         self.length = len(blocks)
         if length is not None:
             self.length = checks.integer("MaskedBlocks", "length", length, 1, most)
+        self.start = checks.integer("MaskedBlocks", "start", start, 0, None if shuffle else 0)
         self.share = share
         self._order = (-1, torch.empty(0))  # the latest round through the blocks, and its order
 
@@ -145,6 +149,7 @@ class MaskedBlocks(Dataset[dict[str, torch.Tensor]]):
         i = index.__index__()
         if not 0 <= i < self.length:  # also what ends a for loop over the items
             raise IndexError(f"MaskedBlocks: item {i} of {self.length}")
+        i += self.start
         generator = torch.Generator().manual_seed(self._mixed(1, i))
         tokens = self.blocks[self._block(i)]
         n = len(tokens)
@@ -193,12 +198,15 @@ class MaskedText:
     train: MaskedBlocks
     validation: MaskedBlocks
 
-    def training_set(self, length: int) -> MaskedBlocks:
-        """`length` items (steps x batch size), each time through the blocks in a new order."""
+    def training_set(self, length: int, start: int = 0) -> MaskedBlocks:
+        """`length` items (steps x batch size), each time through the blocks in a new order.
+
+        `start` items are left out: what an earlier phase has seen.
+        """
         train = self.train
         return MaskedBlocks(
             train.blocks, train.mask_token, train.ordinary,
-            seed=train.seed, shuffle=True, length=length, share=train.share,
+            seed=train.seed, shuffle=True, length=length, start=start, share=train.share,
         )  # fmt: skip
 
 
@@ -208,6 +216,7 @@ def prepare(
     seq_len: int,
     *,
     validation: float = 0.1,
+    most_validation: int | None = None,
     seed: int = 0,
     max_positions: int | None = None,
     where: str | os.PathLike[str] = "the text",
@@ -220,6 +229,7 @@ def prepare(
         seq_len: N, [CLS] and [SEP] included, at least 8.
         validation: share of the blocks for validation, in (0, 1): ten stretches of neighbouring
             blocks, spread over the text. No block is in both.
+        most_validation: if there are more of them, keep this many, evenly from all.
         seed: of the order and of the corruption of training blocks. The validation set does not
             depend on it.
         max_positions: the longest sequence that the model takes.
@@ -256,12 +266,17 @@ def prepare(
     blocks[:, 1:-1] = tokens[: count * inner].view(count, inner)
 
     held_out = validation_blocks(count, validation)
+    chosen = blocks[held_out]
+    if most_validation is not None:
+        most = checks.integer("prepare", "most_validation", most_validation, 1)
+        kept = min(most, len(chosen))
+        chosen = chosen[torch.arange(kept) * len(chosen) // kept]
     special = set(tokenizer.all_special_ids)
     ordinary = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
     mask_token = tokenizer.mask_token_id
     return MaskedText(
         MaskedBlocks(blocks[~held_out], mask_token, ordinary, seed=seed, shuffle=True),
-        MaskedBlocks(blocks[held_out], mask_token, ordinary),
+        MaskedBlocks(chosen, mask_token, ordinary),
     )
 
 

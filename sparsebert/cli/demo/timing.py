@@ -65,8 +65,8 @@ def time_lengths(
         }
         attentions["dense"] = partial(torch.nn.functional.scaled_dot_product_attention, q, k, v)
         spent = {
-            "encoder": _interleaved(encoders, repeats, rounds.update),
-            "attention": _interleaved(attentions, 5 * repeats),
+            "encoder": interleaved(encoders, repeats, rounds.update),
+            "attention": interleaved(attentions, 5 * repeats),
         }
         for name, plan in plans.items():
             report = plan.explain()
@@ -94,7 +94,7 @@ def _quintiles(times: list[float]) -> list[float]:
     return statistics.quantiles(times, n=5, method="inclusive") if len(times) > 1 else times * 4
 
 
-def _interleaved(
+def interleaved(
     calls: Calls, repeats: int, progress: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
     """Milliseconds of each call in each round, after one call that does not count."""

@@ -1,0 +1,166 @@
+"""``sparsebert learn``: learn a mask on text, compare it with hand-made ones, and report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sparsebert.cli.errors import OK, UsageError
+from sparsebert.cli.options import Commands, add_command, positive, share
+from sparsebert.learn.settings import HAND_MADE, Settings
+
+_EXAMPLES = """\
+  sparsebert learn --quick
+  sparsebert learn --sparsity 0.95 --structure toeplitz -o out/toeplitz
+  sparsebert learn --csv reviews.csv --column body --model my-bert --learning-rate 5e-5
+
+Ctrl-C saves and stops; the same command goes on from there, and a finished run is only reported
+again. Without a text it takes Python's own documentation; nothing is downloaded. Needs
+  pip install 'sparsebert[train,plot]'
+"""
+
+_FRESH = ("layers", "hidden_size", "heads", "vocab_size")  # what a --model brings along
+_MODEL_RATE = 1e-4
+_QUICK: dict[str, Any] = {
+    "layers": 1,
+    "hidden_size": 64,
+    "heads": 2,
+    "seq_len": 64,
+    "steps": 300,
+    "tune_steps": 60,
+    "against": ("longformer", "random"),
+}
+
+
+def register(commands: Commands) -> None:
+    """Add the command to the parser."""
+    learn = add_command(
+        commands,
+        "learn",
+        run_learn,
+        "learn a mask on text, compare it with hand-made masks, and report",
+        _EXAMPLES,
+    )
+    text = learn.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="FILE", help="a UTF-8 text file")
+    text.add_argument("--csv", metavar="FILE", help="a CSV file with a heading line")
+    text.add_argument(
+        "--dataset", metavar="FOLDER", help="a HuggingFace dataset that save_to_disk wrote"
+    )
+    learn.add_argument(
+        "--column", metavar="NAME", help="the text column of the CSV file or dataset"
+    )
+    learn.add_argument(
+        "--model", metavar="FOLDER",
+        help="a transformers model and its tokenizer (default: a small fresh BERT)",
+    )  # fmt: skip
+    for option, metavar, words in (
+        ("--layers", "L", "of the fresh BERT (default: {})"),
+        ("--hidden-size", "E", "its width (default: {})"),
+        ("--heads", "H", "its heads (default: {})"),
+        ("--vocab-size", "V", "its tokens (default: {})"),
+        ("--seq-len", "N", "tokens in a block, and rows of the mask (default: {})"),
+        ("--steps", "S", "of the dense training, and of the search (default: {})"),
+        ("--tune-steps", "S", "with each mask fixed (default: {})"),
+        ("--batch-size", "B", "blocks in a batch (default: {})"),
+        ("--block-size", "K", "edge of a block, for --structure block (default: {})"),
+    ):
+        learn.add_argument(
+            option,
+            type=positive,
+            metavar=metavar,
+            help=words.format(getattr(Settings, option[2:].replace("-", "_"))),
+        )
+    learn.add_argument(
+        "--structure", choices=("full", "toeplitz", "block"),
+        help="what shares a parameter: nothing, a distance, a block (default: full)",
+    )  # fmt: skip
+    learn.add_argument(
+        "--per-layer",
+        action="store_true",
+        default=None,
+        help="a mask for each layer (default: one for all)",
+    )
+    learn.add_argument(
+        "--penalty", choices=("l1", "expected_l1", "executed_area"),
+        help="what makes the mask sparse, or cheap to run (default: expected_l1)",
+    )  # fmt: skip
+    learn.add_argument(
+        "--sparsity", type=share, metavar="SHARE",
+        help=f"of the masks, above 0 and below 1 (default: {Settings.sparsity})",
+    )  # fmt: skip
+    learn.add_argument(
+        "--learning-rate", type=float, metavar="R",
+        help=f"of the model (default: {Settings.learning_rate}; with --model 1e-4)",
+    )  # fmt: skip
+    learn.add_argument(
+        "--against", nargs="*", metavar="NAME",
+        help=f"hand-made masks to compare with (default: {' '.join(HAND_MADE)})",
+    )  # fmt: skip
+    learn.add_argument("--seed", type=int, help="of weights, batches and masks (default: 0)")
+    learn.add_argument(
+        "--quick", action="store_true", help="a tiny model and few steps, to see it work"
+    )
+    learn.add_argument(
+        "-o", "--output", default="out/learn", metavar="FOLDER", help="(default: %(default)s)"
+    )
+
+
+def run_learn(arguments: argparse.Namespace) -> int:
+    """Run what is left to run, and report."""
+    settings = _settings(arguments)
+    try:
+        from sparsebert.learn.run import run
+    except ImportError as error:
+        raise UsageError(
+            f"learn needs more packages ({error}): pip install 'sparsebert[train,plot]'"
+        ) from error
+    try:
+        page = run(settings, Path(arguments.output))
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    print(f"\nReport, mask, model and pictures: {page}")
+    return OK
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """The settings that the options make, checked as far as that needs no text.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    fields = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: getattr(arguments, name) for name in fields}
+    given = {name: value for name, value in given.items() if value is not None}
+    defaults = dict(_QUICK) if arguments.quick else {}
+    if "model" in given:
+        own = [name for name in _FRESH if name in given]
+        if own:
+            option = own[0].replace("_", "-")
+            raise UsageError(
+                f"--{option} is for a fresh BERT, but --model brings its own; drop it"
+            )
+        defaults = {k: v for k, v in defaults.items() if k not in _FRESH}
+        defaults["learning_rate"] = _MODEL_RATE
+    given = defaults | given
+    if "against" in given:
+        given["against"] = tuple(dict.fromkeys(given["against"]))
+    settings = Settings(**given)
+    if settings.column and not (settings.csv or settings.dataset):
+        raise UsageError("--column is for --csv or --dataset; give one of them")
+    if "block_size" in given and settings.structure != "block":
+        raise UsageError("--block-size is for --structure block")
+    if not settings.sparsity:
+        raise UsageError("--sparsity 0: a dense mask needs no search; ask for more")
+    if not 0.0 < settings.learning_rate < 1.0:
+        raise UsageError(f"--learning-rate {settings.learning_rate}: must be above 0 and below 1")
+    if settings.hidden_size % settings.heads:
+        raise UsageError(
+            f"--hidden-size {settings.hidden_size} is no multiple of --heads {settings.heads}"
+        )
+    unknown = [name for name in settings.against if name not in HAND_MADE]
+    if unknown:
+        raise UsageError(f"--against {unknown[0]}: choose from {', '.join(HAND_MADE)}")
+    return settings

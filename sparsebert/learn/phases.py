@@ -1,0 +1,298 @@
+"""The phases of ``sparsebert learn``; each notes its result, and is not run again once it has.
+
+    dense      training without a mask: the weights that every mask starts from
+    search     from these weights, with a DAM: gives the learned mask
+    tune-NAME  from the same weights again, with the mask fixed, for the same steps
+
+So each mask is judged by the same weights, batches and number of steps; the search's own weights
+serve the search alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    Trainer,
+    TrainingArguments,
+)
+
+from sparsebert.dam import DifferentiableAttentionMask
+from sparsebert.dam.importance import GROUPS
+from sparsebert.integrations.dam_files import save_dam
+from sparsebert.integrations.hf_modules import find_self_attention
+from sparsebert.integrations.huggingface import save_masks, sparsify
+from sparsebert.integrations.trainer import DAMTrainer
+from sparsebert.learn import training
+from sparsebert.learn.data import MaskedBlocks, MaskedText, prepare, train_tokenizer
+from sparsebert.learn.settings import Settings, write_json
+from sparsebert.masks import AttentionMask
+
+RESULT = "result.json"
+MASK = "mask.safetensors"
+LEARNED = "learned"
+DENSE = "dense"
+LATER_RATE = 0.25
+"""Learning rate after the dense training, of the one in it, which would undo what was learned."""
+_VALIDATION = 256  # blocks at most, or a large text would be all evaluation
+_PROBABILITIES = "probabilities.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What the search found.
+
+    Attributes:
+        mask: AttentionMask [L, H, N, N].
+        probabilities: of the positions, [L, H, N, N].
+        soft, hard: loss of each validation block with the search's weights: under masks drawn as
+            in training, and under the mask.
+        history: rows of `DAMTrainer.history`.
+    """
+
+    mask: AttentionMask
+    probabilities: torch.Tensor
+    soft: torch.Tensor
+    hard: torch.Tensor
+    history: list[dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """Loss of each validation block with a mask swapped in, and after training on with it."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+    history: list[dict[str, float]]
+
+
+class Phases:
+    """All phases of one run, in `folder`/work."""
+
+    def __init__(self, settings: Settings, folder: Path, count: int) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.work = folder / "work"
+        self._count, self._place = count, 0
+
+    # ------------------------------------------------------------------------------- before all
+
+    def data(self, text: str, where: str) -> MaskedText:
+        """The text in blocks, by the model's own tokenizer or one that is trained on it.
+
+        Raises:
+            ValueError: see `prepare`; a tokenizer with more tokens than the model.
+        """
+        settings = self.settings
+        own = self.work / "tokenizer"
+        if settings.model is not None:
+            self.tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        elif own.exists():
+            self.tokenizer = AutoTokenizer.from_pretrained(own)
+        else:
+            self.tokenizer = train_tokenizer(text, settings.vocab_size)
+            self.tokenizer.save_pretrained(own)
+        positions = None
+        if settings.model is not None:
+            config = self._new_model().config
+            positions = getattr(config, "max_position_embeddings", settings.seq_len)
+            # RoBERTa's positions begin at 2, which only its tokenizer knows.
+            positions = min(positions, self.tokenizer.model_max_length)
+            if len(self.tokenizer) > config.vocab_size:
+                raise ValueError(
+                    f"learn: the tokenizer in {settings.model} has {len(self.tokenizer)} tokens "
+                    f"but the model {config.vocab_size}; they do not belong together"
+                )
+        return prepare(
+            text, self.tokenizer, settings.seq_len, most_validation=_VALIDATION,
+            seed=settings.seed, max_positions=positions, where=where,
+        )  # fmt: skip
+
+    def _new_model(self) -> Any:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        if settings.model is not None:
+            return AutoModelForMaskedLM.from_pretrained(settings.model)
+        config = BertConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=2 * settings.hidden_size,
+            max_position_embeddings=settings.seq_len,
+            pad_token_id=self.tokenizer.pad_token_id,
+            # No dropout: the training is too short to overfit.
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            # Keeps the scores of so narrow a model from all being alike to begin with.
+            initializer_range=settings.hidden_size**-0.5,
+        )
+        return BertForMaskedLM(config)
+
+    def attention_shape(self) -> tuple[int, int]:
+        """Heads, and numbers in a head."""
+        config = self._new_model().config
+        return config.num_attention_heads, config.hidden_size // config.num_attention_heads
+
+    def _trained_model(self) -> Any:
+        torch.manual_seed(self.settings.seed)
+        return AutoModelForMaskedLM.from_pretrained(self.work / DENSE / "model")
+
+    # ------------------------------------------------------------------------------- the phases
+
+    def dense(self, data: MaskedText) -> tuple[torch.Tensor, list[dict[str, float]]]:
+        """Train without a mask; losses of the validation blocks [K], and the log."""
+
+        def run(folder: Path, title: str) -> dict[str, Any]:
+            model = self._new_model()
+            trainer = self._trainer(model, data, folder, self.settings.steps, later=False)
+            training.train(trainer, title)
+            model.save_pretrained(folder / "model")
+            losses = training.block_losses(model.eval(), data.validation)
+            return {"losses": losses.tolist(), "history": _losses(trainer)}
+
+        result = self._phase(DENSE, run)
+        return torch.tensor(result["losses"]), result["history"]
+
+    def search(self, data: MaskedText) -> Search:
+        """Learn the mask, and write it to the folder."""
+        settings = self.settings
+
+        def run(folder: Path, title: str) -> dict[str, Any]:
+            model = self._trained_model()
+            attention = find_self_attention("learn", model)
+            dam = DifferentiableAttentionMask(
+                len(attention.modules) if settings.per_layer else 1,
+                attention.num_heads or 1,
+                settings.seq_len,
+                settings.structure,
+                block_size=settings.block_size if settings.structure == "block" else None,
+                seed=settings.seed,
+            )
+            trainer = DAMTrainer(
+                model=model,
+                args=self._arguments(folder, settings.steps, later=True),
+                train_dataset=self._batches(data, settings.steps, later=True),
+                dam=dam,
+                sparsity=settings.sparsity,
+                penalty=settings.penalty,
+            )
+            training.train(trainer, title)
+            save_dam(model, folder)
+            save_file({"probabilities": dam.probabilities().detach()}, folder / _PROBABILITIES)
+            model.eval()
+            dam.train()  # draws a mask for each batch, as in training
+            soft = training.block_losses(model, data.validation)
+            mask = trainer.finish()
+            hard = training.block_losses(model, data.validation)
+            mask.save(self.folder / MASK)
+            return {
+                "soft": soft.tolist(),
+                "hard": hard.tolist(),
+                "history": trainer.history,
+            }
+
+        result = self._phase("search", run)
+        return Search(
+            AttentionMask.load(self.folder / MASK),
+            load_file(self.work / "search" / _PROBABILITIES)["probabilities"],
+            torch.tensor(result["soft"]),
+            torch.tensor(result["hard"]),
+            result["history"],
+        )
+
+    def tune(self, name: str, mask: AttentionMask | None, data: MaskedText) -> Tuned:
+        """Train on with a fixed mask, or without; the learned one's model is kept."""
+
+        def run(folder: Path, title: str) -> dict[str, Any]:
+            model = self._trained_model()
+            if mask is not None:
+                sparsify(model, mask)
+            before = training.block_losses(model.eval(), data.validation)
+            trainer = self._trainer(model, data, folder, self.settings.tune_steps, later=True)
+            training.train(trainer, title)
+            after = training.block_losses(model.eval(), data.validation)
+            if name == LEARNED:
+                model.save_pretrained(self.folder / "model")
+                save_masks(model, self.folder / "model")
+                self.tokenizer.save_pretrained(self.folder / "model")
+            return {
+                "before": before.tolist(),
+                "after": after.tolist(),
+                "history": _losses(trainer),
+            }
+
+        result = self._phase(f"tune-{name}", run)
+        return Tuned(
+            torch.tensor(result["before"]), torch.tensor(result["after"]), result["history"]
+        )
+
+    def _trainer(
+        self, model: Any, data: MaskedText, folder: Path, steps: int, *, later: bool
+    ) -> Trainer:
+        return Trainer(
+            model=model,
+            args=self._arguments(folder, steps, later=later),
+            train_dataset=self._batches(data, steps, later=later),
+        )
+
+    def _arguments(self, folder: Path, steps: int, *, later: bool) -> TrainingArguments:
+        rate = self.settings.learning_rate * (LATER_RATE if later else 1.0)
+        return training.arguments(self.settings, folder, steps, rate)
+
+    def _batches(self, data: MaskedText, steps: int, *, later: bool) -> MaskedBlocks:
+        """Later phases all see the same batches, which the dense training has not seen."""
+        size = self.settings.batch_size
+        return data.training_set(steps * size, start=self.settings.steps * size if later else 0)
+
+    def _phase(self, name: str, run: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a phase: the one that is noted, or else that of running it."""
+        self._place += 1
+        title = f"{self._place}/{self._count} {name}"
+        folder = self.work / name
+        note = folder / RESULT
+        if not note.exists():
+            started = time.perf_counter()
+            result = run(folder, title)
+            write_json(note, result)
+            training.remove_checkpoints(folder)
+            seconds = time.perf_counter() - started
+            print(f"{title}: {seconds:.0f} seconds", file=sys.stderr, flush=True)
+        else:
+            print(f"{title}: done before", file=sys.stderr, flush=True)
+        loaded: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        return loaded
+
+
+def history_rows(phases: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """The logs of all phases as rows with the same keys, for a CSV file."""
+    keys = [
+        "step", "loss", "mask_sparsity", "mask_hard_sparsity", "mask_temperature",
+        "mask_penalty_weight", "mask_penalty", *(f"importance_{group}" for group in GROUPS),
+        "predicted_speedup",
+    ]  # fmt: skip
+    return [
+        {"phase": phase, **{key: row.get(key, "") for key in keys}}
+        for phase, rows in phases.items()
+        for row in rows
+    ]
+
+
+def _losses(trainer: Trainer) -> list[dict[str, float]]:
+    return [
+        {"step": row["step"], "loss": row["loss"]}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]

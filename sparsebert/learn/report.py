@@ -1,0 +1,251 @@
+"""The report of ``sparsebert learn``: tables, pictures, and what they say in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsebert.cli.demo.report import Report
+from sparsebert.cli.demo.tables import Column
+from sparsebert.dam.importance import GROUPS
+from sparsebert.learn import plots, speed
+from sparsebert.learn.phases import DENSE, LATER_RATE, LEARNED, MASK, Search, Tuned
+from sparsebert.learn.settings import Settings
+from sparsebert.masks import AttentionMask
+
+_CONTEXT = 0.2  # nats below guessing by frequency that show that context is used
+_SURE = 2.0  # standard errors that a difference must have to be called one
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the report is about."""
+
+    settings: Settings
+    about: str
+    text: str
+    search: Search
+    trained: torch.Tensor
+    by_frequency: float
+    tuned: Mapping[str, Tuned]
+    rows: Sequence[dict[str, Any]]
+    refused: Mapping[str, str]
+    histories: Mapping[str, Sequence[Mapping[str, float]]]
+    heads: tuple[int, int]
+
+
+def comparison(
+    masks: Mapping[str, AttentionMask],
+    tuned: Mapping[str, Tuned],
+    times: Mapping[str, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """One row for each mask, and one for none, best loss first."""
+    learned = tuned[LEARNED].after
+    rows = []
+    for name, result in tuned.items():
+        difference = result.after - learned
+        row: dict[str, Any] = {
+            "mask": name,
+            "kind": name if name in (DENSE, LEARNED) else "hand-made",
+            "parameters": "",
+            "sparsity": 0.0,
+            "loss_swapped_in": result.before.mean().item(),
+            "loss": result.after.mean().item(),
+            "difference": difference.mean().item(),
+            "difference_error": difference.std().item() / len(difference) ** 0.5,
+            "executed": 1.0,
+            "predicted": 1.0,
+            f"predicted_{speed.GPU}": 1.0,
+            "sparse_ms": "",
+            "dense_ms": "",
+            "masked_ms": "",
+        }
+        if name in masks:
+            mask = masks[name]
+            here = speed.predicted(mask)
+            row |= {
+                "parameters": _parameters(mask),
+                "sparsity": mask.sparsity,
+                "executed": here["executed"],
+                "predicted": here["speedup"],
+                f"predicted_{speed.GPU}": speed.predicted(mask, speed.GPU)["speedup"],
+                **times[name],
+            }
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["loss"])
+
+
+def _parameters(mask: AttentionMask) -> str:
+    hidden = ("pattern", "seq_len", "seed", "num_heads", "density")
+    settings = {k: v for k, v in mask.provenance.items() if k not in hidden}
+    if "dam" in settings:
+        return str(settings["dam"]["structure"])
+    return ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
+
+
+def write(folder: Path, facts: Facts) -> Path:
+    """Print the report and write it with its pictures; returns its path."""
+    settings, search, rows = facts.settings, facts.search, facts.rows
+    page = Report(folder)
+
+    trained = facts.trained.mean().item()
+
+    page.title("1. What was done")
+    model = settings.model or (
+        f"a fresh BERT with {settings.layers} layers of {facts.heads[0]} heads, width "
+        f"{settings.hidden_size}, and {settings.vocab_size} tokens"
+    )
+    page.say(
+        f"Masked-language modelling on {facts.text}, each of {settings.seq_len} tokens; {model}. "
+        f"Batches of {settings.batch_size}, seed {settings.seed}."
+    )
+    page.say(
+        f"1. Dense training, {settings.steps} steps: validation loss {trained:.3f}; guessing by "
+        f"the tokens' frequencies gives {facts.by_frequency:.3f}. 2. From there, a mask search of "
+        f"{settings.steps} steps (structure {settings.structure}, penalty {settings.penalty}, sparsity "
+        f"{settings.sparsity:g}). 3. From the weights of 1 again, {settings.tune_steps} steps "
+        "with each mask fixed, and without one. So every mask starts from the same weights and "
+        "sees the same batches; the search, which the hand-made ones do not need, is extra. "
+        f"Learning rate {settings.learning_rate:g} in 1, {LATER_RATE:g} of it afterwards. "
+        "The validation blocks and their corruption are always the same."
+    )
+
+    if trained > facts.by_frequency - _CONTEXT:
+        page.say(
+            "**The model makes hardly any use of its context yet, so the comparisons below say "
+            "little about masks. Train longer (--steps), or with --model.**"
+        )
+
+    page.title("2. The search")
+    page.say(_importance(search, settings))
+    page.picture(
+        "importance.png",
+        functools.partial(plots.draw_importance, search.history, goal=settings.sparsity),
+    )
+    page.say(
+        f"Loss with the weights of the search: {search.soft.mean().item():.3f} with masks drawn "
+        f"as in training (soft), {search.hard.mean().item():.3f} with the mask made of them "
+        f"(hard), before any further training; its sparsity is {search.mask.sparsity:.2%}."
+    )
+    page.picture(
+        "mask.png",
+        functools.partial(
+            plots.draw_probabilities, search.probabilities, search.mask, "What the search found"
+        ),
+    )
+
+    page.title("3. Losses at equal sparsity")
+    page.table(rows, _LOSS_COLUMNS)
+    page.say(
+        "Swapped in: before training on. Difference: to the learned mask, over the validation "
+        "blocks, with its standard error; what another seed would change is not in it. A "
+        "hand-made mask is the densest of its family that is not denser than asked; random keys "
+        "differ by head."
+    )
+    for reason in facts.refused.values():
+        page.say(f"Not compared: {reason}.")
+    page.say(_verdict(rows))
+    page.picture("losses.png", functools.partial(plots.draw_bars, rows))
+    curves = {"dense training": facts.histories["dense"], "search": facts.histories["search"]}
+    curves |= {f"with {row['mask']}": facts.histories[f"tune-{row['mask']}"] for row in rows}
+    begins = {name: settings.steps for name in curves if name != "dense training"}
+    page.picture("training.png", functools.partial(plots.draw_losses, curves, begins=begins))
+
+    page.title("4. Speed")
+    heads, head_dim = facts.heads
+    page.table([row for row in rows if row["mask"] != DENSE], _SPEED_COLUMNS)
+    page.say(
+        f"Forward passes of attention alone: batch {settings.batch_size}, {heads} heads of "
+        f"{head_dim}, {settings.seq_len} tokens. Computed: share of the scores; 100 % where the "
+        f"plan runs dense. Predicted by the cost model for this machine and for {speed.GPU} "
+        "(H100, H200), over dense attention; measured: medians of interleaved runs, over SDPA "
+        "with the same mask, and over SDPA without any. Below 1x sparse is slower."
+    )
+    page.say(_speed(rows))
+
+    page.title("5. Files")
+    page.say(
+        f"{MASK}: the learned mask (`sparsebert show`, `explain`, `verify`). model/: the model of "
+        "the row 'learned' with its tokenizer and mask; load it with `from_pretrained` and "
+        "`sparsebert.load_masks(model, folder)`. history.csv, comparison.csv: all numbers. work/: "
+        "what a second start needs; delete it if there is none to come."
+    )
+    return page.write(f"# A learned mask\n\n{facts.about}")
+
+
+def _importance(search: Search, settings: Settings) -> str:
+    """How the groups of positions ended up."""
+    last = search.history[-1]
+    found = {g: last[f"importance_{g}"] for g in GROUPS if f"importance_{g}" in last}
+    order = sorted(found, key=lambda group: -found[group])
+    listed = ", ".join(f"{group} {found[group]:.3f}" for group in order)
+    place = order.index("diagonal") + 1
+    claim = "as the paper says" if place == len(order) else "while the paper finds it the lowest"
+    return (
+        f"Mean probability of being kept at the end: {listed}. The diagonal is number {place} of "
+        f"{len(order)}, {claim}."
+    )
+
+
+def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the learned mask is better than the others, as far as the numbers go."""
+    by_name = {row["mask"]: row for row in rows}
+    hand_made = [row for row in rows if row["kind"] == "hand-made"]
+    words = []
+    for row, what in ((by_name[DENSE], "no mask"), *((r, r["mask"]) for r in hand_made[:1])):
+        difference, error = row["difference"], row["difference_error"]
+        if abs(difference) < _SURE * error:
+            verdict = "no clear difference"
+        else:
+            verdict = "the learned mask is " + ("better" if difference > 0 else "worse")
+        name = f"The best hand-made mask, {what}," if row in hand_made else "Training without mask"
+        words.append(
+            f"{name} ends at {row['loss']:.3f}, the learned one at "
+            f"{by_name[LEARNED]['loss']:.3f}: {verdict} ({difference:+.3f} ± {error:.3f})."
+        )
+    worse = [r for r in hand_made if r["difference"] > _SURE * r["difference_error"]]
+    better = [r for r in hand_made if -r["difference"] > _SURE * r["difference_error"]]
+    if hand_made:
+        words.append(
+            f"Of {len(hand_made)} hand-made masks {len(worse)} are clearly worse than the learned "
+            f"one, {len(better)} clearly better."
+        )
+    return " ".join(words)
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
+    learned = next(row for row in rows if row["mask"] == LEARNED)
+    over = learned["masked_ms"] / learned["sparse_ms"]
+    if learned["executed"] < 1.0:
+        how = f"its plan computes {learned['executed']:.0%} of the scores"
+    else:
+        how = "its plan runs dense here, because the cost model expects no gain from skipping"
+    return (
+        f"The learned mask: predicted {learned['predicted']:.2f}x, measured {over:.2f}x over SDPA "
+        f"with the same mask; {how}. Longer sequences gain more (`sparsebert explain`)."
+    )
+
+
+_LOSS_COLUMNS = [
+    Column("mask", "mask"),
+    Column("parameters", "parameters"),
+    Column("sparsity", "sparsity", "{:.2%}".format),
+    Column("loss_swapped_in", "swapped in", "{:.3f}".format),
+    Column("loss", "loss", "{:.3f}".format),
+    Column("difference", "difference", "{:+.3f}".format),
+    Column("difference_error", "± error", "{:.3f}".format),
+]
+_SPEED_COLUMNS = [
+    Column("mask", "mask"),
+    Column("executed", "computed", "{:.1%}".format),
+    Column("predicted", "predicted", "{:.2f}x".format),
+    Column(f"predicted_{speed.GPU}", f"on {speed.GPU}", "{:.2f}x".format),
+    Column("sparse_ms", "sparse ms", "{:.2f}".format),
+    Column("masked_ms", "SDPA, masked", "{:.2f}".format),
+    Column("dense_ms", "SDPA", "{:.2f}".format),
+]

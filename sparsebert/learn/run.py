@@ -1,0 +1,101 @@
+"""``sparsebert learn`` from the text to the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from sparsebert.cli.demo.tables import write_csv
+from sparsebert.cli.demo.timing import provenance
+from sparsebert.learn import report, sources, speed, training
+from sparsebert.learn.handmade import pattern_at_sparsity
+from sparsebert.learn.phases import DENSE, LEARNED, Phases, Search, history_rows
+from sparsebert.learn.settings import Settings, claim
+from sparsebert.masks import AttentionMask
+
+_REPEATS = 30  # of each timing
+
+
+def run(settings: Settings, folder: Path) -> Path:
+    """Learn a mask, compare it, and write everything to `folder`; go on where it was left.
+
+    Returns the path of the report.
+
+    Raises:
+        FileNotFoundError, ValueError: unusable input, or a folder with another run.
+        KeyboardInterrupt: the user stopped it; the next call goes on.
+    """
+    started = time.perf_counter()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    text, where = _read(settings)
+    claim(folder, settings, text)
+    phases = Phases(settings, folder, count=4 + len(settings.against))
+    data = phases.data(text, where)
+
+    dense_losses, dense_history = phases.dense(data)
+    search = phases.search(data)
+    masks, refused = _masks(settings, search)
+    tuned = {DENSE: phases.tune(DENSE, None, data)}
+    for name, mask in masks.items():
+        tuned[name] = phases.tune(name, mask, data)
+
+    heads, head_dim = phases.attention_shape()
+    times = speed.measured(masks, settings.batch_size, heads, head_dim, _REPEATS)
+    rows = report.comparison(masks, tuned, times)
+    histories = {
+        "dense": dense_history,
+        "search": search.history,
+        **{f"tune-{name}": each.history for name, each in tuned.items()},
+    }
+    write_csv(history_rows(histories), folder / "history.csv")
+    write_csv(rows, folder / "comparison.csv")
+    about = "; ".join(f"{key} {value}" for key, value in provenance().items() if value)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    seconds = time.perf_counter() - started
+    return report.write(
+        folder,
+        report.Facts(
+            settings=settings,
+            about=f"{about}; {device}; {seconds:.0f} seconds (of the last start)",
+            text=f"{where}, {len(text) / 1e6:.2f} million characters, "
+            f"{len(data.train)} blocks for training and {len(data.validation)} for validation",
+            search=search,
+            trained=dense_losses,
+            by_frequency=training.frequency_loss(data),
+            tuned=tuned,
+            rows=rows,
+            refused=refused,
+            histories=histories,
+            heads=(heads, head_dim),
+        ),
+    )
+
+
+def _read(settings: Settings) -> tuple[str, str]:
+    """The text, and what it is."""
+    if settings.text is not None:
+        return sources.text_of_file(settings.text), settings.text
+    if settings.csv is not None:
+        return sources.text_of_csv(settings.csv, settings.column), settings.csv
+    if settings.dataset is not None:
+        return sources.text_of_dataset(settings.dataset, settings.column), settings.dataset
+    return sources.python_text(), "Python's own documentation"
+
+
+def _masks(settings: Settings, search: Search) -> tuple[dict[str, AttentionMask], dict[str, str]]:
+    """The learned mask and the hand-made ones as sparse, and why some are missing."""
+    masks = {LEARNED: search.mask}
+    refused = {}
+    for name in settings.against:
+        try:
+            masks[name] = pattern_at_sparsity(
+                name, settings.seq_len, settings.sparsity,
+                num_heads=search.mask.num_heads, seed=settings.seed,
+            )  # fmt: skip
+        except ValueError as error:
+            refused[name] = str(error)
+    return masks, refused

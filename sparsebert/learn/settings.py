@@ -1,0 +1,78 @@
+"""The options of ``sparsebert learn``, and the check that a folder belongs to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = "settings.json"
+HAND_MADE = ("longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the result, besides the text itself; see ``sparsebert learn --help``."""
+
+    text: str | None = None
+    dataset: str | None = None
+    csv: str | None = None
+    column: str | None = None
+    model: str | None = None
+    layers: int = 2
+    hidden_size: int = 128
+    heads: int = 4
+    vocab_size: int = 1024
+    seq_len: int = 128
+    structure: str = "full"
+    block_size: int = 16
+    per_layer: bool = False
+    penalty: str = "expected_l1"
+    sparsity: float = 0.9
+    steps: int = 1200
+    tune_steps: int = 300
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    against: tuple[str, ...] = HAND_MADE
+    seed: int = 0
+
+
+def claim(folder: Path, settings: Settings, text: str) -> None:
+    """Note the settings in the folder, or check that they are those noted there.
+
+    Raises:
+        ValueError: the folder holds a run with other settings or another text.
+    """
+    note = dataclasses.asdict(settings)
+    note["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    note = json.loads(json.dumps(note))  # tuples become lists, as in the file
+    path = folder / FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, note)
+        return
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        noted = None
+    if not isinstance(noted, dict):
+        raise ValueError(f"learn: {path} is not what learn wrote there; delete {folder} or use -o")
+    other = [
+        f"{name.replace('_', '-')} {noted.get(name)}, now {value}"
+        for name, value in note.items()
+        if noted.get(name) != value
+    ]
+    if other:
+        raise ValueError(
+            f"learn: {folder} holds a run with other settings ({'; '.join(other)}); repeat them "
+            "to go on with it, choose another folder with -o, or delete this one"
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader never sees half of it."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,179 @@
+"""One phase of training: with a progress bar, from its last checkpoint on, stopping on Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from sparsebert.learn.data import IGNORED, MaskedBlocks, MaskedText
+from sparsebert.learn.settings import Settings
+
+_LOGS = 100  # points of a curve
+_CHECKPOINTS = 10  # in a phase; one more when it is interrupted
+
+
+def arguments(settings: Settings, folder: Path, steps: int, rate: float) -> TrainingArguments:
+    """A Trainer's arguments for a phase of so many steps with checkpoints in `folder`."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=rate,
+        warmup_steps=max(1, steps // 20),
+        weight_decay=0.01,
+        seed=settings.seed,
+        logging_steps=max(1, steps // _LOGS),
+        save_steps=max(1, steps // _CHECKPOINTS),
+        save_total_limit=2,  # the one before, should a write be cut short
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def frequency_loss(data: MaskedText) -> float:
+    """Validation loss of guessing by the tokens' frequencies: what takes no context at all."""
+    tokens = data.train.blocks[:, 1:-1].flatten()
+    validation = data.validation.batch(range(len(data.validation)))["labels"]
+    wanted = validation[validation != IGNORED]
+    size = 1 + max(int(tokens.max()), int(wanted.max()))
+    counts = torch.bincount(tokens, minlength=size).double() + 1.0  # none is impossible
+    return -(counts / counts.sum()).log()[wanted].mean().item()
+
+
+def train(trainer: Trainer, title: str) -> None:
+    """Train to the end, from the last checkpoint on if there is one.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C; the step was finished and saved. A second one
+            stops at once.
+    """
+    assert trainer.args.output_dir is not None
+    folder = Path(trainer.args.output_dir)
+    stop = _Stop()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Bar(title))
+    trainer.add_callback(stop)
+    with stop.on_interrupt():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    if stop.asked:
+        raise KeyboardInterrupt
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete what only an unfinished phase needs."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint; the newest may have been cut short by a crash."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    while found and not (found[-1] / "trainer_state.json").exists():  # written last
+        shutil.rmtree(found.pop())
+    return str(found[-1]) if found else None
+
+
+def block_losses(model: Any, blocks: MaskedBlocks, batch_size: int = 16) -> torch.Tensor:
+    """Mean loss of the predicted tokens of each block, fp32 [K]; the model in evaluation mode.
+
+    All blocks have as many predicted tokens, so the mean of these is the mean over tokens.
+    """
+    device = next(model.parameters()).device
+    losses = []
+    with torch.no_grad():  # not inference_mode: a plan made in it could not be trained with
+        for start in range(0, len(blocks), batch_size):
+            batch = blocks.batch(range(start, min(start + batch_size, len(blocks))))
+            labels = batch["labels"].to(device)
+            logits = model(input_ids=batch["input_ids"].to(device)).logits.float()
+            each = functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+            ).view_as(labels)
+            losses.append((each.sum(1) / (labels != IGNORED).sum(1)).cpu())
+    return torch.cat(losses)
+
+
+class _Bar(TrainerCallback):
+    """A tqdm bar with the loss."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = tqdm(
+            desc=self.title, total=state.max_steps, initial=state.global_step, unit="step",
+            leave=False, disable=None, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        shown = {"loss": "loss", "mask_sparsity": "sparsity"}
+        values = {name: f"{logs[key]:.3f}" for key, name in shown.items() if logs and key in logs}
+        if values:
+            self.bar.set_postfix(values, refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar.close()
+
+
+class _Stop(TrainerCallback):
+    """Ctrl-C ends the training after the step that runs, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    @contextlib.contextmanager
+    def on_interrupt(self) -> Iterator[None]:
+        """Take over Ctrl-C; only the main thread can, and elsewhere none arrives."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(*_: object) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
