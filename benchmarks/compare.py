@@ -90,9 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
     ours = [change for change in both if change.new["contender"] == OURS]
     if not ours:
         parser.error("the two results have no case in common; were they made on the same device?")
-    machines = {row["processor"] for row in (*old, *new)}
-    if len(machines) > 1:
-        print(f"different machines: {', '.join(sorted(machines))}")
+    for name in ("processor", "threads", "python", "torch", "triton", "method"):
+        before, after = (" and ".join(sorted({row[name] for row in part})) for part in (old, new))
+        if before != after:
+            print(f"mind: {name} was {before}, is {after}")
     slower = [change for change in ours if change.is_slower(chosen.least)]
     faster = [change for change in ours if change.is_faster(chosen.least)]
     for title, found in (("slower", slower), ("faster", faster)):

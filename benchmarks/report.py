@@ -139,6 +139,8 @@ def every_case(rows: Sequence[Row]) -> list[str]:
     rivals = [
         r.name for r in RIVALS if r.name != OURS and any(x["contender"] == r.name for x in rows)
     ]
+    gpu_only = {"in a graph, ms": "graph_ms", "peak MB": "peak_mb"}
+    more = [title for title, column in gpu_only.items() if any(row[column] for row in rows)]
     by_case: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         by_case.setdefault(key_of(row), {})[row["contender"]] = row
@@ -150,7 +152,7 @@ def every_case(rows: Sequence[Row]) -> list[str]:
         shape = f"{ours['batch']} x {ours['heads']} x {ours['length']} x {ours['dim']}"
         line = [ours["group"], ours["mask"] + _extras(ours), shape, ours["direction"]]
         if not ours["ms_50"]:
-            body.append([*line, *[""] * 5, ours["note"], *[""] * (len(rivals) - 1)])
+            body.append([*line, *[""] * 4, ours["note"], *[""] * (len(more) + len(rivals))])
             continue
         low, median, high = (float(ours[name]) for name in ("ms_20", "ms_50", "ms_80"))
         line += [
@@ -159,13 +161,14 @@ def every_case(rows: Sequence[Row]) -> list[str]:
             f"{float(ours['compile_ms']):.0f}",
             f"{float(ours['first_ms']):.1f}",
             f"{median:.2f} ({low:.2f} to {high:.2f})",
+            *(ours[gpu_only[title]] for title in more),
         ]
         for name in rivals:
             speedup = contenders[name]["speedup"] if name in contenders else ""
             line.append(f"{float(speedup):.2f}" if speedup else "-")
         body.append(line)
     header = ["group", "mask", "B x H x N x D", "direction", "density", "executed", "compile ms"]
-    return markdown([*header, "first call ms", "ours, ms (20 to 80 %)", *rivals], body)
+    return markdown([*header, "first call ms", "ours, ms (20 to 80 %)", *more, *rivals], body)
 
 
 def _extras(row: Row) -> str:
@@ -264,7 +267,10 @@ def device_section(device: str, rows: Sequence[Row], folder: Path) -> list[str]:
         *_plot(plots.bounds, rows, folder / f"attention_{device}_bound.png"),
     ]
     lines += ["### What was not timed", "", *not_timed(rows), ""]
-    lines += ["### Every case", "", *every_case(rows), ""]
+    lines += ["### Every case", ""]
+    if device == "cpu":
+        lines += ["Peak memory and CUDA graphs are measured on GPUs only.", ""]
+    lines += [*every_case(rows), ""]
     return lines
 
 

@@ -93,11 +93,13 @@ def test_compare_finds_a_regression_and_ignores_noise(
     assert compare.main([str(old), str(write_rows(tmp_path / "noisy", noisy))]) == 0
     assert "3 cases in both: 0 slower" in capsys.readouterr().out
     planted = [scaled(r, 1.3) if r is before[2] else r for r in before]
+    planted = [{**r, "torch": "9.9"} for r in planted]
     assert compare.main([str(old), str(write_rows(tmp_path / "slow", planted))]) == 1
     out = capsys.readouterr().out
     assert "slower  x1.30" in out
     assert "N = 512" in out
     assert "1 slower, 0 faster" in out
+    assert "mind: torch was , is 9.9" in out
 
 
 def scaled(row: results.Row, factor: float) -> results.Row:
@@ -167,7 +169,16 @@ def test_the_repository_readme_has_its_marks() -> None:
 def test_the_report_shows_graphs_where_there_are_some(tmp_path: Path) -> None:
     gpu = {"device": "cuda", "dtype": "bfloat16"}
     rows = [
-        row(rivals.OURS, 1.0, 1.0, graph_ms="0.5", graph_speedup="1", launch_bound="yes", **gpu),
+        row(
+            rivals.OURS,
+            1.0,
+            1.0,
+            graph_ms="0.5",
+            peak_mb="12.5",
+            graph_speedup="1",
+            launch_bound="yes",
+            **gpu,
+        ),
         row(rivals.FLASH, 3.0, 1.0, graph_speedup="2.0", launch_bound="no", **gpu),
         row(rivals.SDPA_MASK, 4.0, 1.0, **gpu, note="no graph: RuntimeError"),
     ]
@@ -176,3 +187,4 @@ def test_the_report_shows_graphs_where_there_are_some(tmp_path: Path) -> None:
     assert "1 of our cases are bound by their launches" in text
     assert "| paper-short | forward | 4.00 (1/0/0) | 3.00 (1/0/0) |" in text
     assert "| paper-short | forward | 2.00 (1/0/0) |" in text
+    assert "| 1.00 (0.95 to 1.05) | 0.5 | 12.5 | 4.00 | 3.00 |" in text  # graph ms, peak MB
