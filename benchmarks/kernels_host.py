@@ -19,15 +19,12 @@ from collections.abc import Callable
 
 os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: real launches, not interpreted
 
-import numpy as np
 import torch
 import triton
 
+from benchmarks.band import band_program
 from sparsebert.kernels import attention, launch
 from sparsebert.kernels.codegen import TARGETS
-from sparsebert.kernels.pack import pack_tiles
-from sparsebert.kernels.program import KernelProgram, pack_program
-from sparsebert.tiles import TileGroup, build_tile_set
 
 
 class StubDriver:
@@ -53,19 +50,6 @@ class StubDriver:
     def get_current_stream(self, device: int) -> int:
         """The default stream."""
         return 0
-
-
-def band_program(length: int, heights: tuple[int, ...], parts: int = 1) -> KernelProgram:
-    """A band mask in tiles, its rows divided among the given heights, its columns into `parts`."""
-    dense = np.abs(np.subtract.outer(np.arange(length), np.arange(length))) <= 16
-    groups = []
-    for height, rows in zip(heights, np.array_split(np.arange(length), len(heights)), strict=True):
-        rows = np.pad(rows, (0, -len(rows) % height), constant_values=-1).reshape(-1, height)
-        for part in range(parts):
-            bits = np.packbits(dense & (np.arange(length) % parts == part), -1, "little")
-            groups.append(TileGroup(0, bits, rows))
-    packed = pack_tiles(build_tile_set(groups, 1, length, length), np.zeros(1, dtype=np.int64))
-    return pack_program(packed, packed, length, length, 1)
 
 
 def microseconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -56,12 +56,15 @@ _SINGLE: dict[tuple[str, int], LaunchConfig] = {
     ("forward", 32): LaunchConfig(16, 64, 4, 2),
     ("forward", 64): LaunchConfig(32, 32, 4, 2),
     ("forward", 128): LaunchConfig(16, 32, 8, 2),
+    ("forward", 256): LaunchConfig(16, 32, 8, 2),
     ("dq", 32): LaunchConfig(16, 64, 4, 2),
     ("dq", 64): LaunchConfig(16, 32, 4, 2),
     ("dq", 128): LaunchConfig(16, 32, 8, 2),
+    ("dq", 256): LaunchConfig(16, 32, 8, 2),
     ("dkdv", 32): LaunchConfig(16, 32, 4, 2),
     ("dkdv", 64): LaunchConfig(16, 32, 4, 2),
-    ("dkdv", 128): LaunchConfig(16, 32, 8, 2),
+    ("dkdv", 128): LaunchConfig(16, 32, 8, 1),
+    ("dkdv", 256): LaunchConfig(16, 32, 8, 2),
 }
 
 _MIN_BLOCK_N = 32
@@ -91,7 +94,7 @@ def launch_config(
     if measured:
         return measured
     if itemsize == 4:
-        config = _SINGLE[kernel, min(max(width, 32), 128)]
+        config = _SINGLE[kernel, max(width, 32)]
         config = dataclasses.replace(config, block_m=min(height, config.block_m))
         if kernel == "dkdv" and has_dropout and width == 64:  # spills 40 bytes with two stages
             config = dataclasses.replace(config, num_stages=1)

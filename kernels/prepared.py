@@ -33,6 +33,16 @@ class Launcher:
         self, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int = 1
     ) -> None:
         """Launch so many programs; `arguments` may hold more than the kernel takes."""
+        first = arguments[self._pointers[0]]
+        if first.is_cuda and first.get_device() != torch.cuda.current_device():
+            with torch.cuda.device(first.device):  # Triton launches on the current one
+                self._launch(programs, arguments, num_warps, num_stages)
+        else:
+            self._launch(programs, arguments, num_warps, num_stages)
+
+    def _launch(
+        self, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int
+    ) -> None:
         pointers = [arguments[name] for name in self._pointers]
         numbers = [arguments[name] for name in self._numbers]
         constants = [arguments[name] for name in self._constants]

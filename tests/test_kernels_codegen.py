@@ -16,7 +16,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
 
 NEW_LENGTHS = """
 import torch, triton
-from benchmarks.kernels_host import StubDriver, band_program
+from benchmarks.band import band_program
+from benchmarks.kernels_host import StubDriver
 from sparsebert.kernels import attention, backward, forward, launch
 
 triton.runtime.driver.set_active(StubDriver())
@@ -50,8 +51,8 @@ def rows(tmp_path_factory):
 
 
 def test_everything_compiles(rows):
-    errors = [row for row in rows if "error" in row]
-    assert not errors
+    errors = [row for row in rows if row["error"]]
+    assert rows and not errors
 
 
 def test_nothing_spills(rows):
@@ -59,15 +60,19 @@ def test_nothing_spills(rows):
     assert not spilling
 
 
+def per_1000(row):
+    """Instructions per 1,000 scores of the loop over full columns, and of the one with bits."""
+    return [int(count) for count in row["per_1000"].split(" / ")]
+
+
 def test_tile_kernels_use_tensor_cores_and_pipelined_loads(rows):
     for row in rows:
         if row["kernel"] in ("delta", "merge"):
             continue
-        assert row["tensor_core"] > 0, row
+        assert row["tensor_core"] > 0 or row["precision"] == "ieee", row
         if row["arch"].startswith("sm"):
             assert row["async_copies"] > 0, row
-        if row["arch"] in ("sm80", "sm90"):
-            assert len(row["per_1000"]) == 2, row
+        assert len(per_1000(row)) == 2, row
 
 
 def test_wgmma_is_not_serialised(rows):
@@ -82,9 +87,9 @@ def test_wgmma_is_not_serialised(rows):
 def test_instructions_per_score_do_not_grow(rows, kernel, height, full, bits):
     """About 3 % above what was counted when the kernels were tuned (sm_90, D = 64, bf16)."""
     counted = [
-        row["per_1000"]
+        per_1000(row)
         for row in rows
-        if (row["kernel"], row["arch"], row["height"]) == (kernel, "sm90", height)
+        if (row["kernel"], row["arch"], row["rows"]) == (kernel, "sm90", str(height))
         and row["dtype"] == "bfloat16"
         and not row["key_mask"]
     ]

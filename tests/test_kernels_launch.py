@@ -19,7 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = """
 import json
 import torch, triton
-from benchmarks.kernels_host import StubDriver, band_program
+from benchmarks.band import band_program
+from benchmarks.kernels_host import StubDriver
 from sparsebert.kernels import attention, launch
 
 launched, ordinary, inputs = [], [], {}
@@ -48,7 +49,7 @@ def counted(self, *arguments, **options):
 triton.JITFunction.run = counted
 
 def once(change=None, parts=1, key_mask=None, seed=None, grad_lse=None, kv_heads=2):
-    program = band_program(40, (16,), parts)
+    program = band_program(40, (16,), parts=parts)
     heads = (2, kv_heads, kv_heads)
     q, k, v = (torch.zeros(1, 40, h, 16).bfloat16().transpose(1, 2) for h in heads)
     if change:
