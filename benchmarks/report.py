@@ -223,6 +223,8 @@ def aims(rows: Sequence[Row]) -> list[str]:
 
 def device_section(device: str, rows: Sequence[Row], folder: Path) -> list[str]:
     """The part of the report about one device; its plots are written to the folder."""
+    order = {group: at for at, group in enumerate(group_names(select(device)))}
+    rows = sorted(rows, key=lambda row: order.get(row["group"], len(order)))  # stable
     lines = [f"## {TITLES[device]}", ""]
     if device == "cuda":
         lines += [*aims(rows), ""]
