@@ -14,16 +14,20 @@ could not be run is a row too.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures.process
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 if "--smoke" in sys.argv:
@@ -165,9 +169,9 @@ def sanitize(tool: str) -> dict[str, Any]:
     command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable]
     command += ["-m", "benchmarks.gpu_check", "--one-case"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
-        return {"passed": None, "why": "took more than two minutes"}
+        return {"passed": None, "why": "took more than a minute"}
     return {"passed": done.returncode == 0, "why": done.stdout[-300:] if done.returncode else ""}
 
 
@@ -186,8 +190,13 @@ def time_call(call: Callable[[], object]) -> dict[str, float]:
     return {"ms_20": round(low, 4), "ms_50": round(middle, 4), "ms_80": round(high, 4)}
 
 
-def timings(batch: int, heads: int, n: int, dim: int) -> list[dict[str, Any]]:
-    """Forward, and forward with backward, of every mask against dense and FlexAttention."""
+def timings(batch: int, n: int, methods: Sequence[str], end: float) -> list[dict[str, Any]]:
+    """Forward, and forward with backward, for every mask; nothing is started after `end`.
+
+    `methods`: some of "dense" (SDPA without the mask), "sparsebert", "sdpa" (with the mask) and
+    "flex".
+    """
+    heads, dim = 12, 64
     q, k, v = (
         torch.randn(batch, n, heads, dim, device="cuda").bfloat16().transpose(1, 2)
         for _ in range(3)
@@ -201,6 +210,9 @@ def timings(batch: int, heads: int, n: int, dim: int) -> list[dict[str, Any]]:
     def measure(mask: str, method: str, call: Callable[[], torch.Tensor]) -> None:
         row = {"check": "timing", "mask": mask, "method": method, **shape}
         for direction in ("forward", "both"):
+            if time.monotonic() > end:
+                rows.append({**row, "direction": direction, "why": "not timed: out of time"})
+                continue
             try:
                 with torch.set_grad_enabled(direction == "both"):
                     result = time_call(
@@ -217,15 +229,18 @@ def timings(batch: int, heads: int, n: int, dim: int) -> list[dict[str, Any]]:
             with sdpa_kernel(getattr(SDPBackend, backend)):
                 return sdpa(q, k, v)
 
-        measure("none (dense)", f"sdpa {backend.lower()}", dense)
+        if "dense" in methods:
+            measure("none (dense)", f"sdpa {backend.lower()}", dense)
     for name, build in _MASKS.items():
         mask = build(n)
-        plan = sb.compile_plan(mask)
-        program = kernels.build_program(plan).to("cuda")
-        measure(name, "sparsebert", lambda program=program: _Attention.apply(q, k, v, program))
-        allowed = mask.dense()[0].cuda()
-        measure(name, "sdpa, bool mask", lambda a=allowed: sdpa(q, k, v, attn_mask=a))
-        measure(name, "flex attention", _flex_call(q, k, v, allowed[0]))
+        allowed = mask.dense().cuda()
+        if "sparsebert" in methods:
+            program = kernels.build_program(sb.compile_plan(mask)).to("cuda")
+            measure(name, "sparsebert", lambda program=program: _Attention.apply(q, k, v, program))
+        if "sdpa" in methods:
+            measure(name, "sdpa, bool mask", lambda a=allowed: sdpa(q, k, v, attn_mask=a))
+        if "flex" in methods:
+            measure(name, "flex attention", _flex_call(q, k, v, allowed[0, 0]))
     return rows
 
 
@@ -267,28 +282,95 @@ class _Attention(torch.autograd.Function):
         return *gradients, None
 
 
-def correctness(smoke: bool, device: str) -> list[dict[str, Any]]:
-    """All checks of results, as rows."""
+Case = tuple[str, int, int, torch.dtype, str]
+"""Mask, N, D, dtype, features."""
+
+
+def cases(smoke: bool) -> list[Case]:
+    """What is checked."""
+    if smoke:
+        return [
+            ("longformer", 40, 16, torch.float32, name) for name in (_FEATURES[0], _FEATURES[-1])
+        ]
+    names = itertools.cycle(("longformer", "strided", "random 5 %"))
+    return [
+        (name, 512, dim, dtype, feature)
+        for dim, name in zip((8, 32, 40, 64, 72, 80, 96, 128, 256), names, strict=False)
+        for dtype in _DTYPES
+        for feature in _FEATURES
+    ]
+
+
+def as_row(case: Case) -> dict[str, Any]:
+    """What is checked, as columns."""
+    name, n, dim, dtype, feature = case
+    shape = {"mask": name, "n": n, "dim": dim, "dtype": str(dtype)[6:], "features": feature}
+    return {"check": "correct", **shape}
+
+
+def check_row(case: Case, device: str) -> dict[str, Any]:
+    """One case as a row; new memory holds NaN, so that nothing is read that was not written."""
+    name, n, dim, dtype, feature = case
+    row = as_row(case)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)  # new memory holds NaN
-    n = 40 if smoke else 512
-    dims = (16,) if smoke else (8, 32, 40, 64, 72, 80, 96, 128, 256)
-    dtypes = (torch.float32,) if smoke else _DTYPES
-    names = ("longformer",) if smoke else ("longformer", "strided", "random 5 %")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return {**row, **check_case(_MASKS[name](n), dim, dtype, feature, device)}
+    except Exception as error:  # report it, and go on to the next
+        return {**row, "passed": False, "why": f"{type(error).__name__}: {error}"[:300]}
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def correctness(end: float) -> list[dict[str, Any]]:
+    """All cases on the GPU, as rows; what has not begun at `end` is a row that says so.
+
+    In several processes, for most of the time goes to compilers: about a thousand specialisations.
+    """
+    todo = cases(smoke=False)
+    jobs = max(1, min(12, (os.cpu_count() or 1) - 1))
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context)
+    futures = [pool.submit(check_row, case, "cuda") for case in todo]
     rows = []
-    features = ("plain", "key mask, dropout, gqa") if smoke else _FEATURES
-    for (index, dim), dtype, feature in itertools.product(enumerate(dims), dtypes, features):
-        name = names[index % len(names)]
-        row = {"check": "correct", "mask": name, "n": n, "dim": dim, "dtype": str(dtype)[6:]}
+    for case, future in zip(todo, futures, strict=True):
         try:
-            result = check_case(_MASKS[name](n), dim, dtype, feature, device)
-        except Exception as error:  # report it, and go on to the next
-            result = {"passed": False, "why": f"{type(error).__name__}: {error}"[:300]}
-        rows.append({**row, "features": feature, **result})
-        print(rows[-1], flush=True)
-    torch.use_deterministic_algorithms(False)
-    repeats = check_repeats(_MASKS["longformer"](n), 2 if smoke else 1000, device)
-    return [*rows, {"check": "same bits", **repeats}]
+            row = future.result(timeout=max(0.0, end - time.monotonic()))
+        except TimeoutError:
+            row = {**as_row(case), "passed": None, "why": "not checked: out of time"}
+        except concurrent.futures.process.BrokenProcessPool as error:
+            row = {**as_row(case), "passed": False, "why": str(error)}
+        rows.append(row)
+        print(row, flush=True)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What was checked, as passed / all and the largest error over its budget; then the times."""
+    lines = []
+    checked = [row for row in rows if row["check"] == "correct"]
+    for dtype in dict.fromkeys(row["dtype"] for row in checked):
+        for feature in dict.fromkeys(row["features"] for row in checked):
+            these = [r for r in checked if (r["dtype"], r["features"]) == (dtype, feature)]
+            passed = sum(row["passed"] is True for row in these)
+            worst = max((row.get("error_over_budget", 0.0) for row in these), default=0.0)
+            lines.append(f"{dtype:10}{feature:26}{passed:3} / {len(these):<3} error {worst:.2f}")
+    words = {True: "passed", False: "FAILED", None: "not run"}
+    lines += [
+        f"{row['check']:10}{words[row['passed']]:10}{row.get('why', '')}"
+        for row in rows
+        if row["check"] not in ("correct", "timing")
+    ]
+    lines += [f"FAILED: {row}" for row in checked if row["passed"] is False]
+    for row in rows:
+        if row["check"] == "timing":
+            name = " ".join(str(row.get(key, "")) for key in ("batch", "n", "mask", "method"))
+            result = f"{row['ms_50']:9.3f} ms" if "ms_50" in row else f"   {row['why']}"
+            lines.append(f"{name:44}{row.get('direction', ''):8}{result}")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -296,6 +378,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
     parser.add_argument("--one-case", action="store_true", help="a single small check")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start nothing after these")
     options = parser.parse_args()
     if not options.smoke and not torch.cuda.is_available():
         print("gpu_check: no CUDA or ROCm device; --smoke tries the script without one")
@@ -304,23 +387,29 @@ def main() -> int:
     if options.one_case:
         result = check_case(_MASKS["longformer"](130), 64, torch.bfloat16, "plain", device)
         return 0 if result["passed"] else 1
-    rows = correctness(options.smoke, device)
-    if not options.smoke:
+    start, seconds = time.monotonic(), 60.0 * options.minutes
+    if options.smoke:
+        rows = [check_row(case, device) for case in cases(smoke=True)]
+        rows.append({"check": "same bits", **check_repeats(_MASKS["longformer"](40), 2, device)})
+    else:
+        rows = correctness(start + 0.55 * seconds)
+        rows.append(
+            {"check": "same bits", **check_repeats(_MASKS["longformer"](512), 1000, device)}
+        )
         rows += [{"check": tool, **sanitize(tool)} for tool in ("memcheck", "racecheck")]
     failed = [row for row in rows if row.get("passed") is False]
     if failed or options.smoke:
         rows.append({"check": "timing", "why": "not run: " + ("smoke" if not failed else "red")})
     else:
-        for batch, n in ((32, 512), (8, 2048)):
-            rows += timings(batch, 12, n, 64)
+        for methods in (("dense", "sparsebert", "sdpa"), ("flex",)):
+            for batch, n in ((32, 512), (8, 2048)):
+                rows += timings(batch, n, methods, start + seconds)
     origin = {**provenance(), "triton": triton.__version__}
     out = pathlib.Path(os.environ.get("OUT") or RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     path = out / ("gpu_check_smoke.json" if options.smoke else "gpu_check.json")
     path.write_text(json.dumps([{**row, **origin} for row in rows], indent=1) + "\n")
-    for row in rows:
-        if row["check"] != "correct" or row in failed:
-            print("  ".join(str(value) for value in row.values()))
+    print(table(rows))
     print(f"{len(rows)} rows in {path}; {len(failed)} checks failed")
     return 1 if failed else 0
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels_report                       # D = 64 in bf16 on sm_90
     python -m benchmarks.kernels_report --arch sm90 --head-dim 128 --dtype fp32
-    python -m benchmarks.kernels_report --survey              # everything, half an hour
+    python -m benchmarks.kernels_report --survey              # everything, an hour
 
 For each specialisation: registers and spilled bytes of a thread, shared memory of a block,
 tensor-core instructions and asynchronous copies in the code, and the instructions of each main
@@ -13,6 +13,7 @@ configuration differ in one constant and are one row, compiled for the tallest.
 
 The survey goes to benchmarks/results/kernels_survey.csv, one row at a time: started again, it
 compiles only what is not there, or what was compiled from other kernels or by another Triton.
+With `--minutes` it stops in time; what it did not come to is a row that says so.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ import concurrent.futures
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -43,8 +47,9 @@ from sparsebert.kernels.configs import shared_limit
 
 SURVEY = RESULTS / "kernels_survey.csv"
 SURVEY_ARCHS = ("sm90", "gfx942", "sm80", "sm100")
-SURVEY_HEAD_DIMS = (32, 64, 128, 256)
+SURVEY_HEAD_DIMS = (64, 128, 256, 32)
 SURVEY_DTYPES = ("bf16", "fp32")
+NOT_COMPILED = "not compiled: out of time"
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _HEIGHTS = (16, 32, 64, 128)
@@ -77,16 +82,11 @@ def selection(
 ) -> list[Specialisation]:
     """All kernels and launch configurations, without and with key mask and dropout."""
     found = {}
-    for arch in archs:
-        for dtype in (_DTYPES[name] for name in dtypes):
-            for head_dim in head_dims:
-                for kernel in _TILE_KERNELS:
-                    for features in (False, True):
-                        for height in _HEIGHTS:
-                            spec = Specialisation(
-                                kernel, arch, height, head_dim, dtype, features, features
-                            )
-                            found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
+    for head_dim, arch, dtype, kernel, features, height in itertools.product(
+        head_dims, archs, dtypes, _TILE_KERNELS, (False, True), _HEIGHTS
+    ):
+        spec = Specialisation(kernel, arch, height, head_dim, _DTYPES[dtype], features, features)
+        found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
     return list(found.values())
 
 
@@ -176,22 +176,32 @@ def kernels_fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def compile_all(specs: list[Specialisation], jobs: int) -> Any:
+def compile_all(specs: list[Specialisation], jobs: int, end: float = math.inf) -> Any:
     """Rows, in order, as they are compiled; in processes that let others go first."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         jobs, mp_context=context, initializer=os.nice, initargs=(5,)
     ) as pool:
-        yield from pool.map(as_row, specs)
+        futures = [pool.submit(as_row, spec) for spec in specs]
+        for spec, future in zip(specs, futures, strict=True):
+            if time.monotonic() > end:
+                future.cancel()
+            if future.cancelled():
+                yield identity(spec) | dict.fromkeys(_COUNTS, "") | {"error": NOT_COMPILED}
+            else:
+                yield future.result()
 
 
-def survey(path: pathlib.Path, specs: list[Specialisation], jobs: int) -> list[dict[str, Any]]:
+def survey(
+    path: pathlib.Path, specs: list[Specialisation], jobs: int, end: float
+) -> list[dict[str, Any]]:
     """Bring the file up to date and print what was new; all its rows."""
     origin = {"kernels": kernels_fingerprint(), "triton": triton.__version__}
     known: dict[tuple[str, ...], dict[str, Any]] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            known = {_key(row): row for row in csv.DictReader(file)}
+            rows = csv.DictReader(file)
+            known = {_key(row): row for row in rows if row["error"] != NOT_COMPILED}
     wanted = [identity(spec) | origin for spec in specs]
     missing = [s for s, row in zip(specs, wanted, strict=True) if _key(row) not in known]
     fields = [*identity(specs[0]), *_COUNTS, *origin, "commit", "tree", "date"]
@@ -201,7 +211,7 @@ def survey(path: pathlib.Path, specs: list[Specialisation], jobs: int) -> list[d
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         if not known:
             writer.writeheader()
-        for row in compile_all(missing, jobs):
+        for row in compile_all(missing, jobs, end):
             print(as_line(row), flush=True)
             known[_key(row | origin)] = row | origin
             writer.writerow(row | origin)
@@ -234,13 +244,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(_DTYPES))
     parser.add_argument("--representative", action="store_true", help="the few the tests check")
     parser.add_argument("--survey", action="store_true", help=f"all, into {SURVEY.name}")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of the survey")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     options = parser.parse_args(arguments)
     print(HEADER)
     if options.survey:
         specs = selection(SURVEY_ARCHS, SURVEY_HEAD_DIMS, SURVEY_DTYPES)
-        rows = survey(SURVEY, specs, options.jobs)
+        rows = survey(SURVEY, specs, options.jobs, time.monotonic() + 60 * options.minutes)
     else:
         specs = representative()
         if not options.representative:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors.numpy import save as to_safetensors
 
 from sparsebert.bits import Bits, padding_is_clear, row_bytes
 
@@ -56,6 +55,8 @@ def save_bits(
         "sha256": hashlib.sha256(bits.data).hexdigest(),
     }
     header["header_sha256"] = _header_sum(header)
+    from safetensors.numpy import save as to_safetensors  # not needed just to run masks
+
     content = to_safetensors({"bits": bits}, metadata={KEY: json.dumps(header)})
     target = Path(path)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")

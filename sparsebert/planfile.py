@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
 from sparsebert.masks import AttentionMask
 from sparsebert.report import HeadReport, PlanReport
@@ -58,6 +56,8 @@ def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
         "report": dataclasses.asdict(plan.report),
         "sha256": _sum(arrays),
     }
+    from safetensors.numpy import save as to_safetensors  # not needed just to run plans
+
     content = to_safetensors(arrays, metadata={KEY: json.dumps(header)})
     target = Path(path)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -107,6 +107,8 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPla
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the arrays, whose types and sums are right."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
