@@ -76,8 +76,8 @@ _SHARED_LIMITS = {
 
 
 def shared_limit(arch: str) -> int:
-    """The shared memory that a block may use on `arch`, in bytes."""
-    return 1024 * _SHARED_LIMITS[arch]
+    """The shared memory that a block may use on `arch`, in bytes; a safe guess where unknown."""
+    return 1024 * _SHARED_LIMITS.get(arch, 64 if arch.startswith("gfx") else 99)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ class Launcher:
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self.compiled: dict[tuple[Any, ...], CompiledKernel] = {}
-        names = kernel.arg_names
+        names = list(kernel.arg_names)
         self._constants = [name for name in names if name.isupper()]
         self._pointers = [name for name in names if name.endswith("_ptr")]
         self._numbers = names[len(self._pointers) : len(names) - len(self._constants)]
