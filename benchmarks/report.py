@@ -82,6 +82,8 @@ def summary(
     simple = [
         row for row in rows if row["group"] in SIMPLE_GROUPS and row["contender"] == contender
     ]
+    if not simple:
+        return []
     lengths = sorted({int(row["length"]) for row in simple})
     found = {(row["mask"], int(row["length"]), row["direction"]): show(row) for row in simple}
     names = dict.fromkeys(row["mask"] for row in simple)

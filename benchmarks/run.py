@@ -70,10 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         folder / f"attention_{device}", origin(device, seconds), fresh=chosen.fresh
     )
     status = run(cases, device, store, seconds, chosen.minutes)
-    rows = results.read(store.folder)
-    if chosen.quick:
-        print("\n".join(report.summary(rows)))
-    elif not chosen.group:
+    rows = store.rows(cases)
+    if rows and (chosen.quick or chosen.group):
+        title = "SDPA's time with the same mask over ours, forward / forward + backward:"
+        print("\n".join([title, "", *report.summary(rows), "", *report.group_table(rows)]))
+    if not chosen.quick and not chosen.group:
         report.main(["--out", str(folder)])
     print(f"rows: {store.folder}")
     return status
@@ -96,12 +97,12 @@ def run(
     if not left:
         return _report_wrong(store.rows(cases))
     start = time.monotonic()
-    limits = roofs.measure(device, {case.dtype for case in left})
-    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in limits.matrix_tflop_s.items())
-    print(f"copy {limits.copy_gb_s:.1f} GB/s, matrices {rates} TFLOP/s", flush=True)
     finished = 0
     shape: tuple[object, ...] = ()
     try:
+        limits = roofs.measure(device, {case.dtype for case in left})
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in limits.matrix_tflop_s.items())
+        print(f"copy {limits.copy_gb_s:.1f} GB/s, matrices {rates} TFLOP/s", flush=True)
         for case in (bar := tqdm(left, unit="case", smoothing=0.1)):
             if minutes is not None and time.monotonic() - start > 60 * minutes:
                 print(f"\n{len(left) - finished} cases left; the same command goes on from here")

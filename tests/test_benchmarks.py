@@ -377,3 +377,21 @@ def test_launch_bound_rows_are_marked_and_graphs_compared() -> None:
     assert [r["speedup"] for r in rows] == ["1.000", "1.200"]
     assert [r["graph_speedup"] for r in rows] == ["1.000", "5.000"]
     assert [r["peak_mb"] for r in rows] == ["7.0", "7.0"]
+
+
+def test_an_interrupted_run_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows_of(case: Case, *rest: object) -> list[attention.Values]:
+        if case.trains:
+            raise KeyboardInterrupt
+        return [{"contender": rivals.OURS, "ms_50": "1"}]
+
+    monkeypatch.setattr(attention, "rows_of", rows_of)
+    monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
+    store = results.Store(tmp_path, run.origin("cpu", 0.1))
+    forward = dataclasses.replace(TINY, direction=FORWARD)
+    assert run.run((forward, TINY), "cpu", store, 0.1) == 130
+    assert store.done((forward, TINY)) == {forward.key}
+    assert "1 cases are kept" in capsys.readouterr().out
+    assert run.run((TINY,), "cpu", results.Store(tmp_path / "none", store.origin), 0.1) == 130
