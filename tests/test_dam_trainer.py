@@ -250,6 +250,15 @@ def test_an_optimizer_of_ones_own_gets_the_mask(tmp_path: Path) -> None:
     assert optimizer.param_groups[-1]["initial_lr"] == MASK_LR
 
 
+def test_a_scheduler_that_does_not_know_the_mask(tmp_path: Path) -> None:
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    trainer = trainer_of(tmp_path, model=model, optimizers=(optimizer, schedule))
+    with pytest.raises(ValueError, match=r"search\.parameter_groups"):
+        trainer.train()
+
+
 def test_schedules_follow_the_steps_of_the_training(tmp_path: Path) -> None:
     """By epochs here: 3 of 2 steps; the temperature is set at the beginning of each step."""
     trainer = trainer_of(
@@ -373,9 +382,16 @@ class Spoilt(BertForSequenceClassification):
         if self.passes == 3 and self.training:
             if self.wrong == "loss":
                 out.loss = out.loss * math.nan
-            else:  # a finite loss whose gradient is not
+            elif self.wrong == "gradient":  # of a finite loss
                 out.loss = out.loss + (out.logits.sum() * 0.0).abs().sqrt()
         return out
+
+
+def spoilt(wrong: str) -> Spoilt:
+    model = Spoilt(build().config).double()
+    model.load_state_dict(build().state_dict())
+    model.wrong = wrong
+    return model
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
@@ -390,11 +406,11 @@ def test_stops_before_a_nan_spoils_the_model(tmp_path: Path, wrong: str) -> None
     good.add_callback(Keep())
     good.train()
 
-    model = Spoilt(build().config).double()
-    model.load_state_dict(build().state_dict())
-    model.wrong = wrong
     bad = trainer_of(
-        tmp_path, model=model, train_sampling_strategy="sequential", save_strategy="epoch"
+        tmp_path,
+        model=spoilt(wrong),
+        train_sampling_strategy="sequential",
+        save_strategy="epoch",
     )
     match = "the loss of step 2" if wrong == "loss" else "a gradient of step 2"
     with pytest.raises(FloatingPointError, match=match):
@@ -547,11 +563,15 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 from pathlib import Path
-from test_dam_trainer import BATCH, distributed, state_of
-if __name__ == "__main__":
-    trainer = distributed(Path(sys.argv[1]), batch=BATCH // 2)
-    rank = trainer.args.process_index
-    torch.save(state_of(trainer.model), Path(sys.argv[1]) / f"state-{{rank}}.pt")
+from test_dam_trainer import BATCH, distributed, spoilt, state_of, trainer_of
+folder = Path(sys.argv[1])
+trainer = distributed(folder, batch=BATCH // 2)
+rank = trainer.args.process_index
+torch.save(state_of(trainer.model), folder / f"state-{{rank}}.pt")
+try:
+    trainer_of(folder, model=spoilt("loss" if rank == 1 else "nothing")).train()
+except FloatingPointError as error:
+    (folder / f"error-{{rank}}").write_text(str(error))
 """
 
 
@@ -584,6 +604,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         torch.load(tmp_path / f"state-{rank}.pt", weights_only=True) for rank in (0, 1)
     )
     assert_equal(first, second)
+    for rank in (0, 1):  # the loss of one process stops both
+        assert "the loss of step 2" in (tmp_path / f"error-{rank}").read_text(encoding="utf-8")
     alone = distributed(tmp_path / "alone", batch=BATCH)
     assert_close(first, state_of(alone.model))
     assert (first["bert.sparsebert_dam.alpha"] - build_dam().alpha).abs().max() > MASK_LR

@@ -62,7 +62,10 @@ class DAMTrainer(Trainer):
     What holds:
 
     * The logged "loss" is the task's, and so is the evaluation's; the penalty is logged apart,
-      as "mask_penalty". An evaluation sees the mask without noise.
+      as "mask_penalty".
+    * An evaluation sees the positions whose probability is above one half. Before probabilities
+      have parted these can be all or none, so early evaluations say little; for the same reason,
+      and because an early mask is not sparse yet, do not use `load_best_model_at_end`.
     * The loss is a mean over each batch, and over accumulated batches (transformers would divide
       by the number of labels in all of them, where a model does so): N accumulation steps with
       batches of B are one with batches of N * B, if all hold as many labels. So is the penalty.
@@ -194,6 +197,12 @@ class DAMTrainer(Trainer):
         holding = [g for g in optimizer.param_groups if any(p is alpha for p in g["params"])]
         if given and holding:
             return optimizer  # from an earlier train(), or made of search.parameter_groups
+        if given and self.lr_scheduler is not None and not self._created_lr_scheduler:
+            raise ValueError(
+                f"{_NAME}: the given scheduler does not know the mask's parameters; build its "
+                "optimizer of trainer.search.parameter_groups(model, ...), or leave the scheduler "
+                "to args.lr_scheduler_type"
+            )
         like = holding[0] if holding else {}
         for group in holding:
             group["params"] = [p for p in group["params"] if p is not alpha]
