@@ -75,6 +75,17 @@ def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Ite
         torch.cuda.empty_cache()
 
 
+def in_a_line(error: Exception) -> str:
+    """What went wrong, short enough for a row."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:160]
+
+
+def is_fatal(error: Exception) -> bool:
+    """The GPU is lost to this process, say after a kernel wrote where it must not."""
+    return "CUDA error" in str(error)
+
+
 @dataclasses.dataclass
 class _Entry:
     """A contender of one case on its way to a row."""
@@ -108,8 +119,9 @@ class _Entry:
                 if self.rival.masked and (self.rival.name == OURS or not case.dropout):
                     self.note = gate.refusal(ready.attention)
         except Exception as error:  # what cannot run is a row as well
-            text = str(error).strip().splitlines()
-            self.note = f"{type(error).__name__}: {text[0] if text else ''}"[:160]
+            if is_fatal(error):
+                raise
+            self.note = in_a_line(error)
             return
         if not self.note:
             self.ready, self.call, self.note = ready, call, ready.note

@@ -19,6 +19,7 @@ from sparsebert import dropout
 from sparsebert.masks import AttentionMask
 from sparsebert.reference import reference_attention
 
+WRONG = "WRONG:"  # begins the note of a result that is not timed
 SEED = 20210714  # of the dropout draw
 Tensors = tuple[torch.Tensor, ...]
 Results = dict[str, torch.Tensor]
@@ -150,7 +151,7 @@ class Gate:
             for name, expected in exact.items():
                 error = _error(found[name][batch, head], expected[0, 0])
                 if not error <= budgets[name]:
-                    return f"WRONG: {name} is off by {error:.1e}, allowed {budgets[name]:.1e}"
+                    return f"{WRONG} {name} is off by {error:.1e}, allowed {budgets[name]:.1e}"
         return ""
 
 

@@ -52,6 +52,7 @@ PROVENANCE = (
     "date",
 )
 COLUMNS = (*KEY, *MEASURED, *PROVENANCE)
+FAILED = "FAILED:"  # begins the note of a case that has no rows; it is tried again
 BEST_DENSE = "best dense"  # the fastest of the routes without a mask
 _SAME_RUN = tuple(name for name in PROVENANCE if name != "date")
 
@@ -109,7 +110,7 @@ class Store:
         """The keys of the cases that this very run, begun earlier, has measured already."""
         if self._fresh:
             return set()
-        return {key_of(row) for row in self.rows(cases)}
+        return {key_of(row) for row in self.rows(cases) if not _failed(row)}
 
     def rows(self, cases: Sequence[Case]) -> list[Row]:
         """This run's rows of some cases."""
@@ -126,7 +127,7 @@ class Store:
             _write(path, lines, "a")
             return
         self._opened.add(case.group)
-        kept = [] if self._fresh else self._kept(case.group)
+        kept = [row for row in self._kept(case.group) if not (self._fresh or _failed(row))]
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, [*kept, *lines], "w")
 
@@ -142,6 +143,10 @@ class Store:
         except ValueError:  # of an older version
             return []
         return [row for row in rows if all(row[name] == self.origin[name] for name in _SAME_RUN)]
+
+
+def _failed(row: Row) -> bool:
+    return row["note"].startswith(FAILED)
 
 
 def _write(path: Path, rows: Sequence[dict[str, object]] | Sequence[Row], mode: str) -> None:

@@ -25,14 +25,16 @@ from tqdm import tqdm
 
 from benchmarks import attention, compare, report, results, roofs
 from benchmarks.cases import DEVICES, Case, group_names, select
+from benchmarks.gate import WRONG
 from benchmarks.measure import RESULTS, ROOT, provenance
+from benchmarks.rivals import OURS
 
 SECONDS = {("cpu", "full"): 1.0, ("cpu", "quick"): 0.3}
 GPU_SECONDS = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a contender's result was wrong, 2 unusable input, 130 interrupted."""
+    """Exit status: 0 done, 1 wrong results or failed cases, 2 unusable input, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks run",
         description=__doc__,
@@ -112,7 +114,7 @@ def run(
             if of_case != shape:  # FlexAttention compiles for each shape
                 torch.compiler.reset()
                 shape = of_case
-            store.add(case, list(attention.rows_of(case, device, limits, seconds)))
+            store.add(case, _rows_of(case, device, limits, seconds))
             finished += 1
     except KeyboardInterrupt:
         print(f"\nstopped; {finished} cases are kept, the same command goes on from here")
@@ -120,9 +122,21 @@ def run(
     return _report_wrong(store.rows(cases))
 
 
+def _rows_of(
+    case: Case, device: str, limits: roofs.Roofs, seconds: float
+) -> list[attention.Values]:
+    """The case's rows, or a single one that says that it failed as a whole."""
+    try:
+        return list(attention.rows_of(case, device, limits, seconds))
+    except Exception as error:  # out of memory, say: the other cases do not depend on this one
+        if attention.is_fatal(error):
+            raise
+        return [{"contender": OURS, "note": f"{results.FAILED} {attention.in_a_line(error)}"}]
+
+
 def _report_wrong(rows: list[results.Row]) -> int:
-    """Print the rows whose results were wrong; the exit status."""
-    wrong = [row for row in rows if row["note"].startswith("WRONG")]
+    """Print what was wrong or failed; the exit status."""
+    wrong = [row for row in rows if row["note"].startswith((WRONG, results.FAILED))]
     for row in wrong:
         print(f"{compare.describe(row)}: {row['contender']}: {row['note']}")
     return 1 if wrong else 0

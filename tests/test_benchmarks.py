@@ -395,3 +395,32 @@ def test_an_interrupted_run_keeps_what_is_done(
     assert store.done((forward, TINY)) == {forward.key}
     assert "1 cases are kept" in capsys.readouterr().out
     assert run.run((TINY,), "cpu", results.Store(tmp_path / "none", store.origin), 0.1) == 130
+
+
+def test_a_case_that_fails_is_a_row_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> list[attention.Values]:
+        raise RuntimeError("out of memory\nmore")
+
+    monkeypatch.setattr(attention, "rows_of", fails)
+    monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
+    origin = run.origin("cpu", 0.1)
+    assert run.run((TINY,), "cpu", results.Store(tmp_path, origin), 0.1) == 1
+    (row,) = results.read(tmp_path)
+    assert row["note"] == "FAILED: RuntimeError: out of memory"
+    works = [{"contender": rivals.OURS, "ms_50": "1"}]
+    monkeypatch.setattr(attention, "rows_of", lambda *_: works)
+    assert run.run((TINY,), "cpu", results.Store(tmp_path, origin), 0.1) == 0
+    (row,) = results.read(tmp_path)
+    assert row["note"] == ""
+
+
+def test_a_lost_gpu_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def lost(*_: object) -> list[attention.Values]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(attention, "rows_of", lost)
+    monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
+    with pytest.raises(RuntimeError, match="illegal"):
+        run.run((TINY,), "cpu", results.Store(tmp_path, run.origin("cpu", 0.1)), 0.1)
