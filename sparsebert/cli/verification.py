@@ -142,7 +142,7 @@ def _run_sparse(case: Case, inputs: _Inputs) -> dict[str, torch.Tensor]:
         k, v = (x.masked_fill(~inputs.key_mask[:, None, :, None], math.nan) for x in (k, v))
     q, k, v = (x.clone().requires_grad_() for x in (inputs.q, k, v))
     target = "cpu" if case.device.type == "cpu" else None
-    plan = compile_plan(case.mask, target=target).to(case.device)
+    plan = compile_plan(case.mask, target=target, head_dim=case.head_dim).to(case.device)
     torch.manual_seed(case.seed)  # the draw that keep_mask has seen
     o, lse = sparse_attention(
         q, k, v, plan, key_mask=inputs.key_mask, dropout_p=case.dropout_p, return_lse=True,

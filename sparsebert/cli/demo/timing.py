@@ -56,7 +56,8 @@ def time_lengths(
         heads, dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         q, k, v = torch.randn(3, batch, heads, length, dim)
         plans = {
-            name: compile_plan(mask.crop(length), target="cpu") for name, mask in masks.items()
+            name: compile_plan(mask.crop(length), target="cpu", head_dim=dim, copies=batch * heads)
+            for name, mask in masks.items()
         }
         encoders: Calls = {name: partial(model, ids) for name, model in models.items()}
         encoders["dense"] = partial(encoder.model, ids)
