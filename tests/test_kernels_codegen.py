@@ -1,5 +1,6 @@
 """The kernels compile for GPUs that are not at hand, and the code is what we count on."""
 
+import csv
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ import sys
 import pytest
 
 pytest.importorskip("triton")
+
+from sparsebert.kernels.configs import LaunchConfig, launch_config, shared_limit
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -103,3 +106,25 @@ def test_new_batch_sizes_lengths_and_masks_compile_nothing():
         cwd=ROOT, env=ENVIRONMENT, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert result.stdout.strip() == "[1, 1, 1, 1]", result.stderr
+
+
+def test_the_committed_survey_is_of_what_ships():
+    """No spills, and room in shared memory, for Ada and small Blackwells (99 KB) as well."""
+    path = ROOT / "benchmarks" / "results" / "kernels_survey.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["error"] != "not compiled: out of time"]
+    assert len(rows) > 100
+    for row in rows:
+        assert not row["error"] and int(row["spill_bytes"]) == 0, row
+        assert int(row["shared_bytes"]) <= shared_limit(row["arch"]), row
+        if row["arch"] == "sm80":
+            assert int(row["shared_bytes"]) <= shared_limit("sm89"), row
+        itemsize = 4 if row["dtype"] == "float32" else 2
+        names = ("block_m", "block_n", "num_warps", "num_stages")
+        compiled = LaunchConfig(*(int(row[name]) for name in names))
+        for height in row["rows"].split():
+            shipped = launch_config(
+                row["kernel"], row["arch"], int(height), int(row["head_dim"]), itemsize,
+                row["dropout"] == "True",
+            )  # fmt: skip
+            assert shipped == compiled, row
