@@ -13,8 +13,11 @@ GATES = ("softmax", "additive", "post")
 ADDITIVE = -10000.0
 """What the paper's code adds to the score of a dropped position."""
 
-_LARGEST_EXPONENT = 60.0
-"""exp of it is finite in fp32, and its products with gradients of ordinary size too."""
+_LARGEST_EXPONENT = 20.0
+"""How far a dropped score counts above the largest kept one, in the gradient of its mask value.
+
+Its exponential, 5e8, times a gradient of ordinary size can still be squared in fp32, as Adam does.
+"""
 
 
 def gated_probabilities(

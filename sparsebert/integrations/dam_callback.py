@@ -22,14 +22,16 @@ _STATE = "sparsebert_search"
 class DAMCallback(TrainerCallback):
     """Runs a `MaskSearch` in a Trainer of your own: schedules, logging, checkpoints.
 
-    `DAMTrainer` has all of it; this is for those who have another Trainer already. Three things
+    `DAMTrainer` has all of it; this is for those who have another Trainer already. Four things
     cannot be done from a callback, and stay with you:
 
     1. the penalty: add `search.penalty()` to the loss in `compute_loss`, in training only;
     2. `self.model_accepts_loss_kwargs = False` after `super().__init__`: many models accept
        `num_items_in_batch` without using it, and with gradient accumulation their loss and the
        penalty would then be added up instead of averaged;
-    3. the mask's own learning rate: an optimizer of `search.parameter_groups(model, ...)`.
+    3. the mask's own learning rate: an optimizer of `search.parameter_groups(model, ...)`;
+    4. `max_grad_norm=0.0` in the TrainingArguments: alpha's gradient can be so large that,
+       clipped together with it, nothing is left of the model's own.
 
     Args:
         search: its `total_steps` should be those of the training.
