@@ -12,8 +12,8 @@ and so is a loop of your own:
         ...
     mask = dam.binarize(sparsity=0.9)
 
-If you clip gradients, clip those of the model's own parameters: a dropped position with a high score
-gives alpha a huge gradient, beside which nothing would be left of the model's.
+If you clip gradients, clip those of the model's own parameters: a dropped position with a high
+score gives alpha a huge gradient, beside which nothing would be left of the model's.
 """
 
 from __future__ import annotations
