@@ -3,9 +3,9 @@
 Nothing here was timed. The numbers were chosen from the compilers' own output: a configuration
 spills no registers, fits into shared memory, and takes few instructions per score
 (`python -m benchmarks.kernels_report`, benchmarks/results/kernels_survey.csv). By these counts
-all NVIDIA architectures, from Ampere to Blackwell, want the same; CDNA3 differs. Whoever has a GPU
-runs `python -m benchmarks.tune_kernels` and puts the rows that it prints into `MEASURED`, which
-goes before the rest.
+NVIDIA architectures want nearly the same, from Ampere to Blackwell; CDNA3 differs. Whoever has a
+GPU runs `python -m benchmarks.tune_kernels` and puts the rows that it prints into `MEASURED`,
+which goes before the rest.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ _HALF: dict[tuple[str, int], LaunchConfig] = {
     ("dkdv", 64): LaunchConfig(64, 64, 4, 2),
     ("dkdv", 128): LaunchConfig(128, 64, 8, 2),
 }
+
+# What differs on GPUs whose tensor cores take operands from registers (mma.sync).
+_HALF_MMA_SYNC: dict[tuple[str, int], LaunchConfig] = {
+    ("dkdv", 64): LaunchConfig(64, 32, 4, 2),
+}
+_MMA_SYNC = ("sm80", "sm86", "sm87", "sm89", "sm120", "sm121")
 
 # fp32 inputs, by kernel and padded head size, for every tile height: their products need so many
 # registers that a program takes 16 rows, or 32.
@@ -96,18 +102,22 @@ def launch_config(
     if itemsize == 4:
         config = _SINGLE[kernel, max(width, 32)]
         config = dataclasses.replace(config, block_m=min(height, config.block_m))
-        if kernel == "dkdv" and has_dropout and width == 64:  # spills 40 bytes with two stages
+        if kernel == "dkdv" and has_dropout and width <= 64:  # spills a little with two stages
             config = dataclasses.replace(config, num_stages=1)
     else:
-        config = _half_config(kernel, height, width, has_dropout)
+        config = _HALF[kernel, height]
+        if arch in _MMA_SYNC:
+            config = _HALF_MMA_SYNC.get((kernel, height), config)
+        config = _half_config(config, kernel, height, width, has_dropout)
     if arch.startswith("gfx"):
         return _for_cdna(config, kernel)
     return config
 
 
-def _half_config(kernel: str, height: int, width: int, has_dropout: bool) -> LaunchConfig:
-    """From the table, so that a program keeps its share of registers and shared memory."""
-    config = _HALF[kernel, height]
+def _half_config(
+    config: LaunchConfig, kernel: str, height: int, width: int, has_dropout: bool
+) -> LaunchConfig:
+    """For wide heads and dropout: a program keeps its share of registers and shared memory."""
     if width > 128:
         num_warps = 8 if kernel == "dkdv" and height > 16 else 4
         return LaunchConfig(min(height, 32), _MIN_BLOCK_N, num_warps, config.num_stages)
