@@ -39,8 +39,9 @@ format: $(INSTALLED)  ## rewrite the files in the project's format and fix what 
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## time attention on this machine, and make the report; about 12 minutes
+bench: $(INSTALLED)  ## time attention and whole models on this machine, and report; 15 minutes
 	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks.end_to_end
 
 bench-quick: $(INSTALLED)  ## a look at attention's times on this machine, under a minute
 	$(BIN)/python -m benchmarks run --quick

@@ -179,7 +179,7 @@ def _paper_long(device: str) -> Iterator[Case]:
         yield from _cases(group, device, (2048, 4096, 8192), PAPER)
         return
     yield from _cases(group, device, (2048,), PAPER)
-    yield from _cases(group, device, (4096,), ("longformer", "strided"), directions=(FORWARD,))
+    yield from _cases(group, device, (4096,), ("longformer",), directions=(FORWARD,))
 
 
 def _other_patterns(device: str) -> Iterator[Case]:

@@ -42,6 +42,9 @@ def block(rows: Sequence[Row]) -> list[str]:
         f"{report.EVEN:.0%}) and lost:",
         "",
         *totals(rows),
+        "",
+        "[The report](benchmarks/results/attention.md) has every case, and how close each comes to",
+        "what the machine allows.",
     ]
 
 
