@@ -43,8 +43,8 @@ def block(rows: Sequence[Row]) -> list[str]:
         "",
         *totals(rows),
         "",
-        "[The report](benchmarks/results/attention.md) has every case, and how close each comes to",
-        "what the machine allows.",
+        "[The report](benchmarks/results/attention.md) has every case, and how close each comes",
+        "to what the machine allows.",
     ]
 
 

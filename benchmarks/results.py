@@ -7,7 +7,7 @@ where it stopped, as long as machine, versions, commit and method are the same.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.cases import KEY, Case
@@ -149,7 +149,7 @@ def _failed(row: Row) -> bool:
     return row["note"].startswith(FAILED)
 
 
-def _write(path: Path, rows: Sequence[dict[str, object]] | Sequence[Row], mode: str) -> None:
+def _write(path: Path, rows: Sequence[Mapping[str, object]], mode: str) -> None:
     with path.open(mode, newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         if mode == "w":
