@@ -2,7 +2,7 @@
 
 FlexAttention tests a mask in a function of the indices. Any mask can be given to it as packed
 bits; a pattern can be written as its formula, which saves loading them. Each formula and length
-is compiled anew, so formulas are timed at some lengths only.
+is compiled anew, and each block size, so these are timed in some groups and lengths only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 FORMULA_LENGTHS = (1024, 4096)
+COMPILED_OFTEN = ("paper-short", "paper-long", "quick")  # groups with formulas and tuning
 Mod = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -97,9 +98,16 @@ def formula_refusal(case: Case, device: str) -> str:
     """Why it is not run with the pattern's formula."""
     if case.mask not in FORMULAS:
         return "the mask has no formula"
-    if case.padding or case.length not in FORMULA_LENGTHS:
+    if case.group not in COMPILED_OFTEN or case.length not in FORMULA_LENGTHS:
         lengths = " and ".join(map(str, FORMULA_LENGTHS))
-        return f"left out: compiled anew for each formula and length, so only at N = {lengths}"
+        return f"left out: compiled anew each time, so only in paper-* at N = {lengths}"
+    return refusal(case, device)
+
+
+def tuned_refusal(case: Case, device: str) -> str:
+    """Why its block sizes are not tried."""
+    if case.group not in COMPILED_OFTEN:
+        return "left out: compiled for each block size, so only in paper-*"
     return refusal(case, device)
 
 

@@ -132,7 +132,7 @@ RIVALS: tuple[Rival, ...] = (
     ),
     Rival(
         FLEX_TUNED, "with bits, the fastest of four choices of blocks and tiles",
-        ("cuda",), True, flex.refusal, flex.tuned,
+        ("cuda",), True, flex.tuned_refusal, flex.tuned,
     ),
     Rival(
         EAGER, "the formula in torch operations, mask filled in: what the paper's authors run",
