@@ -81,11 +81,12 @@ class Tuned:
 class Phases:
     """All phases of one run, in `folder`/work."""
 
-    def __init__(self, settings: Settings, folder: Path, count: int) -> None:
+    def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self.folder = folder
         self.work = folder / "work"
-        self._count, self._place = count, 0
+        self.count = 0  # how many phases there will be, for their titles
+        self._place = 0
 
     # ------------------------------------------------------------------------------- before all
 
@@ -260,7 +261,7 @@ class Phases:
     def _phase(self, name: str, run: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
         """The result of a phase: the one that is noted, or else that of running it."""
         self._place += 1
-        title = f"{self._place}/{self._count} {name}"
+        title = f"{self._place}/{self.count} {name}"
         folder = self.work / name
         note = folder / RESULT
         if not note.exists():

@@ -19,6 +19,7 @@ from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
 
 _CONTEXT = 0.2  # nats below guessing by frequency that show that context is used
+_SHORT = 0.2  # of the density asked for, that the search may miss it by
 _SURE = 2.0  # standard errors that a difference must have to be called one
 
 
@@ -107,10 +108,10 @@ def write(folder: Path, facts: Facts) -> Path:
     page.say(
         f"1. Dense training, {settings.steps} steps: validation loss {trained:.3f}; guessing by "
         f"the tokens' frequencies gives {facts.by_frequency:.3f}. 2. From there, a mask search of "
-        f"{settings.steps} steps (structure {settings.structure}, penalty {settings.penalty}, sparsity "
-        f"{settings.sparsity:g}). 3. From the weights of 1 again, {settings.tune_steps} steps "
-        "with each mask fixed, and without one. So every mask starts from the same weights and "
-        "sees the same batches; the search, which the hand-made ones do not need, is extra. "
+        f"{settings.steps} steps (structure {settings.structure}, penalty {settings.penalty}, "
+        f"sparsity {settings.sparsity:g}). 3. From the weights of 1 again, {settings.tune_steps} "
+        "steps with each mask fixed, and without one. So every mask starts from the same weights "
+        "and sees the same batches; the search, which the hand-made ones do not need, is extra. "
         f"Learning rate {settings.learning_rate:g} in 1, {LATER_RATE:g} of it afterwards. "
         "The validation blocks and their corruption are always the same."
     )
@@ -127,6 +128,12 @@ def write(folder: Path, facts: Facts) -> Path:
         "importance.png",
         functools.partial(plots.draw_importance, search.history, goal=settings.sparsity),
     )
+    reached = search.history[-1]["mask_sparsity"]
+    if reached < settings.sparsity - _SHORT * (1.0 - settings.sparsity):
+        page.say(
+            f"**The drawn masks are {reached:.1%} sparse at the end: the search was too short to "
+            f"get to {settings.sparsity:.1%}, and the mask made of them is another one.**"
+        )
     page.say(
         f"Loss with the weights of the search: {search.soft.mean().item():.3f} with masks drawn "
         f"as in training (soft), {search.hard.mean().item():.3f} with the mask made of them "

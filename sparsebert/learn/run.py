@@ -12,7 +12,7 @@ from sparsebert.cli.demo.tables import write_csv
 from sparsebert.cli.demo.timing import provenance
 from sparsebert.learn import report, sources, speed, training
 from sparsebert.learn.handmade import pattern_at_sparsity
-from sparsebert.learn.phases import DENSE, LEARNED, Phases, Search, history_rows
+from sparsebert.learn.phases import DENSE, LEARNED, Phases, history_rows
 from sparsebert.learn.settings import Settings, claim
 from sparsebert.masks import AttentionMask
 
@@ -31,19 +31,26 @@ def run(settings: Settings, folder: Path) -> Path:
     started = time.perf_counter()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if settings.model is not None and not Path(settings.model).is_dir():
+        raise FileNotFoundError(
+            f"learn: no model folder {settings.model!r}; give one that save_pretrained "
+            "wrote, with its tokenizer (nothing is downloaded)"
+        )
     text, where = _read(settings)
     claim(folder, settings, text)
-    phases = Phases(settings, folder, count=4 + len(settings.against))
+    phases = Phases(settings, folder)
     data = phases.data(text, where)
+    heads, head_dim = phases.attention_shape()
+    hand_made, refused = _hand_made(settings, heads)
 
+    phases.count = 4 + len(hand_made)
     dense_losses, dense_history = phases.dense(data)
     search = phases.search(data)
-    masks, refused = _masks(settings, search)
+    masks = {LEARNED: search.mask, **hand_made}
     tuned = {DENSE: phases.tune(DENSE, None, data)}
     for name, mask in masks.items():
         tuned[name] = phases.tune(name, mask, data)
 
-    heads, head_dim = phases.attention_shape()
     times = speed.measured(masks, settings.batch_size, heads, head_dim, _REPEATS)
     rows = report.comparison(masks, tuned, times)
     histories = {
@@ -86,16 +93,14 @@ def _read(settings: Settings) -> tuple[str, str]:
     return sources.python_text(), "Python's own documentation"
 
 
-def _masks(settings: Settings, search: Search) -> tuple[dict[str, AttentionMask], dict[str, str]]:
-    """The learned mask and the hand-made ones as sparse, and why some are missing."""
-    masks = {LEARNED: search.mask}
-    refused = {}
+def _hand_made(settings: Settings, heads: int) -> tuple[dict[str, AttentionMask], dict[str, str]]:
+    """The hand-made masks that are as sparse as asked, and why the others are not there."""
+    masks, refused = {}, {}
     for name in settings.against:
         try:
             masks[name] = pattern_at_sparsity(
-                name, settings.seq_len, settings.sparsity,
-                num_heads=search.mask.num_heads, seed=settings.seed,
-            )  # fmt: skip
+                name, settings.seq_len, settings.sparsity, num_heads=heads, seed=settings.seed
+            )
         except ValueError as error:
             refused[name] = str(error)
     return masks, refused

@@ -31,8 +31,8 @@ class Settings:
     per_layer: bool = False
     penalty: str = "expected_l1"
     sparsity: float = 0.9
-    steps: int = 1200
-    tune_steps: int = 300
+    steps: int = 1000
+    tune_steps: int = 200
     batch_size: int = 8
     learning_rate: float = 2e-3
     against: tuple[str, ...] = HAND_MADE

@@ -1,0 +1,344 @@
+"""`sparsebert learn` on a tiny model: end to end, interrupted, resumed, refused; its parts."""
+
+import csv
+import math
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("matplotlib")
+pytest.importorskip("transformers")
+
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+import sparsebert as sb
+from sparsebert.cli import main
+from sparsebert.dam.importance import GROUPS
+from sparsebert.learn import plots, report, training
+from sparsebert.learn.data import prepare
+from sparsebert.learn.handmade import FAMILIES, pattern_at_sparsity
+from sparsebert.learn.python_text import topics
+
+Output = pytest.CaptureFixture[str]
+
+TINY = [
+    "--layers", "1", "--hidden-size", "32", "--heads", "2", "--vocab-size", "300",
+    "--seq-len", "16", "--steps", "12", "--tune-steps", "4", "--batch-size", "4",
+    "--sparsity", "0.75", "--against", "star", "random", "longformer",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(topics()[:3]), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was not disturbed."""
+    folder = tmp_path_factory.mktemp("learn")
+    assert main(["learn", "--text", text, "-o", str(folder), *TINY]) == 0
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> dict[str, tuple[str, str]]:
+    return {
+        row["mask"]: (row["loss_swapped_in"], row["loss"])
+        for row in rows(folder / "comparison.csv")
+    }
+
+
+# ------------------------------------------------------------------------------ the whole
+
+
+def test_learn_writes_mask_model_report_and_pictures(finished: Path) -> None:
+    mask = sb.AttentionMask.load(finished / "mask.safetensors")
+    assert mask.shape == (1, 2, 16, 16)
+    assert 0.75 <= mask.sparsity < 0.76  # pairs (i, j), (j, i) go together
+    page = (finished / "report.md").read_text(encoding="utf-8")
+    for name in ("importance.png", "mask.png", "losses.png", "training.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in page
+    for words in (
+        "hardly any use of its context",
+        "the search was too short",
+        "Mean probability",
+        "predicted",
+        "measured",
+    ):
+        assert words in page
+    assert set(losses(finished)) == {"dense", "learned", "star", "random"}
+    assert "no longformer mask of seq_len=16 is as sparse as 0.75; the sparsest has" in page
+    for row in rows(finished / "comparison.csv"):
+        assert row["mask"] == "dense" or float(row["sparsity"]) >= 0.75
+        assert math.isfinite(float(row["loss"]))
+    history = rows(finished / "history.csv")
+    assert {"dense", "search", "tune-dense", "tune-learned"} < {row["phase"] for row in history}
+    search = [row for row in history if row["phase"] == "search"]
+    assert [int(row["step"]) for row in search] == list(range(1, 13))
+    assert all(0 < float(row[f"importance_{group}"]) < 1 for row in search for group in GROUPS)
+
+
+def test_the_written_model_is_the_one_that_was_judged(finished: Path, text: str) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(finished / "model").eval()
+    sb.load_masks(model, finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    data = prepare(Path(text).read_text(encoding="utf-8"), tokenizer, 16)
+    loss = training.block_losses(model, data.validation).mean().item()
+    # Both in fp32, from the same weights.
+    assert loss == pytest.approx(float(losses(finished)["learned"][1]), rel=1e-6)
+
+
+def test_a_finished_run_is_only_reported_again(
+    finished: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    before = losses(finished)
+    (finished / "report.md").unlink()
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    assert main(["learn", "--text", text, "-o", str(finished), *TINY]) == 0
+    assert losses(finished) == before
+    assert (finished / "report.md").exists()
+    assert "6/6 tune-random: done before" in capsys.readouterr().err
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], None]]:
+    """Press Ctrl-C after a step of a phase, once."""
+    original = training._Bar.on_step_end
+
+    def press(phase: str, step: int) -> None:
+        def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            original(self, args, state, control, **kwargs)
+            if self.title.endswith(f" {phase}") and state.global_step == step:
+                monkeypatch.setattr(training._Bar, "on_step_end", original)
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(training._Bar, "on_step_end", on_step_end)
+
+    yield press
+
+
+def test_interrupted_anywhere_it_goes_on_to_the_same_result(
+    finished: Path,
+    text: str,
+    tmp_path: Path,
+    interrupt_at: Callable[[str, int], None],
+    capsys: Output,
+) -> None:
+    command = ["learn", "--text", text, "-o", str(tmp_path), *TINY]
+    for phase, step in (("dense", 5), ("search", 7), ("tune-learned", 2), ("tune-random", 4)):
+        interrupt_at(phase, step)
+        assert main(command) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert (tmp_path / "work" / phase / f"checkpoint-{step}").exists()
+        assert not (tmp_path / "report.md").exists()
+    assert main(command) == 0
+    assert losses(tmp_path) == losses(finished)
+    mask, undisturbed = (
+        sb.AttentionMask.load(folder / "mask.safetensors") for folder in (tmp_path, finished)
+    )
+    assert mask == undisturbed
+    assert not list(tmp_path.glob("work/*/checkpoint-*"))
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_used(tmp_path: Path) -> None:
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert training._last_checkpoint(tmp_path) is None
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-9" / "trainer_state.json").touch()
+    assert training._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+
+
+def test_a_model_folder_is_taken_with_its_tokenizer(
+    finished: Path, text: str, tmp_path: Path, capsys: Output
+) -> None:
+    options = ["--steps", "3", "--tune-steps", "2", "--seq-len", "12", "--against", "--per-layer"]
+    command = ["learn", "--text", text, "--model", str(finished / "model"), *options]
+    assert main([*command, "-o", str(tmp_path)]) == 0
+    assert sb.AttentionMask.load(tmp_path / "mask.safetensors").shape == (1, 2, 12, 12)
+    assert not (tmp_path / "work" / "tokenizer").exists()
+    assert main([*command, "--seq-len", "17", "-o", str(tmp_path / "long")]) == 2
+    assert "seq_len=17 but the model has 16 positions" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
+def test_another_run_in_the_folder_is_refused(
+    finished: Path, text: str, tmp_path: Path, capsys: Output
+) -> None:
+    def refusal(*options: str) -> str:
+        assert main(["learn", "--text", text, "-o", str(finished), *TINY, *options]) == 2
+        return capsys.readouterr().err
+
+    assert "other settings (steps 12, now 13); repeat them" in refusal("--steps", "13")
+    with Path(text).open("a", encoding="utf-8") as file:
+        file.write("more")
+    assert "text-sha256" in refusal()
+    Path(text).write_text("\n".join(topics()[:3]), encoding="utf-8")
+    (tmp_path / "settings.json").write_text("half", encoding="utf-8")
+    assert main(["learn", "--text", text, "-o", str(tmp_path), *TINY]) == 2
+    assert "is not what learn wrote there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--csv", "missing.csv"], "missing.csv"),
+        (["--dataset", "missing"], "missing is no dataset folder"),
+        (["--column", "body"], "--column is for --csv or --dataset"),
+        (["--model", "m", "--heads", "2"], "--heads is for a fresh BERT"),
+        (["--block-size", "8"], "--block-size is for --structure block"),
+        (["--sparsity", "0"], "--sparsity 0: a dense mask needs no search"),
+        (["--sparsity", "1"], "expected a number from 0 to below 1"),
+        (["--learning-rate", "0"], "--learning-rate 0.0: must be above 0"),
+        (["--hidden-size", "30", "--heads", "4"], "--hidden-size 30 is no multiple of --heads 4"),
+        (["--against", "star", "moon"], "--against moon: choose from longformer"),
+    ],
+)
+def test_unusable_options(
+    options: list[str], words: str, tmp_path: Path, capsys: Output, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["learn", *options, "-o", "out"]) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_unusable_text_or_model(tmp_path: Path, capsys: Output, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content, words in (
+        ("empty.txt", "", "text is empty"),
+        ("short.txt", "only a few words", "short.txt has"),
+    ):
+        Path(name).write_text(content, encoding="utf-8")
+        assert main(["learn", "--text", name, "-o", f"out-{name}"]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["learn", "--text", "short.txt", "--model", "nothing", "-o", "out-model"]) == 2
+    assert "no model folder 'nothing'" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ hand-made masks
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("n", "sparsity"), [(100, 0.7), (128, 0.9)])
+def test_patterns_are_as_dense_as_the_sparsity_allows(name: str, n: int, sparsity: float) -> None:
+    mask = pattern_at_sparsity(name, n, sparsity, num_heads=2)
+    assert mask.sparsity >= sparsity - 1e-9
+    if name != "log_sparse":  # has only so many distances
+        # A step of the parameter adds at most a key on each side of every row.
+        assert mask.density > 1.0 - sparsity - 2.0 / n
+    assert mask.dense().any(dim=-1).all()
+    assert mask.provenance["pattern"] == name
+    assert mask == pattern_at_sparsity(name, n, sparsity, num_heads=2)
+
+
+def test_composed_patterns_are_what_they_say() -> None:
+    i, j = torch.arange(128)[:, None], torch.arange(128)[None, :]
+    mask = pattern_at_sparsity("strided", 128, 0.9)
+    stride, window = mask.provenance["stride"], mask.provenance["window"]
+    assert mask.dense()[0, 0].equal(((i - j) % stride == 0) | ((i - j).abs() <= window))
+    mask = pattern_at_sparsity("fixed", 128, 0.9)
+    block, period = mask.provenance["block"], mask.provenance["summary_every"]
+    assert mask.dense()[0, 0].equal((i // block == j // block) | (j % period == period - 1))
+    mask = pattern_at_sparsity("log_sparse", 128, 0.95)
+    distances = {0, *(2**k for k in range(8) if 2**k <= mask.provenance["longest"])}
+    assert {int(d) for d in (i - j).abs()[mask.dense()[0, 0]]} == distances
+
+
+def test_heads_draw_random_keys_of_their_own() -> None:
+    for name in ("bigbird", "random"):
+        mask = pattern_at_sparsity(name, 64, 0.8, num_heads=3)
+        assert mask.shape == (1, 3, 64, 64)
+        assert mask.head(0) != mask.head(1)
+        assert mask != pattern_at_sparsity(name, 64, 0.8, num_heads=3, seed=1)
+
+
+def test_patterns_refuse_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of sliding_window, .*, got 'moon'"):
+        pattern_at_sparsity("moon", 64, 0.9)
+    with pytest.raises(ValueError, match=r"no longformer mask of seq_len=64 is as sparse as 0.99"):
+        pattern_at_sparsity("longformer", 64, 0.99)
+    with pytest.raises(ValueError, match=r"sparsity must be in \(0, 1\), got 1.0"):
+        pattern_at_sparsity("star", 64, 1.0)
+
+
+# ------------------------------------------------------------------------------ plots and words
+
+
+def is_picture(path: Path) -> bool:
+    from matplotlib.image import imread
+
+    return bool(imread(path)[..., :3].std() > 0.02)  # not one colour
+
+
+def test_plots(tmp_path: Path) -> None:
+    history = [
+        {"step": float(s), "loss": 5.0 - 0.1 * s, "mask_sparsity": s / 10}
+        | {f"importance_{group}": 0.5 - 0.02 * s * (1 + k) for k, group in enumerate(GROUPS)}
+        for s in range(1, 6)
+    ]
+    plots.draw_importance(history, tmp_path / "importance.png", goal=0.5)
+    plots.draw_losses({"a": history, "b": history[:1]}, tmp_path / "training.png", {"b": 5})
+    for structure, layers in (("full", 1), ("toeplitz", 2)):
+        dam = sb.DifferentiableAttentionMask(layers, 3, 24, structure)
+        path = tmp_path / f"{structure}.png"
+        plots.draw_probabilities(dam.probabilities().detach(), dam.binarize(), "title", path)
+    bars = [
+        {"mask": "dense", "kind": "dense", "loss": 4.0, "difference_error": 0.1},
+        {"mask": "learned", "kind": "learned", "loss": 4.2, "difference_error": 0.0},
+        {"mask": "star", "kind": "hand-made", "loss": 4.3, "difference_error": 0.1},
+    ]
+    plots.draw_bars(bars, tmp_path / "losses.png")
+    written = list(tmp_path.glob("*.png"))
+    assert len(written) == 5
+    assert all(is_picture(path) for path in written)
+
+
+def row(mask: str, kind: str, difference: float, error: float = 0.01) -> dict[str, Any]:
+    return {
+        "mask": mask, "kind": kind, "loss": 4.0 + difference,
+        "difference": difference, "difference_error": error,
+    }  # fmt: skip
+
+
+def test_verdict_follows_the_numbers() -> None:
+    learned = row("learned", "learned", 0.0, 0.0)
+    words = report._verdict(
+        [row("dense", "dense", -0.03), learned, row("star", "hand-made", 0.015),
+         row("fixed", "hand-made", 0.05)]
+    )  # fmt: skip
+    assert "without mask ends at 3.970, the learned one at 4.000: the learned mask is wo" in words
+    assert "mask, star, ends at 4.015, the learned one at 4.000: no clear difference" in words
+    assert "Of 2 hand-made masks 1 are clearly worse than the learned one, 0 clearly be" in words
+    words = report._verdict([row("star", "hand-made", -0.1), learned, row("dense", "dense", 0.2)])
+    assert "star, ends at 3.900, the learned one at 4.000: the learned mask is worse" in words
+    assert "Training without mask ends at 4.200" in words and "is better (+0.200" in words
+
+
+def test_a_model_that_uses_context_is_told_from_one_that_does_not(
+    finished: Path, text: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    data = prepare(Path(text).read_text(encoding="utf-8"), tokenizer, 16)
+    labels = data.validation.batch(range(len(data.validation)))["labels"]
+    tokens = data.train.blocks[:, 1:-1].flatten().tolist()
+    guess = [math.log((tokens.count(t) + 1) / (len(tokens) + len(tokenizer))) for t in range(300)]
+    expected = -sum(guess[t] for t in labels[labels >= 0].tolist()) / int((labels >= 0).sum())
+    assert training.frequency_loss(data) == pytest.approx(expected, rel=1e-3)
