@@ -94,10 +94,8 @@ def backward(
     }
     heads_per_item = arguments["heads_per_item"]
     part_dq = _scratch(program.queries.num_slots, spaces, head_dim, lse)
-    run_tiles(
-        "dq", program.queries, spaces,
-        arguments | {"dq_ptr": dq, "part_dq_ptr": part_dq},
-    )  # fmt: skip
+    outputs = {"dq_ptr": dq, "part_dq_ptr": part_dq}
+    run_tiles("dq", program.queries, spaces, arguments | outputs)
     run_merge(program.queries, spaces, heads_per_item, part_dq, dq)
     part_dk, part_dv = (_scratch(program.keys.num_slots, spaces, head_dim, lse) for _ in range(2))
     outputs = {"dk_ptr": dk, "dv_ptr": dv, "part_dk_ptr": part_dk, "part_dv_ptr": part_dv}

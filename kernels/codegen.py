@@ -255,20 +255,27 @@ def _is_tensor_core(opcode: str) -> bool:
 
 
 def _loops(lines: list[_Instruction], spec: Specialisation) -> list[Loop]:
-    """Innermost loops that compute exponentials; their order is the source's."""
+    """Innermost loops that compute every score's exponential; their order is the source's."""
+    if spec.kernel in ("delta", "merge"):
+        return []
+    entries = spec.launch.block_m * spec.launch.block_n
+    per_thread = entries // (spec.launch.num_warps * TARGETS[spec.arch].warp_size)
+    count, exponentials = 0, [0]  # among the instructions before each
+    for opcode, _ in lines:
+        count += opcode.startswith(("MUFU.EX2", "v_exp_f32"))
+        exponentials.append(count)
     spans = [
         (target, end)
         for end, (_, target) in enumerate(lines)
         if target is not None
         and target <= end
-        and any(op.startswith(("MUFU.EX2", "v_exp_f32")) for op, _ in lines[target:end])
+        and exponentials[end] - exponentials[target] >= max(1, per_thread)
     ]
-    # The shortest, for a seldom taken detour stands behind the loop and jumps back into it.
+    # The shortest: a seldom taken detour stands far behind its loop and jumps back into it.
     inner: list[tuple[int, int]] = []
     for span in sorted(spans, key=lambda span: span[1] - span[0]):
         if all(span[1] < first or last < span[0] for first, last in inner):
             inner.append(span)
-    entries = spec.launch.block_m * spec.launch.block_n
     loops = []
     for first, last in sorted(inner):
         body = [opcode for opcode, _ in lines[first : last + 1]]

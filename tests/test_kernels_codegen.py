@@ -73,7 +73,7 @@ def test_tile_kernels_use_tensor_cores_and_pipelined_loads(rows):
         if row["kernel"] in ("delta", "merge"):
             continue
         assert row["tensor_core"] > 0 or row["precision"] == "ieee", row
-        if row["arch"].startswith("sm"):
+        if row["arch"].startswith("sm") and row["num_stages"] > 1:
             assert row["async_copies"] > 0, row
         assert len(per_1000(row)) == 2, row
 
