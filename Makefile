@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-quick kernels-report gpu clean distclean
+.PHONY: help demo learn test check format bench bench-quick kernels-report gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -25,6 +25,9 @@ help:  ## list the targets
 
 demo: $(INSTALLED) $(ENCODER)  ## run a real encoder on sparse masks, check it, time it -> out/demo/
 	$(BIN)/python -m sparsebert demo
+
+learn: $(INSTALLED)  ## learn a mask on Python's own text, compare it, report -> out/learn/
+	$(BIN)/python -m sparsebert learn
 
 test: $(INSTALLED) $(ENCODER)  ## run the tests, JOBS=2 at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)

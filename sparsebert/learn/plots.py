@@ -46,6 +46,7 @@ def draw_importance(history: History, path: Path, goal: float | None = None) -> 
     left.set_title("Mean probability of being kept", fontsize=10)
     left.set_yscale("log")  # what matters when nearly all is dropped are ratios
     left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:.1g}")
     left.legend(fontsize=8, frameon=False)
     right.plot(steps, [row["mask_sparsity"] for row in history], color=COLOURS[0])
     if goal is not None:
@@ -112,7 +113,7 @@ def draw_probabilities(
 
 
 def draw_losses(
-    curves: Mapping[str, History], path: Path, begins: Mapping[str, int], smooth: int = 5
+    curves: Mapping[str, History], path: Path, begins: Mapping[str, int], smooth: int = 10
 ) -> None:
     """Training loss over the steps.
 
@@ -172,4 +173,4 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _plain(axis: Any, label: str) -> None:
     axis.set_xlabel(label, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
