@@ -289,7 +289,8 @@ def run_seed(setup: Setup, seed: int) -> None:
 
 
 COLUMNS = (
-    "seed", "contender", "step", "loss", "soft_loss", "hard_loss", "budget_loss", "sparsity", "executed",
+    "seed", "contender", "step", "loss", "soft_loss", "hard_loss", "budget_loss",
+    "sparsity", "executed",
     *(f"{kind}{group}" for kind in ("p_", "kept_", "") for group in GROUPS),
     *(field.name for field in dataclasses.fields(Setup) if field.name != "sparsity"),
     "seconds", "processor", "threads", "torch", "sparsebert", "commit", "tree", "date",
@@ -457,8 +458,8 @@ def report() -> None:
         "",
         *search_table(rows),
         "",
-        "Losses after the search with the soft and the hard mask, and after the rest of one budget",
-        "with the hard mask. Kept: share of the positions in each group that the hard mask keeps.",
+        "Losses after the search with the soft and with the hard mask, and after the rest of one",
+        "budget with the hard mask. Kept: share of each group's positions that the mask keeps.",
         "",
         "![Loss above dense](learned_masks_loss.png)",
         "",
