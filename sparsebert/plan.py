@@ -59,7 +59,8 @@ class AttentionPlan:
         report: PlanReport,
     ) -> AttentionPlan:
         """A plan on the CPU, ready for its first call."""
-        programs = {"auto": build_program(mask, head_map, dense_heads, tiles).flatten()}
+        with torch.inference_mode(False):  # or a later training could not use the tensors
+            programs = {"auto": build_program(mask, head_map, dense_heads, tiles).flatten()}
         return cls(mask, head_map, dense_heads, tiles, target, objective, report, programs)
 
     @property
@@ -99,13 +100,15 @@ class AttentionPlan:
         """The same plan with its tensors on `device`."""
         if torch.empty(0, device=device).device == self.device:  # "cuda" is its current one
             return self
-        programs = {name: program.to(device) for name, program in self.programs.items()}
+        with torch.inference_mode(False):
+            programs = {name: program.to(device) for name, program in self.programs.items()}
         return dataclasses.replace(self, programs=programs)
 
     def program_for(self, backend: str) -> FlatProgram:
         """What runs for backend "auto", "torch" (tiles only), "dense" or "triton" (kernels)."""
         if backend not in self.programs:
-            self.programs[backend] = self._build_program(backend).to(self.device)
+            with torch.inference_mode(False):
+                self.programs[backend] = self._build_program(backend).to(self.device)
         return self.programs[backend]
 
     def _build_program(self, backend: str) -> FlatProgram:

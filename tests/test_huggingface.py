@@ -86,6 +86,19 @@ def test_backend_is_used(backend: str) -> None:
     check_against_judge(sb.sparsify(model, masks, backend=backend), judge, *inputs("bert"))
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+def test_training_after_inference_mode(backend: str) -> None:
+    """Plans that are made during an evaluation serve the training after it."""
+    model = build("bert")
+    sb.sparsify(model, random_masks(model), backend=backend)
+    arguments, _ = inputs("bert")
+    with torch.inference_mode():
+        expected = model(**arguments).loss.item()
+    loss = model(**arguments).loss
+    loss.backward()
+    assert loss.item() == expected
+
+
 def test_modernbert_windows_are_compiled_into_the_plans() -> None:
     """Local layers must not fall to the dense route (agreement is tested above)."""
     model = build("modernbert")

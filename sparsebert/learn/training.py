@@ -98,7 +98,7 @@ def block_losses(model: Any, blocks: MaskedBlocks, batch_size: int = 16) -> torc
     """
     device = next(model.parameters()).device
     losses = []
-    with torch.no_grad():  # not inference_mode: a plan made in it could not be trained with
+    with torch.inference_mode():
         for start in range(0, len(blocks), batch_size):
             batch = blocks.batch(range(start, min(start + batch_size, len(blocks))))
             labels = batch["labels"].to(device)
