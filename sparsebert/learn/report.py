@@ -44,6 +44,7 @@ def comparison(
     masks: Mapping[str, AttentionMask],
     tuned: Mapping[str, Tuned],
     times: Mapping[str, Mapping[str, float]],
+    calls: speed.Calls,
 ) -> list[dict[str, Any]]:
     """One row for each mask, and one for none, best loss first."""
     learned = tuned[LEARNED].after
@@ -68,13 +69,13 @@ def comparison(
         }
         if name in masks:
             mask = masks[name]
-            here = speed.predicted(mask)
+            here = speed.predicted(mask, calls)
             row |= {
                 "parameters": _parameters(mask),
                 "sparsity": mask.sparsity,
                 "executed": here["executed"],
                 "predicted": here["speedup"],
-                f"predicted_{speed.GPU}": speed.predicted(mask, speed.GPU)["speedup"],
+                f"predicted_{speed.GPU}": speed.predicted(mask, calls, speed.GPU)["speedup"],
                 **times[name],
             }
         rows.append(row)

@@ -51,8 +51,9 @@ def run(settings: Settings, folder: Path) -> Path:
     for name, mask in masks.items():
         tuned[name] = phases.tune(name, mask, data)
 
-    times = speed.measured(masks, settings.batch_size, heads, head_dim, _REPEATS)
-    rows = report.comparison(masks, tuned, times)
+    calls = speed.Calls(settings.batch_size, heads, head_dim)
+    times = speed.measured(masks, calls, _REPEATS)
+    rows = report.comparison(masks, tuned, times, calls)
     histories = {
         "dense": dense_history,
         "search": search.history,

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebert.cli.demo.timing import Calls, interleaved
+from sparsebert.cli.demo.timing import Calls as Timed
+from sparsebert.cli.demo.timing import interleaved
 from sparsebert.compiler import compile_plan
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
+from sparsebert.plan import AttentionPlan
 
 GPU = "sm90"
 """A GPU to predict for, wherever the run takes place."""
 
 
-def predicted(mask: AttentionMask, target: str | None = None) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """The calls of attention that matter: batch, heads and head size."""
+
+    batch: int
+    heads: int
+    head_dim: int
+
+    def compile(self, mask: AttentionMask, target: str | None = None) -> AttentionPlan:
+        """The plan of a mask of one layer for such calls."""
+        copies = self.batch * self.heads
+        return compile_plan(mask, target=target, head_dim=self.head_dim, copies=copies)
+
+
+def predicted(mask: AttentionMask, calls: Calls, target: str | None = None) -> dict[str, float]:
     """Executed fraction and forward speed-up over dense of all layers, by the cost model."""
-    reports = [
-        compile_plan(mask.layer(i), target=target).explain() for i in range(mask.num_layers)
-    ]
+    reports = [calls.compile(mask.layer(i), target).explain() for i in range(mask.num_layers)]
     return {
         "executed": statistics.fmean(report.executed_fraction for report in reports),
         # Dense, every layer takes the same time.
@@ -30,7 +45,7 @@ def predicted(mask: AttentionMask, target: str | None = None) -> dict[str, float
 
 
 def measured(
-    masks: Mapping[str, AttentionMask], batch: int, heads: int, head_dim: int, repeats: int
+    masks: Mapping[str, AttentionMask], calls: Calls, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Forward times of attention alone, in ms: medians of interleaved runs.
 
@@ -39,7 +54,8 @@ def measured(
     """
     length = next(iter(masks.values())).q_len
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    q, k, v = torch.randn(3, batch, heads, length, head_dim, device=device)
+    shape = (calls.batch, calls.heads, length, calls.head_dim)
+    q, k, v = torch.randn(3, *shape, device=device)
 
     def call(run: Callable[[], object]) -> Callable[[], object]:
         def finished() -> None:
@@ -50,18 +66,18 @@ def measured(
         return finished
 
     def sparse(mask: AttentionMask) -> Callable[[], object]:
-        plan = compile_plan(mask).to(device)
+        plan = calls.compile(mask).to(device)
         return lambda: sparse_attention(q, k, v, plan)
 
     def masked(mask: AttentionMask) -> Callable[[], object]:
         allowed = mask.dense().to(device)  # [1, H or 1, N, N]
         return lambda: scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
-    calls: Calls = {"dense": call(lambda: scaled_dot_product_attention(q, k, v))}
+    timed: Timed = {"dense": call(lambda: scaled_dot_product_attention(q, k, v))}
     for name, mask in masks.items():
-        calls[f"sparse {name}"] = call(sparse(mask.layer(0)))
-        calls[f"masked {name}"] = call(masked(mask.layer(0)))
-    spent = {name: statistics.median(times) for name, times in interleaved(calls, repeats).items()}
+        timed[f"sparse {name}"] = call(sparse(mask.layer(0)))
+        timed[f"masked {name}"] = call(masked(mask.layer(0)))
+    spent = {name: statistics.median(times) for name, times in interleaved(timed, repeats).items()}
     return {
         name: {
             "sparse_ms": spent[f"sparse {name}"],
