@@ -2,7 +2,7 @@
 
     python -m benchmarks.end_to_end             # this machine; about five minutes on 2 CPU cores
     python -m benchmarks.end_to_end --quick     # one model and length, under 40 seconds
-    python -m benchmarks.end_to_end --models ViT-B/16 --out DIR   # a part, for a limited machine
+    python -m benchmarks.end_to_end --models ViT-B/16 --lengths 577   # a part; other rows are kept
 
 BERT-base-, ModernBERT- and ViT-B-sized models with random weights: fp32 and two layers on a CPU
 (labelled), bf16 and full depth on a CUDA device. For each length, in turn in one process: the
@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 import sparsebert as sb
 from benchmarks import end_to_end_models as models
-from benchmarks.end_to_end_report import COLUMNS, write_report
+from benchmarks.end_to_end_report import COLUMNS, read, write_report
 from benchmarks.measure import RESULTS, provenance, quantiles, side_by_side
 from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
 
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument("--layers", type=int, help="layers (default: 2 on a CPU, else all)")
-    parser.add_argument("--tokens", type=int, help="tokens a batch (default: 1024; CUDA: 16384)")
+    parser.add_argument("--tokens", type=int, help="tokens a batch (default: 512; CUDA: 16384)")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
     chosen = parser.parse_args(arguments)
     device = torch.device(chosen.device)
@@ -81,10 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"end_to_end_{device.type}.csv"
-    rows = []
+    measured = {(family.name, str(length)) for family, length in cases}
+    rows: list[dict[str, Any]] = [
+        dict(row)
+        for row in (read(path) if path.exists() and not chosen.quick else [])
+        if (row["model"], row["N"]) not in measured
+    ]
     for family, length in tqdm(cases, unit="case"):
         layers = chosen.layers or (family.cpu_layers if device.type == "cpu" else family.layers)
-        tokens = chosen.tokens or (1024 if device.type == "cpu" else 16384)
+        tokens = chosen.tokens or (512 if device.type == "cpu" else 16384)
         case = Case(family, layers, length, max(1, tokens // length), device, chosen.quick)
         rows += [{**row, **provenance()} for row in case.measure()]
         write_csv(rows, path)  # after each case: an interrupted run keeps what it has
@@ -92,8 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def write_csv(rows: list[dict[str, object]], path: Path) -> None:
-    """All rows of one run."""
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """All rows."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *provenance()], restval="", lineterminator="\n")
         writer.writeheader()
@@ -180,7 +185,7 @@ class Case:
                     with torch.no_grad():
                         model(**models.inputs(model, self.batch, self.length, self.device))
                     runs[name] = model
-                except (ValueError, RuntimeError) as error:
+                except (ValueError, TypeError, RuntimeError) as error:
                     skipped[name] = str(error).splitlines()[0]
         return runs, masks, skipped
 
@@ -206,8 +211,7 @@ class Case:
         return finished
 
     def _side_by_side(self, calls: dict[str, Call]) -> dict[str, list[float]]:
-        seconds, least = (0.5, 3) if self.quick else (2.0, 5)
-        return side_by_side(calls, seconds=seconds, least=least)
+        return side_by_side(calls, seconds=0.5 if self.quick else 2.0, least=3)
 
     def _predicted(
         self, shape: ModelShape, mask: sb.AttentionMask, rates: Rates | None, training: bool
@@ -254,8 +258,8 @@ def _step(model: nn.Module, batch: dict[str, Any], training: bool) -> Call:
             model(**batch)
 
     def train() -> None:
-        model.zero_grad(set_to_none=True)
         model(**batch).last_hidden_state.float().pow(2).mean().backward()
+        model.zero_grad(set_to_none=True)  # so that each step begins without gradients
 
     return train if training else infer
 

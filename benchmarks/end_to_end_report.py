@@ -82,15 +82,18 @@ def write_report(folder: Path) -> Path:
 
 
 def _section(rows: Sequence[Row]) -> list[str]:
-    first = rows[0]
-    layers = ", ".join(
-        f"{model} {n} layers"
-        for model, n in dict.fromkeys((row["model"], row["layers"]) for row in rows)
-    )
+    runs: dict[str, dict[str, str]] = {}  # rows may be of several runs
+    for row in rows:
+        run = (
+            f"{row['processor']}, {row['threads']} threads, {row['dtype']}, torch {row['torch']}, "
+            f"commit {row['commit']} ({row['tree']}), {row['date']}"
+        )
+        runs.setdefault(run, {})[row["model"]] = row["layers"]
     lines = [
-        f"{first['processor']}, {first['threads']} threads, {first['dtype']}, torch "
-        f"{first['torch']}, commit {first['commit']} ({first['tree']}), {first['date']}. "
-        f"{layers}.",
+        f"{run}: " + ", ".join(f"{model} with {n} layers" for model, n in models.items()) + "."
+        for run, models in runs.items()
+    ]
+    lines += [
         "",
         *_outcome(rows),
         "",

@@ -14,7 +14,8 @@ from sparsebert.cli import main, mask_commands, plots, verification
 from sparsebert.masks import AttentionMask
 
 COMMANDS = [
-    "demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify", "estimate"
+    "demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify", "estimate",
+    "learn",
 ]  # fmt: skip
 Output = pytest.CaptureFixture[str]
 

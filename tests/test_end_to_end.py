@@ -62,7 +62,7 @@ def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixt
     assert float(sparse["predicted_speedup"]) > 0.0 and float(sparse["peak_mb"]) > 0.0
 
     before = (tmp_path / "end_to_end.md").read_text()
-    for expected in ("BERT-base 1 layers", "needs longer sequences", "### Training",
+    for expected in ("BERT-base with 1 layers", "needs longer sequences", "### Training",
                      "Of 8 sparse cases 0", "Not measured yet"):  # fmt: skip
         assert expected in before
     assert (tmp_path / "end_to_end_cpu.png").read_bytes().startswith(b"\x89PNG")
@@ -70,11 +70,14 @@ def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "end_to_end.md").read_text() == before
 
 
-def test_only_some_lengths(small: None, tmp_path: Path) -> None:
+def test_only_some_lengths_and_the_other_rows_are_kept(small: None, tmp_path: Path) -> None:
     common = ["--device", "cpu", "--tokens", "64", "--out", str(tmp_path), "--lengths"]
-    assert end_to_end.main([*common, "64"]) == 0
-    with (tmp_path / "end_to_end_cpu.csv").open(newline="") as file:
-        assert {row["N"] for row in csv.DictReader(file)} == {"64"}
+    for length, expected in (("64", {"64"}), ("48", {"48", "64"}), ("64", {"48", "64"})):
+        assert end_to_end.main([*common, length]) == 0
+        with (tmp_path / "end_to_end_cpu.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["N"] for row in rows} == expected
+        assert len(rows) == 10 * len(expected)
     with pytest.raises(SystemExit):
         end_to_end.main([*common, "65"])
 
