@@ -76,6 +76,7 @@ DAMS: dict[str, dict[str, Any]] = {
     "DAM_u": {},
     "DAM_s": {"structure": "toeplitz"},
     "DAM_u, executed area": {"penalty": "executed_area"},
+    "DAM_s, executed area": {"structure": "toeplitz", "penalty": "executed_area"},
 }
 
 

@@ -30,6 +30,15 @@ def test_weight_and_temperature_over_the_steps() -> None:
     assert search.penalty().item() == 0.0
 
 
+def test_executed_area_has_l1_beside_it() -> None:
+    """So that positions in columns that are paid for anyway do not stay for nothing."""
+    search = make(weight=2.0, sparsity=None, warmup=0.0, penalty="executed_area", tile_rows=4)
+    search.begin_step(0)
+    p = search.dam.probabilities()
+    area = (1 - (1 - p).unflatten(2, (4, 4)).prod(3)).mean()
+    torch.testing.assert_close(search.penalty(), 2 * (area + p.mean()), rtol=1e-5, atol=0)
+
+
 def test_goal_before_the_end() -> None:
     """The sparsity that is asked for rises until `settle` begins, and stays."""
     search = make(warmup=0.0, settle=0.5)

@@ -45,6 +45,9 @@ class MaskSearch:
             0.1). The penalty is a mean over all scores, so this is the paper's lambda times
             L * H * N * N.
         penalty: "expected_l1", "l1" or "executed_area", see `DifferentiableAttentionMask.penalty`.
+            To the executed area the expected L1 is added, at the same weight: a position in a
+            column that its tile gathers anyway costs nothing there, so it would stay whether it
+            is of use or not, and outrank others when the mask is binarized.
         tile_rows: for "executed_area".
         temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
             paper.
@@ -125,9 +128,10 @@ class MaskSearch:
         """What to add to the task's loss, a scalar."""
         if self.weight == 0.0:
             return self.dam.alpha.new_zeros(())
-        return self.weight * self.dam.penalty(
-            self.kind, tile_rows=self.tile_rows, reduction="mean"
-        )
+        cost = self.dam.penalty(self.kind, tile_rows=self.tile_rows, reduction="mean")
+        if self.kind == "executed_area":
+            cost = cost + self.dam.penalty("expected_l1", reduction="mean")
+        return self.weight * cost
 
     def parameter_groups(
         self,
