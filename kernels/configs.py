@@ -50,9 +50,17 @@ _HALF: dict[tuple[str, int], LaunchConfig] = {
     ("dkdv", 128): LaunchConfig(128, 64, 8, 2),
 }
 
-# What differs on GPUs whose tensor cores take operands from registers (mma.sync).
+# What differs on GPUs whose tensor cores take operands from registers (mma.sync): with D <= 64, by
+# kernel and tile height, and with D = 128, by kernel, tile height and dropout.
 _HALF_MMA_SYNC: dict[tuple[str, int], LaunchConfig] = {
     ("dkdv", 64): LaunchConfig(64, 32, 4, 2),
+}
+_WIDE_MMA_SYNC: dict[tuple[str, int, bool], LaunchConfig] = {
+    ("forward", 16, True): LaunchConfig(16, 32, 4, 2),
+    ("forward", 64, False): LaunchConfig(64, 32, 4, 2),
+    ("forward", 128, False): LaunchConfig(128, 32, 8, 2),
+    ("dkdv", 64, False): LaunchConfig(32, 32, 4, 2),
+    ("dkdv", 128, False): LaunchConfig(32, 32, 4, 2),
 }
 _MMA_SYNC = ("sm80", "sm86", "sm87", "sm89", "sm120", "sm121")
 
@@ -102,15 +110,19 @@ def launch_config(
     if itemsize == 4:
         config = _SINGLE[kernel, max(width, 32)]
         config = dataclasses.replace(config, block_m=min(height, config.block_m))
-        if kernel == "dkdv" and has_dropout and width <= 64:  # spills a little with two stages
+        # With two stages these spill a little.
+        gradients = kernel == "dkdv" and width <= 64
+        if has_dropout and (gradients or (kernel == "dq" and width == 128 and arch in _MMA_SYNC)):
             config = dataclasses.replace(config, num_stages=1)
     else:
         config = _HALF[kernel, height]
         if arch in _MMA_SYNC:
             config = _HALF_MMA_SYNC.get((kernel, height), config)
         config = _half_config(config, kernel, height, width, has_dropout)
+        if arch in _MMA_SYNC and width == 128:
+            config = _WIDE_MMA_SYNC.get((kernel, height, has_dropout), config)
     if arch.startswith("gfx"):
-        return _for_cdna(config, kernel)
+        return _for_cdna(config, kernel, width, has_dropout)
     return config
 
 
@@ -137,10 +149,19 @@ def _half_config(
     return dataclasses.replace(config, block_n=block_n, num_warps=num_warps)
 
 
-def _for_cdna(config: LaunchConfig, kernel: str) -> LaunchConfig:
-    """CDNA3 holds the second stage in registers, and spills; so do the tallest gradients."""
-    if kernel == "dkdv" and config.block_m > 64:
+def _for_cdna(config: LaunchConfig, kernel: str, width: int, has_dropout: bool) -> LaunchConfig:
+    """CDNA3 holds the second stage in registers, and spills; so do the tallest gradients.
+
+    Eight warps leave a thread half of the registers, so wide heads get four. One configuration
+    still spills 168 bytes: dQ of fp32 with D = 256 and dropout.
+    """
+    tall = config.block_m > 64
+    if tall and (kernel == "dkdv" or (kernel == "dq" and width == 128 and has_dropout)):
         config = dataclasses.replace(config, block_m=64, num_warps=4)
+    if kernel == "dkdv" and width > 128:
+        config = dataclasses.replace(config, block_m=16)
+    if config.block_m <= 32:
+        config = dataclasses.replace(config, num_warps=min(config.num_warps, 4))
     return dataclasses.replace(config, num_stages=1)
 
 
