@@ -2,7 +2,7 @@
 
 >>> from sparsebert.learn.handmade import pattern_at_sparsity
 >>> pattern_at_sparsity("longformer", 128, 0.9)
-<AttentionMask longformer: 1 layer, 1 head, 128 x 128, density 8.89%>
+<AttentionMask longformer: 1 layer, 1 head, 128 x 128, density 9.90%>
 """
 
 from __future__ import annotations
