@@ -3,7 +3,8 @@
 Nothing here was timed. The numbers were chosen from the compilers' own output: a configuration
 spills no registers, fits into shared memory, and takes few instructions per score
 (`python -m benchmarks.kernels_report`, benchmarks/results/kernels_survey.csv). By these counts
-NVIDIA architectures want nearly the same, from Ampere to Blackwell; CDNA3 differs. Whoever has a
+NVIDIA architectures want nearly the same, from Ampere to Blackwell; CDNA3 differs. Ada and small
+Blackwells (sm_120) take Ampere's rows, a few of which spill up to 72 bytes there. Whoever has a
 GPU runs `python -m benchmarks.tune_kernels` and puts the rows that it prints into `MEASURED`,
 which goes before the rest.
 """
