@@ -1,12 +1,21 @@
-"""Settings shared by all tests: one thread per process, fixed seeds, no network."""
+"""Settings shared by all tests: one thread per process, fixed seeds, no network.
+
+Hypothesis draws the same examples each time, so that a commit is either green or not. Look for new
+ones with `make test PYTEST_ARGS=--hypothesis-profile=search`.
+"""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 if not torch.cuda.is_available():
     # Without a GPU the kernels run in Triton's interpreter. Triton reads this when a kernel is

@@ -103,13 +103,13 @@ def masks(draw: st.DrawFn) -> AttentionMask:
     return AttentionMask.from_dense(mask)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks(), st.sampled_from(["area", "time"]), st.sampled_from(["cpu", "sm90"]))
 def test_any_mask_is_covered_exactly(mask: AttentionMask, objective: str, target: str) -> None:
     check_plan(compile_plan(mask, objective=objective, target=target), mask)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(masks(), st.data())
 def test_cropped_plans_are_exact(mask: AttentionMask, data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, mask.q_len))

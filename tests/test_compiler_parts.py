@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsebert import patterns
@@ -70,7 +70,6 @@ def test_column_range() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(dense_masks(), st.sampled_from([16, 64, 128]), st.integers(2, 40), st.integers(1, 8))
 def test_orders_hold_every_row_once(mask: np.ndarray, size: int, stride: int, strip: int) -> None:
     words = bits.to_words(pack(mask))
@@ -128,7 +127,6 @@ def test_the_distance_profile() -> None:
     np.testing.assert_allclose(profile, wanted)
 
 
-@settings(deadline=None)
 @given(dense_masks(), st.sampled_from([0.25, 0.5]), st.sampled_from([16, 64]))
 def test_peeling_and_giving_back_split_a_mask(mask: np.ndarray, share: float, height: int) -> None:
     words = bits.to_words(pack(mask))
@@ -148,7 +146,6 @@ def test_peeling_and_giving_back_split_a_mask(mask: np.ndarray, share: float, he
     assert (back[whole_rows] == part[whole_rows]).all()
 
 
-@settings(deadline=None)
 @given(dense_masks())
 def test_cutting_is_no_worse_than_any_one_height(mask: np.ndarray) -> None:
     words = bits.to_words(pack(mask))
@@ -164,7 +161,6 @@ def test_cutting_is_no_worse_than_any_one_height(mask: np.ndarray) -> None:
         assert mixed.cost <= cut(words, order, AREA.tile, (height,)).cost
 
 
-@settings(deadline=None)
 @given(dense_masks(), st.sampled_from([16, 48, 100]))
 def test_splitting_wide_tiles_keeps_every_entry(mask: np.ndarray, limit: int) -> None:
     words = bits.to_words(pack(mask))

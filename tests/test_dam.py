@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sparsebert as sb
@@ -236,6 +236,7 @@ def test_binarize_by_sparsity(scope: str, sparsity: float) -> None:
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
+@example(sparsity=1e-8, diagonal=False, token=(), scope="head")
 @given(
     sparsity=st.floats(0.0, 0.7),
     diagonal=st.booleans(),

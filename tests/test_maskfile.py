@@ -50,7 +50,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.bool_, hnp.array_shapes(min_dims=4, max_dims=4, max_side=10)),
     st.dictionaries(st.text(), json_values, max_size=4),

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 import sparsebert.flex
 from sparsebert.masks import AttentionMask
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def random_mask(*shape: int, p: float = 0.4, seed: int = 0) -> torch.Tensor:

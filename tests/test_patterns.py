@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sparsebert import patterns
 from sparsebert.masks import AttentionMask
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 SEQUENCE = [name for name in patterns.PATTERNS if name != "neighborhood_2d"]
 DRAWN = ("bigbird", "random")
 PLAIN = [name for name in SEQUENCE if name not in DRAWN]
@@ -177,7 +177,7 @@ def test_random_rows_have_the_stated_number_of_keys():
         assert (mask.dense().sum(-1) == keep).all(), (n, density)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 40), st.integers(0, 6), st.integers(0, 4), st.integers(0, 6), st.integers(0))
 @example(n=12, window=5, num_global=0, num_random=6, seed=0)  # rows run out of keys in turn
 def test_bigbird_adds_exactly_what_is_left_to_draw(n, window, num_global, num_random, seed):

@@ -109,8 +109,9 @@ def _most_probable(
     and rows' likeliest positions are single positions.
     """
     count, parameters = heads.shape
-    # Rounding errors in (1 - 0.9) * N * N must not cost a position.
-    budget = int(np.floor((1.0 - sparsity) * index.size * count + 1e-6))
+    # Rounding errors in (1 - 0.9) * N * N must not cost a position; nothing else adds one.
+    rounding = 4.0 * float(np.finfo(float).eps)
+    budget = int(np.floor((1.0 - sparsity + rounding) * index.size * count))
     kept = must.copy()
     used = int(kept.sum())
     if used > budget:
