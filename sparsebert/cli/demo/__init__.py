@@ -106,8 +106,8 @@ def _agreement(report: Report, encoder: Encoder, masks: dict[str, AttentionMask]
         f"Each pattern of {MAX_LENGTH} tokens is swapped in by sparsify, without any training, "
         f"and reads a text of {MAX_LENGTH} tokens, and one of 128 beside a padded one of 96. The "
         "reference is the same model with eager attention and a 4-D mask, in fp64. Budget: twice "
-        "the error of the same in fp32, plus one rounding step. The cosine is to the embeddings "
-        "of the dense model."
+        "the larger error of eager attention and SDPA in fp32, plus one rounding step. The cosine "
+        "is to the embeddings of the dense model."
     )
     columns = [
         Column("pattern", "pattern"),
