@@ -218,11 +218,10 @@ def test_hopeless_masks_fall_back_and_say_so(target: str) -> None:
 
 
 def test_fallback_is_decided_for_each_head() -> None:
-    mask = AttentionMask.stack_heads(
-        [patterns.sliding_window(1024, 4), patterns.dense(1024), patterns.random(1024, 0.2)]
-    )
-    plan = compile_plan(mask, target="cpu")
-    assert plan.dense_heads.tolist() == [False, True, True]
+    windows = [patterns.sliding_window(1024, 4 + head) for head in range(4)]
+    others = [patterns.dense(1024), patterns.random(1024, 0.2)]
+    plan = compile_plan(AttentionMask.stack_heads([*windows, *others]), target="cpu")
+    assert plan.dense_heads.tolist() == [False] * 4 + [True] * 2
 
 
 def test_compiling_is_deterministic() -> None:

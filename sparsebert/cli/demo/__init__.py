@@ -106,7 +106,8 @@ def _agreement(report: Report, encoder: Encoder, masks: dict[str, AttentionMask]
         f"Each pattern of {MAX_LENGTH} tokens is swapped in by sparsify, without any training, "
         f"and reads a text of {MAX_LENGTH} tokens, and one of 128 beside a padded one of 96. The "
         "reference is the same model with eager attention and a 4-D mask, in fp64. Budget: twice "
-        "the larger error of eager attention and SDPA in fp32, plus one rounding step. The cosine "
+        "the larger error of eager attention and SDPA in fp32, plus one rounding step. Errors are "
+        "root mean squares over all real tokens. The cosine "
         "is to the embeddings of the dense model."
     )
     columns = [
@@ -114,7 +115,7 @@ def _agreement(report: Report, encoder: Encoder, masks: dict[str, AttentionMask]
         Column("diagonal", "diagonal"),
         Column("density", "allowed", _percent),
         Column("executed", "computed", _percent),
-        Column("error", "max error", _scientific),
+        Column("error", "rms error", _scientific),
         Column("budget", "budget", _scientific),
         Column("verdict", "verdict"),
         Column("similarity", "cosine", "{:.3f}".format),
