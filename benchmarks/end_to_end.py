@@ -40,7 +40,7 @@ from tqdm import tqdm
 import sparsebert as sb
 from benchmarks import end_to_end_models as models
 from benchmarks.end_to_end_report import COLUMNS, read, write_report
-from benchmarks.measure import RESULTS, provenance, quantiles, side_by_side
+from benchmarks.measure import RESULTS, keep_memory, provenance, quantiles, side_by_side
 from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
 
 SDPA = "sdpa"
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
     chosen = parser.parse_args(arguments)
     device = torch.device(chosen.device)
+    keep_memory()
     torch.manual_seed(0)
     families = [family for family in models.FAMILIES if family.name in chosen.models]
     cases = [

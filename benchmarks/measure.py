@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import datetime
 import platform
 import statistics
@@ -48,24 +49,40 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_MOST_FROM_HEAP = 32 * 2**20  # what glibc allows
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the system after a call.
+
+    Else the next call faults its pages in again, or does not, as the heap happens to lie: on a CPU
+    that made equal calls differ by a third. Does nothing under another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _MOST_FROM_HEAP)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def side_by_side(
     calls: dict[str, Callable[[], object]], *, seconds: float, least: int = 5
 ) -> dict[str, list[float]]:
     """Time several calls in turn, so that a drifting machine hits all alike.
 
-    Each is called once to warm up, then in rounds until `seconds` have passed and at least
-    `least` rounds are done; each round begins with another of them (A B C, B C A, ...), as what
-    ran before leaves its traces in the caches. Returns the times of each in milliseconds, round
-    by round.
+    Rounds go on until `seconds` have passed and at least `least` are done; each begins with
+    another of them (A B C, B C A, ...). In its turn each is called twice and the second call is
+    timed: what ran before it leaves its traces in caches and in the memory allocator, which cost
+    up to 1.6 times the time after plain torch operations with their large matrices. Returns the
+    times of each in milliseconds, round by round.
     """
-    for call in calls.values():
-        call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     order = collections.deque(calls.items())
     rounds = 0
     while rounds < least or time.perf_counter() - start < seconds:
         for name, call in order:
+            call()
             before = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - before) * 1e3)

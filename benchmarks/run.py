@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import attention, compare, report, results, roofs
 from benchmarks.cases import DEVICES, Case, group_names, select
 from benchmarks.gate import WRONG
-from benchmarks.measure import RESULTS, ROOT, provenance
+from benchmarks.measure import RESULTS, ROOT, keep_memory, provenance
 from benchmarks.rivals import OURS
 
 SECONDS = {("cpu", "full"): 1.0, ("cpu", "quick"): 0.3}
@@ -98,6 +98,7 @@ def run(
     )
     if not left:
         return _report_wrong(store.rows(cases))
+    keep_memory()
     start = time.monotonic()
     finished = 0
     shape: tuple[object, ...] = ()
