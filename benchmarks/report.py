@@ -324,12 +324,12 @@ Made by `make bench` from the rows in `attention_cpu/` and `attention_cuda/`; se
 [CONTRIBUTING.md](../../CONTRIBUTING.md).
 
 Every result was first checked against the fp64 reference, forward and, in training, backward.
-Contenders take turns in one process, on inputs that rotate through more memory than the last cache
-holds, or 64 sets of them. On a CPU each is called twice in its turn and the second call timed, and
-the C library keeps freed memory. Milliseconds are medians. A ratio is a rival's time over ours, the median over the rounds:
-above 1 we win, below 1 we lose. *executed* is the share of the N x N scores that the plan
-computes; 1 means that it chose dense attention. Compiling the plan, once for a mask, is not part
-of the times; it stands beside them.
+Contenders take turns in one process, on inputs that rotate through more memory than the last
+cache holds, or 64 sets of them. On a CPU each is called twice in its turn and the second call
+timed, and the C library keeps freed memory. Milliseconds are medians. A ratio is a rival's time
+over ours, the median over the rounds: above 1 we win, below 1 we lose. *executed* is the share of
+the N x N scores that the plan computes; 1 means that it chose dense attention. Compiling the plan,
+once for a mask, is not part of the times; it stands beside them.
 
 """
 
