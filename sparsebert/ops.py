@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from sparsebert import dropout
-from sparsebert.executor import attention
-from sparsebert.executor.program import TRITON, from_tensors
+from sparsebert.executor import attention, plain
+from sparsebert.executor.call import can_look_at
+from sparsebert.executor.program import TRITON, FlatProgram, from_tensors
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 
@@ -79,11 +80,9 @@ def sparse_attention(
     q, k, v = _autocast(q, k, v)
     program = plan.program_for(backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    extras = key_mask is not None or dropout_p > 0.0 or return_lse
-    if program.is_plain and not extras and q.dtype != torch.float64:
-        # The same kernel without our op around it, which takes longer than short sequences do.
-        # Not in fp64, the precision of derivative checks: SDPA has no second derivatives.
-        return _sdpa(q, k, v, program.dense_mask, scale)
+    if program.is_plain and _sdpa_will_do(q, program, key_mask, dropout_p, return_lse):
+        mask, unused = program.dense_mask, program.dense_unused
+        return plain.attention(q, k, v, mask, unused, key_mask, scale)
     if backend == "auto" and q.is_cuda and _why_not_triton(q) is None:
         program = plan.program_for("triton")
     seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
@@ -101,12 +100,23 @@ def sparse_attention(
     return (o, lse.float()) if return_lse else o
 
 
-def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+def _sdpa_will_do(
+    q: torch.Tensor,
+    program: FlatProgram,
+    key_mask: torch.Tensor | None,
+    dropout_p: float,
+    return_lse: bool,
+) -> bool:
+    """Whether a plain program's call needs nothing of our op, which takes longer than it helps.
+
+    Not in fp64, the precision of derivative checks: SDPA has no second derivatives. Unused keys
+    are left to the op on a GPU, whose kernels do not touch them.
+    """
+    if dropout_p > 0.0 or return_lse or q.dtype == torch.float64:
+        return False
+    if key_mask is not None and not can_look_at(key_mask):
+        return False
+    return program.dense_unused is None or q.device.type == "cpu"
 
 
 def _attention(

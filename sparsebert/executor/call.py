@@ -12,6 +12,12 @@ SCRATCH = 1 << 23
 """Elements of scores, or of gathered keys, that one step may hold; bounds the memory."""
 
 
+def can_look_at(x: torch.Tensor) -> bool:
+    """Whether Python may decide by the values of x: on the CPU, and not while a call is traced."""
+    traced = torch.compiler.is_compiling() or type(x) is not torch.Tensor
+    return x.device.type == "cpu" and not traced
+
+
 @dataclasses.dataclass(frozen=True)
 class Dropout:
     """The dropout of one call: probability and the Philox key of each batch and head."""

@@ -113,19 +113,21 @@ class FlatProgram(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """All heads run dense, and no query and no key is left out: torch's SDPA will do."""
+        """All heads run dense, and every query attends to something: torch's SDPA will do."""
         if self.sizes[0] != TORCH or self.tensors[0].numel() > 0:
             return False
-        _, has_unused, has_dead = self.sizes[6:9]
-        return not has_unused and not has_dead
+        has_dead = self.sizes[8]
+        return not has_dead
 
     @property
     def dense_mask(self) -> torch.Tensor | None:
-        """The mask of a plain program: bool [1, H or 1, N, M]; None if everything is allowed.
+        """The mask of a plain program: bool [H or 1, N, M]; None if everything is allowed."""
+        return self.tensors[3] if self.sizes[6] else None
 
-        Four dimensions, because with three torch's SDPA leaves its fast kernel on the CPU.
-        """
-        return self.tensors[3][None] if self.sizes[6] else None
+    @property
+    def dense_unused(self) -> torch.Tensor | None:
+        """Keys of a plain program that no query attends to: bool [H or 1, M], or None."""
+        return self.tensors[3 + self.sizes[6]] if self.sizes[7] else None
 
     def to(self, device: torch.device | str) -> FlatProgram:
         """The same program with its tensors on `device`."""
