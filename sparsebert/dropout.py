@@ -71,20 +71,29 @@ def keep_bits(
     kept = torch.empty(shape, dtype=torch.bool, device=query.device)
     axis = max(range(len(shape)), key=lambda i: shape[i])
     pieces = min(shape[axis], kept.numel() // _PIECE + 1)
-    split = [x.expand(shape).tensor_split(pieces, axis) for x in (keys, query, key)]
-    for part, *inputs in zip(kept.tensor_split(pieces, axis), *split, strict=True):
-        torch.ge(_philox_2x32(*inputs), threshold, out=part)
+    inputs = [x.reshape((1,) * (len(shape) - x.dim()) + x.shape) for x in (keys, query, key)]
+    split = [x.tensor_split(pieces, axis) if x.shape[axis] > 1 else [x] * pieces for x in inputs]
+    for part, *of_part in zip(kept.tensor_split(pieces, axis), *split, strict=True):
+        torch.ge(_philox_2x32(*of_part), threshold, out=part)
     return kept
 
 
 def _philox_2x32(keys: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The first word of Philox2x32 with counter (query, key)."""
-    c0, c1 = query, key
-    for _ in range(ROUNDS_PER_ELEMENT):
-        product = c0 * _MULTIPLIER_2X32
-        c0 = (product >> 32).bitwise_and_(_MASK32).bitwise_xor_(c1).bitwise_xor_(keys)
-        c1 = product.bitwise_and_(_MASK32)
+    """The first word of Philox2x32 with counter (query, key).
+
+    The first round works on the arguments as they are, which mostly are a column and a row; from
+    the second on everything has the full shape, and memory is used again.
+    """
+    product = query * _MULTIPLIER_2X32
+    c0 = ((product >> 32) ^ (key ^ keys)).bitwise_and_(_MASK32)
+    c1, free = product, torch.empty_like(c0)
+    for done in range(1, ROUNDS_PER_ELEMENT):
         keys = (keys + _WEYL) & _MASK32
+        product = torch.mul(c0, _MULTIPLIER_2X32, out=free)
+        # Bits above the 32nd, of c1 and of the sign that is shifted in, are cut off at the end.
+        torch.bitwise_right_shift(product, 32, out=c0)
+        c0.bitwise_xor_(c1).bitwise_xor_(keys).bitwise_and_(_MASK32)
+        c1, free = product, c1 if done > 1 else torch.empty_like(c0)
     return c0
 
 
