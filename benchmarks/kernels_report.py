@@ -2,14 +2,14 @@
 
     python -m benchmarks.kernels_report                       # D = 64 in bf16 on sm_90
     python -m benchmarks.kernels_report --arch sm90 --head-dim 128 --dtype fp32
-    python -m benchmarks.kernels_report --survey              # everything, an hour
+    python -m benchmarks.kernels_report --survey              # everything, 15 minutes
 
 For each specialisation: registers and spilled bytes of a thread, shared memory of a block,
 tensor-core instructions and asynchronous copies in the code, and the instructions of each main
 loop per 1,000 entries of the score matrix: the loop over columns that every row attends to, and
 the one with the bit test. "serial" marks a loop in which ptxas waits for every single wgmma.
-Specialisations come without and with key mask and dropout. Tile heights with the same launch
-configuration differ in one constant and are one row, compiled for the tallest.
+Specialisations come plain, with key mask, and with key mask and dropout. Tile heights with the
+same launch configuration differ in one constant and are one row, compiled for the tallest.
 
 The survey goes to benchmarks/results/kernels_survey.csv, one row at a time: started again, it
 compiles only what is not there, or what was compiled from other kernels or by another Triton.
@@ -80,12 +80,13 @@ def selection(
     head_dims: list[int] | tuple[int, ...],
     dtypes: list[str] | tuple[str, ...],
 ) -> list[Specialisation]:
-    """All kernels and launch configurations, without and with key mask and dropout."""
+    """All kernels and launch configurations: plain, with key mask, with key mask and dropout."""
     found = {}
-    for head_dim, arch, dtype, kernel, features, height in itertools.product(
-        head_dims, archs, dtypes, _TILE_KERNELS, (False, True), _HEIGHTS
+    features = ((False, False), (True, False), (True, True))
+    for head_dim, arch, dtype, kernel, given, height in itertools.product(
+        head_dims, archs, dtypes, _TILE_KERNELS, features, _HEIGHTS
     ):
-        spec = Specialisation(kernel, arch, height, head_dim, _DTYPES[dtype], features, features)
+        spec = Specialisation(kernel, arch, height, head_dim, _DTYPES[dtype], *given)
         found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
     return list(found.values())
 

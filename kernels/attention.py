@@ -15,6 +15,7 @@ from sparsebert import dropout
 
 from .launch import (
     alignment,
+    in_pairs,
     run_delta,
     run_merge,
     run_tiles,
@@ -127,13 +128,13 @@ def _arguments(
     heads_per_item = 1 if program.per_head else heads
     align = alignment(q, k, v, *others)
     has_dropout = dropout_p > 0.0
-    if key_mask is not None and key_mask.stride(1) != 1:
-        key_mask = key_mask.contiguous()
+    if key_mask is not None:
+        key_mask = in_pairs(key_mask)
     return batch * heads_per_item, {
         "q_ptr": q,
         "k_ptr": k,
         "v_ptr": v,
-        "key_mask_ptr": None if key_mask is None else key_mask.view(torch.uint8),
+        "key_mask_ptr": key_mask,
         "seed_ptr": seed if has_dropout else None,
         **strides("q", q, align),
         **strides("k", k, align),

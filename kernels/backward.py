@@ -16,9 +16,11 @@ from .tile import (
     dot,
     exponential,
     find_work,
+    is_real,
     load_rows,
     log_unit,
     mask_by_words,
+    some_real_key,
     store_rows,
 )
 
@@ -48,6 +50,7 @@ def delta_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """What the other kernels need of each query: its LSE in `log_unit`, and delta.
 
@@ -64,8 +67,8 @@ def delta_kernel(
     alive = lse > -float("inf")
     o_ptr += (batch * stride_ob + head * stride_oh) * ALIGN
     grad_o_ptr += (batch * stride_gb + head * stride_gh) * ALIGN
-    o = load_rows(o_ptr, rows, stride_on, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
-    do = load_rows(grad_o_ptr, rows, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, False)
+    o = load_rows(o_ptr, rows, stride_on, alive, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
+    do = load_rows(grad_o_ptr, rows, stride_gn, alive, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HAS_GRAD_LSE:
         delta -= tl.load(grad_lse_ptr + space * q_len + rows, mask=alive, other=0.0)
@@ -85,6 +88,7 @@ def _dq_step(
     k_ptr,
     v_ptr,
     key_mask_ptr,
+    spare,  # a real key to load in place of others, with HAS_KEY_MASK
     cols_ptr,
     words_ptr,
     stride_kn,
@@ -109,16 +113,17 @@ def _dq_step(
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
     visible = cols >= 0
     if HAS_KEY_MASK:
-        visible = tl.load(key_mask_ptr + cols) != 0
-    k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
-    v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+        visible = is_real(key_mask_ptr, cols, None)
+        cols = tl.where(visible, cols, spare)
+    k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
+    v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
     s = dot(q, tl.trans(k), None, PRECISION, TARGET)  # [BLOCK_M, BLOCK_N]
     dp = dot(do, tl.trans(v), None, PRECISION, TARGET)
     p = exponential(s * qk_scale, lse[:, None], k.dtype == tl.float32)
     if HAS_WORDS:
         p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
     if HAS_KEY_MASK:
-        p = tl.where(visible[None, :], p, 0.0)
+        p *= tl.where(visible, 1.0, 0.0)[None, :]
     if HAS_DROPOUT:
         kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
         dp = tl.where(kept, dp * keep_scale, 0.0)
@@ -140,7 +145,7 @@ def dq_kernel(
     v_ptr,  # [B, H_kv, M, D]
     grad_o_ptr,  # [B, H, N, D]
     stats_ptr,  # fp32 [B, H, N, 2], from `delta_kernel`
-    key_mask_ptr,  # uint8 [B, M]
+    key_mask_ptr,  # int16 [B, M / 2], see `is_real`
     seed_ptr,  # int64 [1]
     dq_ptr,  # [B, N, H, D]
     part_dq_ptr,  # fp32 [spaces, num_slots, D]
@@ -206,11 +211,15 @@ def dq_kernel(
     stats_ptrs = stats_ptr + ((wide_batch * num_heads + head) * q_len + rows) * 2
     lse = tl.load(stats_ptrs, mask=rows >= 0, other=float("inf"))
     delta = tl.load(stats_ptrs + 1, mask=rows >= 0, other=0.0)
-    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False)
-    do = load_rows(grad_o_ptr, rows, stride_gn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False)
+    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
+    do = load_rows(grad_o_ptr, rows, stride_gn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
     head_key = tl.zeros([], tl.uint32)
+    spare = -1
     if HAS_KEY_MASK:
         key_mask_ptr += wide_batch * stride_mb
+        spare = some_real_key(key_mask_ptr, cols_ptr, width, BLOCK_N)
+        full = tl.where(spare < 0, 0, full)
+        width = tl.where(spare < 0, 0, width)
     if HAS_DROPOUT:
         head_key = philox.head_key(seed_ptr, batch, head)
 
@@ -219,7 +228,7 @@ def dq_kernel(
     if full > 0:  # as in the forward kernel
         for start in tl.range(0, full, BLOCK_N):
             dq = _dq_step(
-                dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, spare, cols_ptr + start,
                 words_ptr, stride_kn, stride_vn, qk_scale, keep_scale, head_key, drop_threshold,
                 False, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D,
                 ALIGN, PRECISION, TARGET,
@@ -227,7 +236,7 @@ def dq_kernel(
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             dq = _dq_step(
-                dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                dq, q, do, lse, delta, rows, k_ptr, v_ptr, key_mask_ptr, spare, cols_ptr + start,
                 words_ptr + (start - word_col) // 32 * HEIGHT, stride_kn, stride_vn, qk_scale,
                 keep_scale, head_key, drop_threshold, True, HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM,
                 HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN, PRECISION, TARGET,
@@ -273,8 +282,8 @@ def _dkdv_step(
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
     stats = tl.load(stats_ptr + cols.to(tl.int64)[:, None] * 2 + tl.arange(0, 2)[None, :])
     lse, delta = tl.split(stats)
-    q = load_rows(q_ptr, cols, stride_qn, cols >= 0, HEAD_DIM, BLOCK_D, ALIGN, True)
-    do = load_rows(grad_o_ptr, cols, stride_gn, cols >= 0, HEAD_DIM, BLOCK_D, ALIGN, True)
+    q = load_rows(q_ptr, cols, stride_qn, cols >= 0, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
+    do = load_rows(grad_o_ptr, cols, stride_gn, cols >= 0, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
     s = dot(k, tl.trans(q), None, PRECISION, TARGET)  # [BLOCK_M keys, BLOCK_N queries]
     dp = dot(v, tl.trans(do), None, PRECISION, TARGET)
     p = exponential(s * qk_scale, lse[None, :], k.dtype == tl.float32)
@@ -307,7 +316,7 @@ def dkdv_kernel(
     v_ptr,  # [B, H_kv, M, D]
     grad_o_ptr,  # [B, H, N, D]
     stats_ptr,  # fp32 [B, H, N, 2], from `delta_kernel`
-    key_mask_ptr,  # uint8 [B, M]
+    key_mask_ptr,  # int16 [B, M / 2], see `is_real`
     seed_ptr,  # int64 [1]
     dk_ptr,  # [B, M, H, D], one for each query head
     dv_ptr,  # [B, M, H, D]
@@ -377,9 +386,9 @@ def dkdv_kernel(
     visible = rows >= 0
     if HAS_KEY_MASK:
         key_mask_ptr += wide_batch * stride_mb
-        visible = tl.load(key_mask_ptr + rows, mask=rows >= 0, other=0) != 0
-    k = load_rows(k_ptr, rows, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, False)
-    v = load_rows(v_ptr, rows, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, False)
+        visible = is_real(key_mask_ptr, rows, rows >= 0)
+    k = load_rows(k_ptr, rows, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
+    v = load_rows(v_ptr, rows, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
     head_key = tl.zeros([], tl.uint32)
     if HAS_DROPOUT:
         head_key = philox.head_key(seed_ptr, batch, head)

@@ -46,7 +46,7 @@ KERNELS = {
 
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _POINTERS = {
-    "key_mask_ptr": "*u8", "seed_ptr": "*i64", "items_ptr": "*i64", "rows_ptr": "*i32",
+    "key_mask_ptr": "*i16", "seed_ptr": "*i64", "items_ptr": "*i64", "rows_ptr": "*i32",
     "slots_ptr": "*i32", "cols_ptr": "*i32", "words_ptr": "*i32", "merges_ptr": "*i32",
     "lse_ptr": "*fp32", "stats_ptr": "*fp32", "part_o_ptr": "*fp32", "part_lse_ptr": "*fp32",
     "part_ptr": "*fp32", "part_dq_ptr": "*fp32", "part_dk_ptr": "*fp32", "part_dv_ptr": "*fp32",

@@ -2,11 +2,12 @@
 
 Nothing here was timed. The numbers were chosen from the compilers' own output: a configuration
 spills no registers, fits into shared memory, and takes few instructions per score
-(`python -m benchmarks.kernels_report`, benchmarks/results/kernels_survey.csv). By these counts
-NVIDIA architectures want nearly the same, from Ampere to Blackwell; CDNA3 differs. Ada and small
-Blackwells (sm_120) take Ampere's rows, a few of which spill up to 72 bytes there. Whoever has a
-GPU runs `python -m benchmarks.tune_kernels` and puts the rows that it prints into `MEASURED`,
-which goes before the rest.
+(`python -m benchmarks.kernels_report`, benchmarks/results/kernels_survey.csv). One of the surveyed
+configurations spills, 8 bytes outside its loop: dK and dV of fp32 with D = 256 on Ampere. Head
+sizes that are padded (16, 40, 80) were looked at on sm_80, sm_90 and sm_100 in bf16: 9 of 289
+spill, 8 to 40 bytes. Ada and small Blackwells (sm_120) take Ampere's rows, where 8 of 198 spill, at
+most 32 bytes. Whoever has a GPU runs `python -m benchmarks.tune_kernels` and puts the rows that it
+prints into `MEASURED`, which goes before the rest.
 """
 
 from __future__ import annotations
@@ -51,19 +52,15 @@ _HALF: dict[tuple[str, int], LaunchConfig] = {
     ("dkdv", 128): LaunchConfig(128, 64, 8, 2),
 }
 
-# What differs on GPUs whose tensor cores take operands from registers (mma.sync): with D <= 64, by
-# kernel and tile height, and with D = 128, by kernel, tile height and dropout.
-_HALF_MMA_SYNC: dict[tuple[str, int], LaunchConfig] = {
-    ("dkdv", 64): LaunchConfig(64, 32, 4, 2),
+# What differs from it, by how tensor cores take their operands: from registers (mma.sync), or from
+# shared memory (wgmma, tcgen05). Two programs then share dQ's tiles of 128 rows.
+_HALF_OF_FAMILY: dict[tuple[str, str, int], LaunchConfig] = {
+    ("mma_sync", "dkdv", 64): LaunchConfig(64, 32, 4, 2),
+    ("wgmma", "dq", 64): LaunchConfig(64, 128, 4, 2),
+    ("wgmma", "dq", 128): LaunchConfig(64, 128, 4, 2),
+    ("tcgen05", "dq", 64): LaunchConfig(64, 128, 4, 2),
+    ("tcgen05", "dq", 128): LaunchConfig(64, 128, 4, 2),
 }
-_WIDE_MMA_SYNC: dict[tuple[str, int, bool], LaunchConfig] = {
-    ("forward", 16, True): LaunchConfig(16, 32, 4, 2),
-    ("forward", 64, False): LaunchConfig(64, 32, 4, 2),
-    ("forward", 128, False): LaunchConfig(128, 32, 8, 2),
-    ("dkdv", 64, False): LaunchConfig(32, 32, 4, 2),
-    ("dkdv", 128, False): LaunchConfig(32, 32, 4, 2),
-}
-_MMA_SYNC = ("sm80", "sm86", "sm87", "sm89", "sm120", "sm121")
 
 # fp32 inputs, by kernel and padded head size, for every tile height: their products need so many
 # registers that a program takes 16 rows, or 32.
@@ -71,15 +68,46 @@ _SINGLE: dict[tuple[str, int], LaunchConfig] = {
     ("forward", 32): LaunchConfig(16, 64, 4, 2),
     ("forward", 64): LaunchConfig(32, 32, 4, 2),
     ("forward", 128): LaunchConfig(16, 32, 8, 2),
-    ("forward", 256): LaunchConfig(16, 32, 8, 2),
-    ("dq", 32): LaunchConfig(16, 64, 4, 2),
+    ("forward", 256): LaunchConfig(16, 32, 8, 1),
+    ("dq", 32): LaunchConfig(16, 32, 4, 2),
     ("dq", 64): LaunchConfig(16, 32, 4, 2),
     ("dq", 128): LaunchConfig(16, 32, 8, 2),
-    ("dq", 256): LaunchConfig(16, 32, 8, 2),
+    ("dq", 256): LaunchConfig(16, 32, 8, 1),
     ("dkdv", 32): LaunchConfig(16, 32, 4, 2),
     ("dkdv", 64): LaunchConfig(16, 32, 4, 2),
     ("dkdv", 128): LaunchConfig(16, 32, 8, 1),
-    ("dkdv", 256): LaunchConfig(16, 32, 8, 2),
+    ("dkdv", 256): LaunchConfig(16, 32, 8, 1),
+}
+
+# What would spill by the rules, by family, kernel, tile height (0: any), padded head size, bytes
+# of a number and dropout.
+_EXCEPTIONS: dict[tuple[str, str, int, int, int, bool], LaunchConfig] = {
+    ("mma_sync", "forward", 16, 64, 4, True): LaunchConfig(16, 32, 2, 2),
+    ("mma_sync", "forward", 16, 128, 2, True): LaunchConfig(16, 32, 4, 2),
+    ("mma_sync", "forward", 64, 32, 2, False): LaunchConfig(64, 128, 4, 1),
+    ("mma_sync", "forward", 64, 32, 2, True): LaunchConfig(64, 64, 4, 1),
+    ("mma_sync", "forward", 64, 128, 2, False): LaunchConfig(64, 32, 4, 2),
+    ("mma_sync", "forward", 128, 128, 2, False): LaunchConfig(128, 32, 8, 2),
+    ("mma_sync", "dq", 64, 64, 2, True): LaunchConfig(64, 32, 4, 1),
+    ("mma_sync", "dq", 64, 128, 2, False): LaunchConfig(32, 32, 2, 2),
+    ("mma_sync", "dq", 128, 128, 2, True): LaunchConfig(64, 32, 4, 2),
+    ("mma_sync", "dkdv", 64, 32, 2, True): LaunchConfig(64, 32, 4, 1),
+    ("mma_sync", "dkdv", 64, 128, 2, False): LaunchConfig(32, 32, 4, 2),
+    ("mma_sync", "dkdv", 128, 64, 2, False): LaunchConfig(128, 32, 8, 2),
+    ("mma_sync", "dkdv", 128, 128, 2, False): LaunchConfig(32, 32, 4, 2),
+    ("mma_sync", "dq", 0, 128, 4, False): LaunchConfig(16, 32, 4, 1),
+    ("mma_sync", "dq", 0, 128, 4, True): LaunchConfig(16, 32, 4, 1),
+    ("mma_sync", "dkdv", 0, 256, 4, True): LaunchConfig(16, 32, 8, 2),
+    ("wgmma", "dq", 0, 128, 4, True): LaunchConfig(16, 32, 4, 1),
+    ("tcgen05", "dq", 0, 128, 4, True): LaunchConfig(16, 32, 4, 1),
+    ("tcgen05", "forward", 0, 256, 4, False): LaunchConfig(16, 32, 8, 2),
+    ("tcgen05", "forward", 128, 64, 2, False): LaunchConfig(64, 128, 4, 2),
+    ("tcgen05", "forward", 128, 64, 2, True): LaunchConfig(64, 64, 4, 2),
+    ("tcgen05", "dq", 64, 32, 2, False): LaunchConfig(64, 128, 4, 1),
+    ("tcgen05", "dq", 128, 32, 2, False): LaunchConfig(64, 128, 4, 1),
+    ("tcgen05", "dq", 64, 128, 2, False): LaunchConfig(64, 128, 4, 2),
+    ("tcgen05", "dq", 128, 128, 2, False): LaunchConfig(64, 128, 4, 2),
+    ("tcgen05", "dkdv", 128, 64, 2, True): LaunchConfig(64, 32, 4, 2),
 }
 
 _MIN_BLOCK_N = 32
@@ -108,23 +136,27 @@ def launch_config(
     measured = MEASURED.get((kernel, arch, height, width, itemsize, has_dropout))
     if measured:
         return measured
+    family = family_of(arch)
+    for of_height in (height, 0):
+        key = (family, kernel, of_height, max(width, 32), itemsize, has_dropout)
+        if key in _EXCEPTIONS:
+            return _EXCEPTIONS[key]
     if itemsize == 4:
         config = _SINGLE[kernel, max(width, 32)]
         config = dataclasses.replace(config, block_m=min(height, config.block_m))
-        # With two stages these spill a little.
-        gradients = kernel == "dkdv" and width <= 64
-        if has_dropout and (gradients or (kernel == "dq" and width == 128 and arch in _MMA_SYNC)):
+        if has_dropout and kernel == "dkdv" and width <= 64:  # with two stages it spills a little
             config = dataclasses.replace(config, num_stages=1)
     else:
-        config = _HALF[kernel, height]
-        if arch in _MMA_SYNC:
-            config = _HALF_MMA_SYNC.get((kernel, height), config)
+        config = _HALF_OF_FAMILY.get((family, kernel, height), _HALF[kernel, height])
         config = _half_config(config, kernel, height, width, has_dropout)
-        if arch in _MMA_SYNC and width == 128:
-            config = _WIDE_MMA_SYNC.get((kernel, height, has_dropout), config)
+    return _for_cdna(config, kernel, width) if family == "cdna" else config
+
+
+def family_of(arch: str) -> str:
+    """The kind of tensor cores: "mma_sync", "wgmma", "tcgen05" or "cdna"."""
     if arch.startswith("gfx"):
-        return _for_cdna(config, kernel, width, has_dropout)
-    return config
+        return "cdna"
+    return {"sm90": "wgmma", "sm100": "tcgen05", "sm103": "tcgen05"}.get(arch, "mma_sync")
 
 
 def _half_config(
@@ -150,15 +182,13 @@ def _half_config(
     return dataclasses.replace(config, block_n=block_n, num_warps=num_warps)
 
 
-def _for_cdna(config: LaunchConfig, kernel: str, width: int, has_dropout: bool) -> LaunchConfig:
-    """CDNA3 holds the second stage in registers, and spills; so do the tallest gradients.
+def _for_cdna(config: LaunchConfig, kernel: str, width: int) -> LaunchConfig:
+    """CDNA3 holds the second stage in registers, and spills; so do the tallest programs.
 
-    Eight warps leave a thread half of the registers, so wide heads get four. One configuration
-    still spills 168 bytes: dQ of fp32 with D = 256 and dropout.
+    Eight warps leave a thread half of the registers, so wide heads get four.
     """
-    tall = config.block_m > 64
-    if tall and (kernel == "dkdv" or (kernel == "dq" and width == 128 and has_dropout)):
-        config = dataclasses.replace(config, block_m=64, num_warps=4)
+    if config.block_m > 64:
+        config = LaunchConfig(64, min(config.block_n, 64), 4, 1)
     if kernel == "dkdv" and width > 128:
         config = dataclasses.replace(config, block_m=16)
     if config.block_m <= 32:

@@ -16,9 +16,11 @@ from .tile import (
     exponential,
     find_work,
     finite,
+    is_real,
     load_rows,
     log_unit,
     mask_by_words,
+    some_real_key,
     store_rows,
 )
 
@@ -33,6 +35,7 @@ def _attend(
     k_ptr,
     v_ptr,
     key_mask_ptr,
+    spare,  # a real key to load in place of others, with HAS_KEY_MASK
     cols_ptr,
     words_ptr,
     stride_kn,
@@ -56,14 +59,18 @@ def _attend(
     cols = tl.load(cols_ptr + tl.arange(0, BLOCK_N))
     visible = cols >= 0
     if HAS_KEY_MASK:
-        visible = tl.load(key_mask_ptr + cols) != 0
-    k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
-    v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, not HAS_KEY_MASK)
+        visible = is_real(key_mask_ptr, cols, None)
+        cols = tl.where(visible, cols, spare)
+    k = load_rows(k_ptr, cols, stride_kn, visible, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
+    v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
     s = dot(q, tl.trans(k), None, PRECISION, TARGET)  # [BLOCK_M, BLOCK_N]
     if HAS_WORDS:
         s = mask_by_words(s, words_ptr, -float("inf"), HEIGHT, BLOCK_M, BLOCK_N, TARGET)
     if HAS_KEY_MASK:
-        s = tl.where(visible[None, :], s, -float("inf"))
+        if BLOCK_M < 128:
+            s = tl.where(visible[None, :], s, -float("inf"))
+        else:  # fewer instructions, but registers that smaller programs need
+            s += tl.where(visible, 0.0, -float("inf"))[None, :]
 
     new_maximum = tl.maximum(maximum, tl.max(s, 1) * qk_scale)
     safe = finite(new_maximum)
@@ -90,7 +97,7 @@ def forward_kernel(
     q_ptr,  # [B, H, N, D]
     k_ptr,  # [B, H_kv, M, D]
     v_ptr,  # [B, H_kv, M, D]
-    key_mask_ptr,  # uint8 [B, M]
+    key_mask_ptr,  # int16 [B, M / 2], see `is_real`
     seed_ptr,  # int64 [1]
     o_ptr,  # [B, N, H, D]
     lse_ptr,  # fp32 [B, H, N], natural
@@ -150,10 +157,14 @@ def forward_kernel(
     q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
     k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
     v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN
-    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False)
+    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, HEAD_DIM, BLOCK_D, ALIGN, False, TARGET)
     head_key = tl.zeros([], tl.uint32)
+    spare = -1
     if HAS_KEY_MASK:
         key_mask_ptr += wide_batch * stride_mb
+        spare = some_real_key(key_mask_ptr, cols_ptr, width, BLOCK_N)
+        full = tl.where(spare < 0, 0, full)
+        width = tl.where(spare < 0, 0, width)
     if HAS_DROPOUT:
         head_key = philox.head_key(seed_ptr, batch, head)
 
@@ -166,7 +177,7 @@ def forward_kernel(
     if full > 0:
         for start in tl.range(0, full, BLOCK_N):
             acc, total, maximum = _attend(
-                acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, spare, cols_ptr + start,
                 words_ptr, stride_kn, stride_vn, qk_scale, head_key, drop_threshold, False,
                 HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN,
                 PRECISION, TARGET,
@@ -174,7 +185,7 @@ def forward_kernel(
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             acc, total, maximum = _attend(
-                acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, cols_ptr + start,
+                acc, total, maximum, q, rows, k_ptr, v_ptr, key_mask_ptr, spare, cols_ptr + start,
                 words_ptr + (start - word_col) // 32 * HEIGHT,
                 stride_kn, stride_vn, qk_scale, head_key, drop_threshold, True,
                 HAS_KEY_MASK, HAS_DROPOUT, HEAD_DIM, HEIGHT, BLOCK_M, BLOCK_N, BLOCK_D, ALIGN,

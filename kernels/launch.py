@@ -115,6 +115,7 @@ def run_delta(
         "BLOCK_R": _DELTA_ROWS,
         "BLOCK_D": block_d(head_dim),
         "ALIGN": align,
+        "TARGET": target_of(architecture(o.device)),
     }
     programs = triton.cdiv(q_len, _DELTA_ROWS) * batch * heads
     _LAUNCHERS["delta"](programs, arguments, num_warps=4)
@@ -122,8 +123,24 @@ def run_delta(
 
 
 def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
-    """x itself, or a copy if its last dimension is not contiguous, which no kernel loads well."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    """x [B, H, N, D] itself, or a copy if the kernels do not load such rows (`tile.row_ptrs`).
+
+    They want each row contiguous, and rows less than 4 GiB apart.
+    """
+    contiguous = x.stride(-1) == 1 or x.shape[-1] == 1
+    near = x.stride(-2) * x.element_size() < 2**32
+    return x if contiguous and near else x.contiguous()
+
+
+def in_pairs(key_mask: torch.Tensor) -> torch.Tensor:
+    """A key mask, bool [B, M], as int16 [B, M / 2 rounded up]; a copy only if M is odd, or so."""
+    batch, length = key_mask.shape
+    places = (length, key_mask.stride(0), key_mask.storage_offset())
+    if key_mask.stride(1) != 1 or any(place % 2 for place in places):
+        padded = key_mask.new_zeros(batch, length + length % 2)
+        padded[:, :length] = key_mask
+        key_mask = padded
+    return key_mask.view(torch.int16)
 
 
 def alignment(*tensors: torch.Tensor) -> int:

@@ -60,14 +60,66 @@ def find_work(items_ptr, first_item, num_items, heads_per_item, SPLIT: tl.conste
 
 
 @triton.jit
-def row_ptrs(base_ptr, index, stride, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr):
+def row_ptrs(
+    base_ptr,
+    index,
+    stride,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    TARGET: tl.constexpr,
+):
     """Pointers [index, BLOCK_D] to rows of a tensor whose last dimension is contiguous.
 
     `stride` is in units of ALIGN elements: so the compiler sees aligned, wide loads without a
-    compilation for each new stride.
+    compilation for each new stride. A row takes less than 4 GiB (`launch.with_contiguous_rows`).
     """
-    offset = index.to(tl.int64) * stride * ALIGN
-    return base_ptr + offset[:, None] + tl.arange(0, BLOCK_D)[None, :]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    if TARGET != "cuda":
+        return base_ptr + (index.to(tl.int64) * stride * ALIGN)[:, None] + d
+    # Left to itself, Triton computes a pointer for each row and sends it through shared memory to
+    # the threads that load the row, and LLVM makes a product of 64 x 64 bits of it. Here only the
+    # index goes there, and ptxas makes one instruction of the two.
+    ITEM: tl.constexpr = base_ptr.dtype.element_ty.primitive_bitwidth // 8
+    address = tl.inline_asm_elementwise(
+        """{ .reg .b64 offset;
+        mul.wide.u32 offset, $1, $2; add.s64 $0, offset, $3; }""",
+        "=l,r,r,l",
+        [index[:, None], stride * (ALIGN * ITEM), (base_ptr + d).to(tl.int64)],
+        dtype=tl.int64,
+        is_pure=True,
+        pack=1,
+    )
+    pointers = tl.multiple_of(address.to(base_ptr.dtype), [ALIGN * ITEM, ALIGN * ITEM])
+    return tl.max_contiguous(pointers, [1, BLOCK_D])
+
+
+@triton.jit
+def is_real(key_mask_ptr, keys, valid):
+    """Whether keys are real by the key mask, whose bytes are in pairs (`launch.in_pairs`).
+
+    `valid` is None if all keys are; the others are not real. Not loaded as bytes: of all types
+    that a product's operands depend on, Triton takes the smallest for their own, and then chooses
+    a layout that doubles the instructions.
+    """
+    if valid is None:
+        pair = tl.load(key_mask_ptr + (keys >> 1))
+    else:
+        pair = tl.load(key_mask_ptr + (keys >> 1), mask=valid, other=0)
+    return ((pair.to(tl.int32) >> ((keys & 1) * 8)) & 0xFF) != 0
+
+
+@triton.jit
+def some_real_key(key_mask_ptr, cols_ptr, width, BLOCK_N: tl.constexpr):
+    """One of a tile's gathered keys that is real, -1 if there is none.
+
+    Whatever the rows of other keys hold, NaN maybe: the loops load this one instead, and need not
+    test each row that they load.
+    """
+    found = tl.full([BLOCK_N], -1, tl.int32)
+    for start in tl.range(0, width, BLOCK_N):
+        keys = tl.load(cols_ptr + start + tl.arange(0, BLOCK_N))
+        found = tl.maximum(found, tl.where(is_real(key_mask_ptr, keys, None), keys, -1))
+    return tl.max(found, 0)
 
 
 @triton.jit
@@ -86,9 +138,10 @@ def load_rows(
     BLOCK_D: tl.constexpr,
     ALIGN: tl.constexpr,
     ALL_VALID: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """Rows `index` of a tensor, [index, BLOCK_D]; 0 where not `valid` and beyond HEAD_DIM."""
-    pointers = row_ptrs(base_ptr, index, stride, BLOCK_D, ALIGN)
+    pointers = row_ptrs(base_ptr, index, stride, BLOCK_D, ALIGN, TARGET)
     in_head = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
     if ALL_VALID:
         if HEAD_DIM == BLOCK_D:

@@ -58,9 +58,22 @@ def test_everything_compiles(rows):
     assert rows and not errors
 
 
+# Outside the loops; see `sparsebert.kernels.configs`.
+KNOWN_SPILLS = {
+    ("dkdv", "sm80", "256", "float32", "False", "False"): 8,
+    ("forward", "sm80", "40", "float16", "False", "False"): 20,
+}
+
+
+def spill_key(row):
+    """What a known spill is told by; rows come from the compiler or from a CSV file."""
+    names = ("kernel", "arch", "head_dim", "dtype", "key_mask", "dropout")
+    return tuple(str(row[name]) for name in names)
+
+
 def test_nothing_spills(rows):
-    spilling = [row for row in rows if row["spill_bytes"]]
-    assert not spilling
+    spilling = {spill_key(row): row["spill_bytes"] for row in rows if row["spill_bytes"]}
+    assert spilling.items() <= KNOWN_SPILLS.items()
 
 
 def per_1000(row):
@@ -84,15 +97,16 @@ def test_wgmma_is_not_serialised(rows):
 
 @pytest.mark.parametrize(
     ("kernel", "height", "full", "bits"),
-    [("forward", 64, 263, 334), ("forward", 16, 470, 550), ("dq", 64, 300, 408),
-     ("dkdv", 64, 345, 420)],
+    [("forward", 64, 238, 308), ("forward", 16, 400, 475), ("dq", 64, 220, 289),
+     ("dkdv", 64, 314, 387)],
 )  # fmt: skip
 def test_instructions_per_score_do_not_grow(rows, kernel, height, full, bits):
     """About 3 % above what was counted when the kernels were tuned (sm_90, D = 64, bf16)."""
     counted = [
         per_1000(row)
         for row in rows
-        if (row["kernel"], row["arch"], row["rows"]) == (kernel, "sm90", str(height))
+        if (row["kernel"], row["arch"]) == (kernel, "sm90")
+        and str(height) in row["rows"].split()
         and row["dtype"] == "bfloat16"
         and not row["key_mask"]
     ]
@@ -108,19 +122,15 @@ def test_new_batch_sizes_lengths_and_masks_compile_nothing():
     assert result.stdout.strip() == "[1, 1, 1, 1]", result.stderr
 
 
-KNOWN_SPILLS = {("dq", "gfx942", "256", "float32", "True"): 168}
-
-
 def test_the_committed_survey_is_of_what_ships():
     """No undocumented spills, and room in shared memory: on Ada and small Blackwells, 99 KB."""
     path = ROOT / "benchmarks" / "results" / "kernels_survey.csv"
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["error"] != "not compiled: out of time"]
-    assert len(rows) > 400
+    assert len(rows) > 580
     for row in rows:
-        what = tuple(row[name] for name in ("kernel", "arch", "head_dim", "dtype", "dropout"))
         assert not row["error"], row
-        assert int(row["spill_bytes"]) == KNOWN_SPILLS.get(what, 0), row
+        assert int(row["spill_bytes"]) == KNOWN_SPILLS.get(spill_key(row), 0), row
         assert int(row["shared_bytes"]) <= shared_limit(row["arch"]), row
         if row["arch"] == "sm80":
             assert int(row["shared_bytes"]) <= shared_limit("sm89"), row
