@@ -5,9 +5,9 @@ spills no registers, fits into shared memory, and takes few instructions per sco
 (`python -m benchmarks.kernels_report`, benchmarks/results/kernels_survey.csv). One of the surveyed
 configurations spills, 8 bytes outside its loop: dK and dV of fp32 with D = 256 on Ampere. Head
 sizes that are padded (16, 40, 80) were looked at on sm_80, sm_90 and sm_100 in bf16: 9 of 289
-spill, 8 to 40 bytes. Ada and small Blackwells (sm_120) take Ampere's rows, where 8 of 198 spill, at
-most 32 bytes. Whoever has a GPU runs `python -m benchmarks.tune_kernels` and puts the rows that it
-prints into `MEASURED`, which goes before the rest.
+spill, 8 to 40 bytes. Ada and small Blackwells (sm_120) take Ampere's rows, where 8 of 198 spill,
+at most 32 bytes. Whoever has a GPU runs `python -m benchmarks.tune_kernels` and puts the rows that
+it prints into `MEASURED`, which goes before the rest.
 """
 
 from __future__ import annotations
