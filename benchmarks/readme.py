@@ -26,14 +26,16 @@ def block(rows: Sequence[Row]) -> list[str]:
     if not rows:
         raise ValueError("no rows in benchmarks/results/attention_cpu; run `make bench` first")
     first = rows[0]
-    table = report.summary([row for row in rows if row["mask"] in _SHOWN])
+    shown = sorted(
+        (row for row in rows if row["mask"] in _SHOWN), key=lambda row: _SHOWN.index(row["mask"])
+    )
     return [
         "On the CPU, the time of torch's SDPA with the same boolean mask over ours, forward /",
         "forward + backward: above 1 we win, below 1 we lose (B = 1, H = 12, D = 64, fp32;",
         f"{first['threads']} threads of an {first['processor']}, torch {first['torch']}, commit "
         f"{first['commit']}, {first['date']}):",
         "",
-        *table,
+        *report.summary(shown),
         "",
         "![Speed-up over SDPA with the same mask](benchmarks/results/attention_cpu_speedup.png)",
         "",

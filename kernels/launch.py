@@ -144,10 +144,14 @@ def in_pairs(key_mask: torch.Tensor) -> torch.Tensor:
 
 
 def alignment(*tensors: torch.Tensor) -> int:
-    """The largest power of two, up to 16 bytes, that divides all strides but the last."""
-    align = 16 // tensors[0].element_size()
+    """By how many elements all rows are aligned: a power of two, up to 16 bytes.
+
+    It divides all strides but the last, and where the tensors begin.
+    """
+    itemsize = tensors[0].element_size()
+    align = 16 // itemsize
     for x in tensors:
-        align = math.gcd(align, *x.stride()[:-1])
+        align = math.gcd(align, x.data_ptr() // itemsize, *x.stride()[:-1])
     return align
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -118,3 +119,15 @@ def test_what_is_out_of_the_ordinary_is_left_to_triton(records, case):
     assert ordinary == ["forward_kernel"]
     plain = {launch[0] for launch in records["plain"][0][0]}
     assert first[0][0] not in plain
+
+
+def test_rows_count_as_aligned_only_as_far_as_strides_and_beginnings_are():
+    from sparsebert.kernels.launch import alignment
+
+    base = torch.zeros(4096, dtype=torch.bfloat16)
+    shape = (1, 2, 8, 40)
+    heads_last = base[:640].view(1, 8, 2, 40).transpose(1, 2)
+    assert alignment(heads_last) == 8
+    assert alignment(heads_last, base[4:644].view(shape)) == 4
+    assert alignment(heads_last, base[1:641].view(shape)) == 1
+    assert alignment(base[:672].as_strided(shape, (672, 336, 42, 1))) == 2
