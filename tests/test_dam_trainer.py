@@ -572,6 +572,8 @@ try:
     trainer_of(folder, model=spoilt("loss" if rank == 1 else "nothing")).train()
 except FloatingPointError as error:
     (folder / f"error-{{rank}}").write_text(str(error))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # else gloo's threads may abort the interpreter's exit
 """
 
 
