@@ -58,22 +58,9 @@ def test_everything_compiles(rows):
     assert rows and not errors
 
 
-# Outside the loops; see `sparsebert.kernels.configs`.
-KNOWN_SPILLS = {
-    ("dkdv", "sm80", "256", "float32", "False", "False"): 8,
-    ("forward", "sm80", "40", "float16", "False", "False"): 20,
-}
-
-
-def spill_key(row):
-    """What a known spill is told by; rows come from the compiler or from a CSV file."""
-    names = ("kernel", "arch", "head_dim", "dtype", "key_mask", "dropout")
-    return tuple(str(row[name]) for name in names)
-
-
 def test_nothing_spills(rows):
-    spilling = {spill_key(row): row["spill_bytes"] for row in rows if row["spill_bytes"]}
-    assert spilling.items() <= KNOWN_SPILLS.items()
+    spilling = [row for row in rows if row["spill_bytes"]]
+    assert not spilling
 
 
 def per_1000(row):
@@ -122,6 +109,10 @@ def test_new_batch_sizes_lengths_and_masks_compile_nothing():
     assert result.stdout.strip() == "[1, 1, 1, 1]", result.stderr
 
 
+# Outside its loop.
+KNOWN_SPILLS = {("dkdv", "sm80", "256", "float32", "False", "False"): 8}
+
+
 def test_the_committed_survey_is_of_what_ships():
     """No undocumented spills, and room in shared memory: on Ada and small Blackwells, 99 KB."""
     path = ROOT / "benchmarks" / "results" / "kernels_survey.csv"
@@ -129,14 +120,16 @@ def test_the_committed_survey_is_of_what_ships():
         rows = [row for row in csv.DictReader(file) if row["error"] != "not compiled: out of time"]
     assert len(rows) > 580
     for row in rows:
+        names = ("kernel", "arch", "head_dim", "dtype", "key_mask", "dropout")
+        what = tuple(row[name] for name in names)
         assert not row["error"], row
-        assert int(row["spill_bytes"]) == KNOWN_SPILLS.get(spill_key(row), 0), row
+        assert int(row["spill_bytes"]) == KNOWN_SPILLS.get(what, 0), row
         assert int(row["shared_bytes"]) <= shared_limit(row["arch"]), row
         if row["arch"] == "sm80":
             assert int(row["shared_bytes"]) <= shared_limit("sm89"), row
         itemsize = 4 if row["dtype"] == "float32" else 2
-        names = ("block_m", "block_n", "num_warps", "num_stages")
-        compiled = LaunchConfig(*(int(row[name]) for name in names))
+        sizes = ("block_m", "block_n", "num_warps", "num_stages")
+        compiled = LaunchConfig(*(int(row[name]) for name in sizes))
         for height in row["rows"].split():
             shipped = launch_config(
                 row["kernel"], row["arch"], int(height), int(row["head_dim"]), itemsize,

@@ -13,7 +13,7 @@ import torch
 
 from sparsebert import dropout
 from sparsebert.executor import dense, tiles
-from sparsebert.executor.call import Call, Dropout, can_look_at
+from sparsebert.executor.call import Call, Dropout, expand_heads, may_hold_any, needed
 from sparsebert.executor.program import TorchProgram
 
 
@@ -35,11 +35,11 @@ def forward(
     so that autograd can follow them to any order.
     """
     fused = q.device.type == "cpu" and dropout_p == 0.0 and not differentiable
-    key_mask = _needed(key_mask)
+    key_mask = needed(key_mask)
     call = _make_call(q, key_mask, seed, scale, dropout_p, fused)
     heads = q.shape[1]
     k, v = _without_padding(k, key_mask), _without_padding(v, key_mask)
-    inputs = [q, _expand_heads(k, heads), _expand_heads(v, heads)]
+    inputs = [q, expand_heads(k, heads), expand_heads(v, heads)]
     results = []
     if len(program.tile_heads):
         picked = _Heads(program.tile_heads, heads, program.shared)
@@ -77,15 +77,15 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v in their dtypes; o and lse are what `forward` returned."""
     fused = q.device.type == "cpu" and dropout_p == 0.0 and grad_lse is None
-    key_mask = _needed(key_mask)
+    key_mask = needed(key_mask)
     call = _make_call(q, key_mask, seed, scale, dropout_p, fused)
     heads, kv_heads = q.shape[1], k.shape[1]
     if key_mask is not None or program.dense_dead is not None:
         dead = (lse == -math.inf)[..., None]
-        if not can_look_at(dead) or bool(dead.any()):
+        if may_hold_any(dead):
             q, grad_o = q.masked_fill(dead, 0.0), grad_o.masked_fill(dead, 0.0)
     k, v = _without_padding(k, key_mask), _without_padding(v, key_mask)
-    inputs = [grad_o, q, _expand_heads(k, heads), _expand_heads(v, heads), o]
+    inputs = [grad_o, q, expand_heads(k, heads), expand_heads(v, heads), o]
     extra = [lse] if grad_lse is None else [lse, grad_lse]
     results = []
     if len(program.tile_heads):
@@ -111,13 +111,6 @@ def backward(
     dk, dv = _without_padding(dk, key_mask), _without_padding(dv, key_mask)
     dq, dk, dv = (_memory_order(x.to(q.dtype)) for x in (dq, dk, dv))
     return dq, dk, dv
-
-
-def _needed(key_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """None for a key mask that is seen to hide nothing."""
-    if key_mask is not None and can_look_at(key_mask) and bool(key_mask.all()):
-        return None
-    return key_mask
 
 
 def _make_call(
@@ -199,11 +192,6 @@ def _without_unused(x: torch.Tensor, program: TorchProgram) -> torch.Tensor:
     """Zero the rows of the dense heads' [B, H, M, D] that no query may attend to."""
     unused = program.dense_unused
     return x if unused is None else x.masked_fill(unused[..., None], 0.0)
-
-
-def _expand_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """Repeat the H_kv heads of k or v for the query heads that share them."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _sum_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:

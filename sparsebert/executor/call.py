@@ -18,6 +18,21 @@ def can_look_at(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and not traced
 
 
+def may_hold_any(x: torch.Tensor) -> bool:
+    """False only where a bool tensor is seen to hold no True."""
+    return not can_look_at(x) or bool(x.any())
+
+
+def needed(key_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """None for a key mask that is seen to hide nothing."""
+    return key_mask if key_mask is None or may_hold_any(~key_mask) else None
+
+
+def expand_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Repeat the H_kv heads of k or v for the query heads that share them."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dropout:
     """The dropout of one call: probability and the Philox key of each batch and head."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from sparsebert.executor import engines
-from sparsebert.executor.call import SCRATCH, Call, can_look_at
+from sparsebert.executor.call import SCRATCH, Call, may_hold_any
 
 
 def forward(
@@ -23,7 +23,7 @@ def forward(
         o, lse = engines.fused_forward(q, k, v, allowed, call.scale)
         if call.key_mask is not None and allowed is not None:  # a row may have lost all its keys
             hidden = rows_without_any(allowed)
-            if not can_look_at(hidden) or bool(hidden.any()):
+            if may_hold_any(hidden):
                 o = o.masked_fill(hidden[..., None], 0.0)
                 lse = lse.masked_fill(hidden, -math.inf)
         return o, lse

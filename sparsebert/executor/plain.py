@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from sparsebert.executor.call import expand_heads, may_hold_any, needed
 from sparsebert.executor.dense import allowed_positions, rows_without_any
 
 
@@ -26,8 +27,7 @@ def attention(
         unused: bool [H or 1, M], keys that no query attends to; None if there are none.
         key_mask: bool [B, M], of which Python may look at the values (`call.can_look_at`).
     """
-    if key_mask is not None and bool(key_mask.all()):
-        key_mask = None
+    key_mask = needed(key_mask)
     hidden = None if unused is None else unused[None]
     if key_mask is not None:
         padding = ~key_mask[:, None, :]
@@ -38,7 +38,7 @@ def attention(
     if key_mask is None or allowed is None:
         return _sdpa(q, k, v, allowed, scale)
     dead = rows_without_any(allowed)[..., None]
-    if not bool(dead.any()):
+    if not may_hold_any(dead):
         return _sdpa(q, k, v, allowed, scale)
     # They attend to everything, which is finite, and what comes of it is thrown away.
     o = _sdpa(q.masked_fill(dead, 0.0), k, v, allowed | dead, scale)
@@ -48,7 +48,7 @@ def attention(
 def _zero_rows(x: torch.Tensor, hidden: torch.Tensor, heads: int) -> torch.Tensor:
     """x [B, H_kv, M, D] with zeros where `hidden` [B or 1, H or 1, M], and in its gradient."""
     if hidden.shape[1] not in (1, x.shape[1]):  # a key head may be hidden for one query head only
-        x = x.repeat_interleave(heads // x.shape[1], dim=1)
+        x = expand_heads(x, heads)
     return x.masked_fill(hidden[..., None], 0.0)
 
 
