@@ -30,11 +30,16 @@ def check_format(tiles: TileSet) -> None:
     )
     _require(_inside(tiles.rows, -1, tiles.num_rows), "row numbers")
     _require(_inside(tiles.cols, 0, tiles.num_cols), "column numbers")
+    _require((np.diff(height) <= 0).all(), "order of tiles")
+    _require((np.diff(width)[np.diff(height) == 0] <= 0).all(), "order of tiles")
     _check_order(tiles)
 
 
 def _check_order(tiles: TileSet) -> None:
-    """Real rows come first and are distinct; columns ascend; what pads is never attended."""
+    """Real rows come first and are distinct; columns ascend, and each is some row's; pads are not.
+
+    A column that no row of its tile attends to would be gathered with whatever it holds, NaN too.
+    """
     for tile in range(tiles.num_tiles):
         slots, columns, allowed = tiles.row_slots(tile), tiles.columns(tile), tiles.allowed(tile)
         full, width = int(tiles.full[tile]), int(tiles.width[tile])
@@ -46,6 +51,8 @@ def _check_order(tiles: TileSet) -> None:
         ).all()
         _require(ascending and len(np.unique(columns[:width])) == width, "columns of a tile")
         _require(not allowed[real:].any() and not allowed[:, width:].any(), "bits of padding")
+        _require(allowed[:, :width].any(axis=0).all(), "columns that no row attends to")
+        _require((columns[width:] == columns[width - 1]).all(), "columns of padding")
 
 
 def check_cover(tiles: TileSet, masks: Bits, dense_heads: np.ndarray) -> None:
