@@ -44,6 +44,7 @@ from sparsebert.bits import Bits, clear_padding, pack, padding_is_clear, row_byt
 from sparsebert.checks import integer
 from sparsebert.flex import MaskMod, bits_of_mask_mod, block_mask
 from sparsebert.maskfile import load_bits, save_bits
+from sparsebert.positions import LINE, Grid, Positions, from_record, why_not_crop
 from sparsebert.provenance import derived_record, record_of
 
 if TYPE_CHECKING:
@@ -311,6 +312,15 @@ class AttentionMask:
         return record
 
     @property
+    def positions(self) -> Positions:
+        """What its positions are, "line", a `sparsebert.positions.Grid`, or "mixed".
+
+        It decides what `crop` may do, is kept by all operations and saved with the mask.
+        Patterns know it; for a mask of your own over an image see `on_grid`.
+        """
+        return from_record(self.provenance, self.q_len, self.kv_len)
+
+    @property
     def density(self) -> float:
         """Share of allowed positions over all layers and heads, 0 to 1."""
         ones = int(np.bitwise_count(self._bits).sum(dtype=np.int64))
@@ -388,12 +398,15 @@ class AttentionMask:
     def crop(self, q_len: int, kv_len: int | None = None) -> AttentionMask:
         """The top-left part: the first `q_len` queries and the first `kv_len` keys.
 
+        A mask over a grid is left whole or refused; see `crop_grid`.
+
         Args:
             q_len: 1 to N.
             kv_len: 1 to M; for a square mask it defaults to q_len.
 
         Raises:
-            ValueError: a length outside the mask, or no kv_len for a rectangular mask.
+            ValueError: a length outside the mask, no kv_len for a rectangular mask, or positions
+                that are not a line.
 
         Example:
             >>> AttentionMask.from_dense(torch.ones(8, 8, dtype=torch.bool)).crop(3).shape
@@ -408,9 +421,76 @@ class AttentionMask:
             kv_len = q_len
         rows = integer("crop", "q_len", q_len, 1, self.q_len)
         keys = integer("crop", "kv_len", kv_len, 1, self.kv_len)
+        if (rows, keys) == self.shape[2:]:
+            return self
+        if why := why_not_crop(self.positions):
+            raise ValueError(
+                f"crop: the mask is {self.q_len} x {self.kv_len}, asked for were {rows} x {keys}; "
+                + why
+            )
         bits = self._bits[:, :, :rows, : row_bytes(keys)].copy()
         clear_padding(bits, keys)
         return self._wrap(bits, keys, self._say("crop", q_len=rows, kv_len=keys))
+
+    def crop_grid(self, height: int, width: int) -> AttentionMask:
+        """The special tokens and the top-left `height` x `width` patches of a mask over a grid.
+
+        What patches attend to at the new border is what they attended to there before: a
+        neighbourhood that reached across it gets smaller. (`patterns.neighborhood_2d` of the
+        smaller grid would move it inwards.)
+
+        Raises:
+            ValueError: the positions are no grid, or a side is longer than the grid's.
+
+        Example:
+            >>> from sparsebert import patterns
+            >>> patterns.neighborhood_2d(8, 8, 3, num_special=1).crop_grid(4, 6).shape
+            (1, 1, 25, 25)
+        """
+        grid = self.positions
+        if not isinstance(grid, Grid):
+            raise ValueError(
+                f"crop_grid: the positions of the mask are {grid!r}, not a grid; "
+                + ("take mask.crop(length)" if grid == LINE else "build it for the smaller grid")
+            )
+        height = integer("crop_grid", "height", height, 1, grid.height)
+        width = integer("crop_grid", "width", width, 1, grid.width)
+        patches = np.arange(grid.height * grid.width).reshape(grid.height, grid.width)
+        kept = grid.num_special + patches[:height, :width].reshape(-1)
+        kept = np.concatenate([np.arange(grid.num_special), kept])
+        rows = unpack(self._bits[:, :, kept], self._kv_len)
+        smaller = Grid(height, width, grid.num_special)
+        record = derived_record("crop_grid", [self], {"height": height, "width": width}, smaller)
+        return self._wrap(pack(rows[..., kept]), len(kept), record)
+
+    def on_grid(self, height: int, width: int, num_special: int = 0) -> AttentionMask:
+        """The same mask, which now knows that its positions are a grid, so that `crop` refuses.
+
+        Args:
+            height, width: of the grid, whose patches are in the mask row by row.
+            num_special: tokens before them ([CLS], registers).
+
+        Raises:
+            ValueError: the mask has another number of tokens.
+
+        Example:
+            >>> mask = AttentionMask.from_dense(torch.eye(17, dtype=torch.bool))
+            >>> mask.on_grid(4, 4, 1).positions
+            Grid(height=4, width=4, num_special=1)
+        """
+        grid = Grid(
+            integer("on_grid", "height", height, 1),
+            integer("on_grid", "width", width, 1),
+            integer("on_grid", "num_special", num_special, 0),
+        )
+        if not grid.length == self.q_len == self.kv_len:
+            raise ValueError(
+                f"on_grid: num_special + height * width = {grid.length} but the mask is "
+                f"{self.q_len} x {self.kv_len}"
+            )
+        return self._wrap(
+            self._bits, self._kv_len, derived_record("on_grid", [self], positions=grid)
+        )
 
     def without_diagonal(self) -> AttentionMask:
         """The same mask with every position i = j forbidden: no token attends to itself.
@@ -490,7 +570,7 @@ class AttentionMask:
         )
 
     def _say(self, op: str, **arguments: int) -> str:
-        return derived_record(op, [self], **arguments)
+        return derived_record(op, [self], arguments)
 
 
 def _require_mask(name: str, value: object) -> AttentionMask:

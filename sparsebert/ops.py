@@ -21,6 +21,7 @@ from sparsebert.executor.call import can_look_at
 from sparsebert.executor.program import TRITON, FlatProgram, from_tensors
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
+from sparsebert.positions import why_not_crop
 
 BACKENDS = ("auto", "triton", "torch", "dense")
 MAX_HEAD_DIM = 256
@@ -442,6 +443,8 @@ def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
 
 def _length_remedy(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
     if q_len <= plan.q_len and kv_len <= plan.kv_len:
+        if why := why_not_crop(plan.mask.positions):
+            return f"the mask cannot be cropped to them: {why}"
         lengths = f"{q_len}" if q_len == kv_len else f"{q_len}, {kv_len}"
         return f"crop the mask (mask.crop({lengths})) and compile it, or pad the tensors"
     return "build the mask for the longer sequence, or shorten the tensors"

@@ -1,8 +1,10 @@
 """Where a mask comes from: small JSON records that travel with it and into its file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+from sparsebert.positions import Positions, combine, to_record
 
 # A derived record longer than this names its operands by fingerprint instead, so that a mask
 # built in a loop does not carry its whole history.
@@ -10,13 +12,16 @@ _LONGEST = 4096
 
 
 class Recorded(Protocol):
-    """What has a record and, failing that, a fingerprint."""
+    """What has a record, failing that a fingerprint, and a meaning of its positions."""
 
     @property
     def provenance(self) -> dict[str, Any]: ...
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def positions(self) -> Positions: ...
 
 
 def record_of(provenance: dict[str, Any] | None) -> str:
@@ -38,12 +43,22 @@ def record_of(provenance: dict[str, Any] | None) -> str:
         ) from error
 
 
-def derived_record(op: str, operands: Sequence[Recorded], **arguments: int) -> str:
+def derived_record(
+    op: str,
+    operands: Sequence[Recorded],
+    arguments: Mapping[str, int] | None = None,
+    positions: Positions | None = None,
+) -> str:
     """The record of a mask computed from others: the operation, and where its operands came from.
+
+    Its positions are those of the operands, unless others are given.
 
     Example: ``{"op": "crop", "q_len": 64, "kv_len": 64, "of": [{"pattern": "star", ...}]}``.
     """
-    text = record_of({"op": op, **arguments, "of": [each.provenance for each in operands]})
+    if positions is None:
+        positions = combine(each.positions for each in operands)
+    about = {"op": op, **(arguments or {}), **to_record(positions)}
+    text = record_of({**about, "of": [each.provenance for each in operands]})
     if len(text) > _LONGEST:
-        text = record_of({"op": op, **arguments, "of": [each.fingerprint for each in operands]})
+        text = record_of({**about, "of": [each.fingerprint for each in operands]})
     return text

@@ -108,7 +108,8 @@ def compile_plan(
         if copies is None
         else checks.integer(name, "copies (batch x heads)", copies, heads),
     )
-    key = (mask.fingerprint, target, objective, *calls)
+    # Equal bits over other positions make a plan that is cropped in another way.
+    key = (mask.fingerprint, mask.positions, target, objective, *calls)
     with _cache_lock:
         if key in _cache:
             _cache.move_to_end(key)
