@@ -1,0 +1,106 @@
+"""How precise the steps of a computation are: unit roundoffs, and what they make of a sum."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+FAILURE = 1e-9
+"""The chance that correctly rounded arithmetic breaks a bound anywhere in one comparison."""
+
+_EXP = {
+    torch.float16: 2.0**-13,
+    torch.bfloat16: 2.0**-13,
+    torch.float32: 20 * 2.0**-23,
+    torch.float64: 2.0**-52,
+}
+"""Relative error of exp by the dtype of q, k and v, the least precise in use: torch's CPU kernels
+take `fexp_u20` for 16 bits (pytorch #151441; 1.1e-4 measured, AVX2 and AVX-512) and `exp_u20` for
+fp32 (20 units in the last place); CUDA's `ex2.approx` errs by 2 units, Sleef's fp64 by 1."""
+
+_THREE_TF32 = 3.0 * 2.0**-22
+"""A product as three of tf32: each half is rounded at 2^-22, the product of the low ones left."""
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """The largest relative error of rounding to nearest."""
+    return torch.finfo(dtype).eps / 2.0
+
+
+def concentration(elements: int) -> float:
+    """lambda: how many times its scale an error of zero mean can be, in any of `elements` results.
+
+    Hoeffding: a sum of independent errors of zero mean with |e_i| <= a_i exceeds
+    lambda * sqrt(sum a_i^2) with probability 2 exp(-lambda^2 / 2) at most.
+    """
+    return math.sqrt(2.0 * math.log(2.0 * max(1, elements) / FAILURE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """The precision of one implementation.
+
+    Attributes:
+        storage: dtype of inputs and outputs, to which matrix products round their operands.
+        accumulate: dtype of sums, scores and probabilities.
+        product: unit roundoff of one product in a matrix product.
+        stores_scores: scores, probabilities and their gradients lie in `storage` between the
+            operations, as where attention is written out in torch operations.
+    """
+
+    storage: torch.dtype
+    accumulate: torch.dtype
+    product: float
+    stores_scores: bool = False
+
+    @classmethod
+    def of(cls, x: torch.Tensor, *, stores_scores: bool = False) -> Arithmetic:
+        """What attention over tensors like x uses: sums in fp32 or better."""
+        accumulate = torch.promote_types(x.dtype, torch.float32)
+        product = unit_roundoff(accumulate)
+        if x.dtype == torch.float32 and x.is_cuda:
+            allowed = torch.backends.cuda.matmul.allow_tf32
+            product = 2.0**-10 if allowed else _THREE_TF32  # tf32 may cut instead of rounding
+        return cls(x.dtype, accumulate, product, stores_scores)
+
+    @property
+    def stored(self) -> float:
+        """Unit roundoff of results, and of the operands of matrix products."""
+        return unit_roundoff(self.storage)
+
+    @property
+    def summed(self) -> float:
+        """Unit roundoff of sums and elementwise steps."""
+        return unit_roundoff(self.accumulate)
+
+    @property
+    def rounds_operands(self) -> bool:
+        """Whether probabilities are rounded again before they are multiplied."""
+        return self.storage != self.accumulate
+
+    @property
+    def quantum(self) -> float:
+        """Half of the smallest number of `storage`: the error of what underflows there."""
+        return torch.finfo(self.storage).smallest_normal * torch.finfo(self.storage).eps / 2.0
+
+    @property
+    def exp(self) -> float:
+        """Relative error of a probability's exponential."""
+        return _EXP[self.storage]
+
+    @property
+    def rescale(self) -> float:
+        """Relative error of the exponential by which a partial sum is rescaled."""
+        return 2.0 * torch.finfo(self.accumulate).eps
+
+    def sums(self, terms: int, certainty: float, *, products: bool = False) -> float:
+        """Error of a sum of `terms`, in any order, relative to the sum of their absolute values.
+
+        The smaller of the certain bound, terms * u, and the probable one, lambda sqrt(terms) * u
+        (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci.
+        Comput. 41(5), 2019, theorem 2.4, to first order).
+        """
+        roundoff = max(self.summed, self.product) if products else self.summed
+        return min(float(terms), certainty * math.sqrt(terms)) * roundoff
