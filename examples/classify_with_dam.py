@@ -78,9 +78,9 @@ def main(arguments: list[str] | None = None) -> float:
     print(f"trained on with it: accuracy {final:.1%} on {len(test)} texts it has not seen")
 
     # 5. Keep it: sb.load_masks(model, folder) makes the model sparse again after from_pretrained.
+    sb.save_masks(model, options.output)
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    sb.save_masks(model, options.output)
     print(f"model, tokenizer and mask: {options.output}")
     return final
 

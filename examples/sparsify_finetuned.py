@@ -92,9 +92,9 @@ def main(arguments: list[str] | None = None) -> float:
     Trainer(model=model, args=training(options, options.tune_steps), **common).train()
 
     # 3. Export: the mask stands beside the model's own files.
+    sb.save_masks(encoder, options.output)
     encoder.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    sb.save_masks(encoder, options.output)
 
     # 4. Serve. This is all that another program needs.
     served = AutoModel.from_pretrained(options.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.dam_callback import DAMCallback, predicted_speedup
 from sparsebert.integrations.dam_files import DAM_FILE, load_dam, save_dam
 from sparsebert.integrations.hf_dam import attached
+from sparsebert.integrations.hf_guards import MasksNotSavedWarning
 from sparsebert.integrations.trainer import LAST_FINITE
+from sparsebert.masks import AttentionMask
 
 VOCAB, N, H, BATCH, STEPS = 12, 10, 2, 8, 6
 MASK_LR, LR = 0.05, 1e-3
@@ -443,6 +446,16 @@ def test_saved_model_and_dam_load_again(tmp_path: Path) -> None:
         assert torch.equal(again(ids).logits, trainer.model(ids).logits)
 
 
+def test_the_finished_model_is_saved_with_its_masks(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, max_steps=1)
+    trainer.train()
+    mask = trainer.finish(sparsity=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MasksNotSavedWarning)
+        trainer.save_model(str(tmp_path / "finished"))
+    assert AttentionMask.load(tmp_path / "finished" / "sparsebert_masks.safetensors") == mask
+
+
 def test_damaged_dam_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=DAM_FILE):
         load_dam(build(), tmp_path)
@@ -560,6 +573,7 @@ def test_a_sequence_longer_than_the_mask(tmp_path: Path) -> None:
 
 TWO = f"""
 import sys
+import warnings
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
 from pathlib import Path

@@ -168,8 +168,8 @@ def test_masks_are_saved_beside_the_model(tmp_path: Path) -> None:
     model = build("modernbert")
     masks = sb.AttentionMask.from_dense(random_masks(model), provenance={"from": "a test"})
     sb.sparsify(model, masks, backend="dense")
-    model.save_pretrained(tmp_path)
     sb.save_masks(model, tmp_path)
+    model.save_pretrained(tmp_path)
     assert {"sparsebert_config.json", "sparsebert_masks.safetensors"} <= {
         file.name for file in tmp_path.iterdir()
     }

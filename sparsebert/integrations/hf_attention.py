@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import output_capturing
 
 from sparsebert.integrations.dense_route import dense_attention
-from sparsebert.integrations.hf_configs import ConfigSwap
+from sparsebert.integrations.hf_configs import IMPLEMENTATION, ConfigSwap
 from sparsebert.integrations.hf_rules import (
     check_key_mask,
     combine,
@@ -33,12 +33,6 @@ from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
 # transformers' record of what the caller wants returned; not a public name.
 _collector: Any = getattr(output_capturing, "_active_collector", None)
 
-IMPLEMENTATION = "sparsebert"
-"""The name in `config._attn_implementation`, and of the submodule that holds a layer's mask."""
-
-DAM = "sparsebert_dam"
-"""The same while a mask is learned; also the DAM's name in the model that owns the layers."""
-
 
 class LayerMask(nn.Module):
     """The sparse mask of one attention module (or of several with the same mask).
@@ -51,6 +45,7 @@ class LayerMask(nn.Module):
     ) -> None:
         super().__init__()
         self.masks = masks  # of the whole model, to be saved
+        self.index = index  # of the layer among them
         self.backend = backend
         self.configs = configs  # to be put back
         self.plans = MaskPlans(masks.layer(index))
@@ -68,12 +63,42 @@ class LayerMask(nn.Module):
         _intersect(self, rule)
         return self.ruled[rule]
 
+    @property
+    def unused_for(self) -> str | None:
+        """The attention that the model is set to instead of ours, None while the mask is used."""
+        names = (swap.copy._attn_implementation for swap in self.configs)
+        return next((str(name) for name in names if name != IMPLEMENTATION), None)
+
     def extra_repr(self) -> str:
         mask = self.mask
+        unused = self.unused_for
         return (
             f"[{mask.num_heads}, {mask.q_len}, {mask.kv_len}] at density {mask.density:.2%}, "
             f"backend={self.backend!r}"
+            + (f", NOT USED: the model is set to {unused!r} attention" if unused else "")
         )
+
+
+def sparse_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of `model` that carry a mask, in order."""
+    return [m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), LayerMask)]
+
+
+def layer_of(module: nn.Module) -> LayerMask:
+    """The mask of an attention module that `sparse_modules` names."""
+    layer = getattr(module, IMPLEMENTATION)
+    assert isinstance(layer, LayerMask)
+    return layer
+
+
+def masks_of(layers: list[LayerMask]) -> AttentionMask:
+    """The masks of these layers together: as they were given, or of those that are left."""
+    whole = layers[0].masks
+    one_given = all(layer.masks is whole or layer.masks == whole for layer in layers)
+    in_order = [layer.index for layer in layers] == list(range(whole.num_layers))
+    if one_given and (in_order or whole.num_layers == 1):
+        return whole
+    return AttentionMask.stack_layers(layer.mask for layer in layers)
 
 
 @torch.compiler.assume_constant_result

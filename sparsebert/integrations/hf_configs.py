@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sparsebert.integrations.hf_modules import SelfAttention
+
+IMPLEMENTATION = "sparsebert"
+"""The name in `config._attn_implementation`, and of the submodule that holds a layer's mask."""
+
+DAM = "sparsebert_dam"
+"""The same while a mask is learned; also the DAM's name in the model that owns the layers."""
 
 _ATTN = "_attn_implementation_internal"  # where a configuration keeps the implementation's name
 
@@ -28,8 +34,14 @@ class ConfigSwap:
     before: dict[str, Any]  # the original's attributes when it was copied
 
 
-def swap_configs(attention: SelfAttention, implementation: str) -> tuple[ConfigSwap, ...]:
-    """Replace the configuration that the attention reads by a copy that names `implementation`."""
+def swap_configs(
+    model: nn.Module, attention: SelfAttention, implementation: str
+) -> tuple[ConfigSwap, ...]:
+    """Replace the configuration that the attention reads by a copy that names `implementation`.
+
+    `model` is the one that was asked about, in which no mask and no DAM is attached yet.
+    """
+    _replace_ours(model, attention.owner)
     used: list[Any] = [attention.owner.config, *(m.config for m in attention.modules.values())]
     swaps = []
     for original in {id(config): config for config in used}.values():
@@ -46,13 +58,37 @@ def restore_configs(model: nn.Module, swaps: Iterable[ConfigSwap]) -> None:
     swaps = list(swaps)
     for swap in swaps:
         for name, value in vars(swap.copy).items():
-            if name != _ATTN and swap.before.get(name, swap) is not value:
+            ours = name == _ATTN and value in (IMPLEMENTATION, DAM)
+            if not ours and swap.before.get(name, swap) is not value:
                 setattr(swap.original, name, value)
     _replace_configs(model, {id(swap.copy): swap.original for swap in swaps})
 
 
-def _replace_configs(root: nn.Module, substitutes: dict[int, PreTrainedConfig]) -> None:
+def _replace_ours(model: nn.Module, owner: PreTrainedModel) -> None:
+    """Replace configurations that name our attention where none is attached by ones that do not.
+
+    Such come from ``from_pretrained(..., attn_implementation="sparsebert")`` and from models that
+    were built from a sparse model's configuration. Taken as they are, they would make `densify`
+    leave a model that cannot run, and a decoder beside a sparse encoder too.
+    """
+    dense: dict[int, PreTrainedConfig] = {}
+    for _, _, config in _configs(model):
+        if getattr(config, _ATTN, None) in (IMPLEMENTATION, DAM) and id(config) not in dense:
+            substitute = copy.copy(config)  # it may be another model's, which is sparse
+            setattr(substitute, _ATTN, owner.get_correct_attn_implementation(None))
+            dense[id(config)] = substitute
+    _replace_configs(model, dense)
+
+
+def _configs(root: nn.Module) -> Iterator[tuple[nn.Module, str, PreTrainedConfig]]:
+    """Every module that holds a configuration, under which name, and which."""
     for module in root.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, PreTrainedConfig) and id(value) in substitutes:
-                setattr(module, name, substitutes[id(value)])
+            if isinstance(value, PreTrainedConfig):
+                yield module, name, value
+
+
+def _replace_configs(root: nn.Module, substitutes: dict[int, PreTrainedConfig]) -> None:
+    for module, name, config in _configs(root):
+        if id(config) in substitutes:
+            setattr(module, name, substitutes[id(config)])

@@ -27,8 +27,14 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from sparsebert.dam.gates import GATES, gated_attention
 from sparsebert.dam.mask import DifferentiableAttentionMask
-from sparsebert.integrations.hf_attention import DAM, IMPLEMENTATION, LayerMask
-from sparsebert.integrations.hf_configs import ConfigSwap, restore_configs, swap_configs
+from sparsebert.integrations.hf_attention import LayerMask
+from sparsebert.integrations.hf_configs import (
+    DAM,
+    IMPLEMENTATION,
+    ConfigSwap,
+    restore_configs,
+    swap_configs,
+)
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.hf_rules import (
     check_key_mask,
@@ -129,7 +135,7 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
             f"attach_dam: dam has num_heads={dam.num_heads} but {name} has {heads}; give 1 (for "
             f"all) or {heads}"
         )
-    shared = SharedDraw(dam, gate, swap_configs(attention, DAM))
+    shared = SharedDraw(dam, gate, swap_configs(model, attention, DAM))
     owner: nn.Module = attention.owner
     owner.add_module(DAM, dam.to(attention.owner.device).train(owner.training))
     shared.hook = owner.register_forward_pre_hook(shared.start)

@@ -48,8 +48,8 @@ def read_masks(
     folder: str | os.PathLike[str], attention: SelfAttention
 ) -> tuple[AttentionMask, str]:
     """The masks and the backend from `folder`, checked against each other and the model."""
-    path = Path(folder) / CONFIG_FILE
-    note = _read_note(path)
+    _check_folder(Path(folder))
+    note = _read_note(Path(folder) / CONFIG_FILE)
     masks = AttentionMask.load(Path(folder) / MASKS_FILE)
     if masks.fingerprint != note["masks_fingerprint"]:
         raise ValueError(
@@ -64,6 +64,22 @@ def read_masks(
             f"model with {modules}; to use them all the same, AttentionMask.load and sparsify"
         )
     return masks, note["backend"]
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise FileNotFoundError that says what is missing and where it comes from."""
+    remedy = "give the folder that save_masks wrote to"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"load_masks: no folder {str(folder)!r} on this machine; {remedy}. Nothing is "
+            "downloaded: for a model on the Hub pass huggingface_hub.snapshot_download("
+            '"user/repo"), the folder with its files'
+        )
+    for name in (CONFIG_FILE, MASKS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"load_masks: no {name} in {folder}; {remedy} (save_pretrained saves no masks)"
+            )
 
 
 def _read_note(path: Path) -> dict[str, Any]:

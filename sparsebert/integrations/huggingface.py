@@ -30,7 +30,9 @@ What holds for every model:
 * An encoder-decoder (BART, T5, Whisper) gets the masks in its encoder; decoder and
   cross-attention stay as they are. Of a model with several encoders (CLIP) pass one.
 * State dicts, ``save_pretrained`` and ``from_pretrained`` know nothing of the masks; save them
-  beside the model with `save_masks`.
+  beside the model with `save_masks`. ``save_pretrained`` warns where they are missing.
+* ``model.set_attn_implementation("eager")`` runs the model dense, with a warning, and
+  ``set_attn_implementation("sparsebert")`` sparse again: the masks stay attached meanwhile.
 """
 
 from __future__ import annotations
@@ -42,8 +44,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from sparsebert.integrations.hf_attention import DAM, IMPLEMENTATION, LayerMask
-from sparsebert.integrations.hf_configs import restore_configs, swap_configs
+from sparsebert.integrations import hf_guards
+from sparsebert.integrations.hf_attention import LayerMask, layer_of, masks_of, sparse_modules
+from sparsebert.integrations.hf_configs import (
+    DAM,
+    IMPLEMENTATION,
+    restore_configs,
+    swap_configs,
+)
 from sparsebert.integrations.hf_files import read_masks, write_masks
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
 from sparsebert.masks import AttentionMask
@@ -101,23 +109,27 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
             f"sparsify: {type(attention.owner).__name__} has a DAM; call "
             "sparsify(detach_dam(model), dam.binarize(...))"
         )
-    if _sparse_modules(model):
+    if sparse_modules(model):
         densify(model)
-    configs = swap_configs(attention, IMPLEMENTATION)
+    configs = swap_configs(model, attention, IMPLEMENTATION)
     layers = [LayerMask(whole, index, backend, configs) for index in range(whole.num_layers)]
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
+    hf_guards.watch(model)
     return model
 
 
 def densify(model: Model) -> Model:
     """Undo `sparsify`: remove all masks and give the model its attention back, in place.
 
+    That is the attention it had before `sparsify`, or the one that `set_attn_implementation` chose
+    meanwhile.
+
     Raises:
         ValueError: the model is not sparse.
     """
     modules = _require_sparse("densify", model)
-    swaps = {id(swap): swap for module in modules for swap in _layer(module).configs}
+    swaps = {id(swap): swap for module in modules for swap in layer_of(module).configs}
     for module in modules:
         delattr(module, IMPLEMENTATION)
     restore_configs(model, swaps.values())
@@ -128,22 +140,43 @@ def save_masks(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the masks of a sparse model to `folder`, beside what `save_pretrained` writes there.
 
     Two files: ``sparsebert_masks.safetensors``, the masks (see `AttentionMask.save`), and
-    ``sparsebert_config.json``, which says what model they belong to.
+    ``sparsebert_config.json``, which says what model they belong to. Of a model that has lost or
+    reordered layers since `sparsify`, the masks of the layers that it has now.
 
     Raises:
-        ValueError: the model is not sparse, or holds several independently sparse models.
+        ValueError: the model is not sparse, does not use its masks (its attention was set to
+            another implementation), has layers without a mask, or holds several independently
+            sparse models.
     """
     modules = _require_sparse("save_masks", model)
     attention = find_self_attention("save_masks", model)
-    layer = _layer(modules[0])
-    write_masks(folder, layer.masks, attention, layer.backend)
+    layer = layer_of(modules[0])
+    if unused := layer.unused_for:
+        raise ValueError(
+            f"save_masks: {type(attention.owner).__name__} has masks but does not use them: its "
+            f"attention is set to {unused!r}; call model.set_attn_implementation("
+            f"{IMPLEMENTATION!r}) to use them again, or densify(model) to be rid of them"
+        )
+    for name, module in attention.modules.items():
+        if not isinstance(getattr(module, IMPLEMENTATION, None), LayerMask):
+            raise ValueError(
+                f"save_masks: {name} has no mask, though others have; call sparsify again for the "
+                "model as it is now"
+            )
+    masks = masks_of([layer_of(module) for module in attention.modules.values()])
+    write_masks(folder, masks, attention, layer.backend)
 
 
 def load_masks(model: Model, folder: str | os.PathLike[str]) -> Model:
     """Sparsify `model` with the masks that `save_masks` wrote to `folder`.
 
+    Args:
+        model: the model that `save_masks` was called on, loaded or built again, dense.
+        folder: on this machine. Nothing is downloaded: of a model on the Hub it is what
+            ``huggingface_hub.snapshot_download("user/repo")`` returns.
+
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: there is no such folder, or a file is missing in it.
         ValueError: a file is truncated, altered or of a newer version, the two do not belong
             together, or they do not fit the model.
 
@@ -153,8 +186,8 @@ def load_masks(model: Model, folder: str | os.PathLike[str]) -> Model:
         >>> size = dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4)
         >>> model = sb.sparsify(BertModel(BertConfig(**size)), sb.patterns.star(128))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save_pretrained(folder)
         ...     sb.save_masks(model, folder)
+        ...     model.save_pretrained(folder)  # warns where there are no masks beside it
         ...     again = sb.load_masks(BertModel.from_pretrained(folder), folder)
     """
     attention = find_self_attention("load_masks", model)
@@ -229,22 +262,11 @@ def _check_heads(mask: AttentionMask, name: str, heads: int | None, owner: str) 
         )
 
 
-def _sparse_modules(model: nn.Module) -> list[nn.Module]:
-    """The attention modules that carry a mask, in order."""
-    return [m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), LayerMask)]
-
-
 def _require_sparse(name: str, model: nn.Module) -> list[nn.Module]:
-    modules = _sparse_modules(model)
+    modules = sparse_modules(model)
     if not modules:
         raise ValueError(
             f"{name}: {type(model).__name__} has no sparse masks; call sparsify(model, masks) "
             "first"
         )
     return modules
-
-
-def _layer(module: nn.Module) -> LayerMask:
-    layer = getattr(module, IMPLEMENTATION)
-    assert isinstance(layer, LayerMask)
-    return layer

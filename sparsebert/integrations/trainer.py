@@ -28,8 +28,9 @@ from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.dam_callback import DAMCallback
 from sparsebert.integrations.dam_files import save_dam
+from sparsebert.integrations.hf_attention import sparse_modules
 from sparsebert.integrations.hf_dam import attach_dam, attached, detach_dam
-from sparsebert.integrations.huggingface import sparsify
+from sparsebert.integrations.huggingface import save_masks, sparsify
 from sparsebert.masks import AttentionMask
 
 _NAME = "DAMTrainer"
@@ -293,7 +294,12 @@ class DAMTrainer(Trainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers.Trainer does, and the DAM in a file that `load_dam` reads."""
+        """As transformers.Trainer does, and the DAM in a file that `load_dam` reads.
+
+        After `finish`, the masks beside the model, as `save_masks` writes them.
+        """
+        if self.args.should_save and sparse_modules(self.model):
+            save_masks(self.model, output_dir or self._output_dir)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and _holds(self.model, self.dam):
             save_dam(self.model, output_dir or self._output_dir)

@@ -226,8 +226,8 @@ class Phases:
             training.train(trainer, title)
             after = training.block_losses(model.eval(), data.validation)
             if name == LEARNED:
+                save_masks(model, self.folder / "model")  # first, or save_pretrained warns
                 model.save_pretrained(self.folder / "model")
-                save_masks(model, self.folder / "model")
                 self.tokenizer.save_pretrained(self.folder / "model")
             return {
                 "before": before.tolist(),
