@@ -41,6 +41,7 @@ from sparsebert.compiler.cost import (
     is_target,
     machine_target,
 )
+from sparsebert.mask_input import refused
 from sparsebert.masks import AttentionMask
 
 _KEYS = {
@@ -337,10 +338,8 @@ def estimate(
     """
     name = "estimate"
     if not isinstance(mask, AttentionMask):
-        raise TypeError(
-            f"{name}: mask must be an AttentionMask, got {type(mask).__name__}; build one with "
-            "AttentionMask.from_dense(bool_tensor)"
-        )
+        wanted, write = "an AttentionMask", "AttentionMask.from_dense({})"
+        raise refused(name, "mask", wanted, mask, write)
     if mask.num_layers not in (1, shape.layers) or mask.num_heads not in (1, shape.heads):
         raise ValueError(
             f"{name}: mask has {mask.num_layers} layers and {mask.num_heads} heads, but the model "

@@ -34,15 +34,25 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparsebert.bits import Bits, clear_padding, pack, padding_is_clear, row_bytes, unpack
+from sparsebert.bits import (
+    Bits,
+    clear_padding,
+    looks_swapped,
+    pack,
+    padding_is_clear,
+    row_bytes,
+    swap_order,
+    unpack,
+)
 from sparsebert.checks import integer
 from sparsebert.flex import MaskMod, bits_of_mask_mod, block_mask
+from sparsebert.mask_input import bool_array, is_bool, kind, refused, remedy
 from sparsebert.maskfile import load_bits, save_bits
 from sparsebert.positions import LINE, Grid, Positions, from_record, why_not_crop
 from sparsebert.provenance import derived_record, record_of
@@ -65,10 +75,13 @@ class AttentionMask:
     _record: str
     _fingerprint: str | None
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: object, **options: object) -> None:
+        came = arguments[0] if arguments else next(iter(options.values()), None)
+        write = "AttentionMask.from_dense({})"
         raise TypeError(
-            "AttentionMask: use AttentionMask.from_dense, from_packed, from_mask_mod, load, "
-            "or a function of sparsebert.patterns"
+            "AttentionMask: masks are made by AttentionMask.from_dense, from_packed, "
+            "from_mask_mod, load, or a function of sparsebert.patterns"
+            + (f"; got {kind(came)}: {remedy(came, write)}" if arguments or options else "")
         )
 
     @classmethod
@@ -106,26 +119,15 @@ class AttentionMask:
 
         Raises:
             TypeError: not a tensor or array, or not boolean (0/1 and additive masks are
-                refused rather than guessed at).
+                refused rather than guessed at); the message says how to convert what came.
             ValueError: not 2 to 4 dimensions, or an empty one.
 
         Example:
             >>> AttentionMask.from_dense(torch.ones(12, 5, 7, dtype=torch.bool)).shape
             (1, 12, 5, 7)
         """
-        if not isinstance(mask, (torch.Tensor, np.ndarray)):
-            raise TypeError(
-                "from_dense: mask must be a boolean torch.Tensor or numpy array, "
-                f"got {type(mask).__name__}"
-            )
-        if mask.dtype not in (torch.bool, np.bool_):
-            raise TypeError(
-                f"from_dense: mask has dtype {mask.dtype} but must be bool (True = may attend); "
-                "use mask.bool() for a 0/1 mask, or mask == 0 for an additive mask "
-                "(0 = keep, -inf or a large negative number = drop)"
-            )
-        shape = _shape4("from_dense", "mask", mask.shape, "[N, M], [H, N, M], [L, H, N, M]")
-        array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else mask
+        array = bool_array("from_dense", "mask", mask)
+        shape = _shape4("from_dense", "mask", array.shape, "[N, M], [H, N, M], [L, H, N, M]")
         bits = pack(array.reshape(shape))
         return cls._wrap(bits, shape[-1], record_of(provenance))
 
@@ -135,6 +137,8 @@ class AttentionMask:
         bits: Bits,
         kv_len: int,
         provenance: dict[str, Any] | None = None,
+        *,
+        bitorder: Literal["little", "big"] | None = None,
     ) -> AttentionMask:
         """Build a mask from packed bits (copied).
 
@@ -143,10 +147,13 @@ class AttentionMask:
                 ``np.packbits(mask, axis=-1, bitorder="little")``; padding bits must be zero.
             kv_len: M, the number of keys.
             provenance: as for `from_dense`.
+            bitorder: "little", or "big", the default of ``np.packbits``.  None is "little" too,
+                and refuses bits that are most likely the other way round.
 
         Raises:
             TypeError: bits are not a uint8 array.
-            ValueError: the width does not fit kv_len, or a padding bit is set.
+            ValueError: the width does not fit kv_len, a padding bit is set, or without
+                `bitorder` the bits look like "big".
 
         Example:
             >>> AttentionMask.from_packed(np.array([[0b011], [0b110]], np.uint8), 3).dense().sum()
@@ -155,6 +162,8 @@ class AttentionMask:
         if not isinstance(bits, np.ndarray) or bits.dtype != np.uint8:
             what = bits.dtype if isinstance(bits, np.ndarray) else type(bits).__name__
             raise TypeError(f"from_packed: bits must be a numpy array of uint8, got {what}")
+        if bitorder not in (None, "little", "big"):
+            raise ValueError(f"from_packed: bitorder must be 'little' or 'big', got {bitorder!r}")
         kv_len = integer("from_packed", "kv_len", kv_len, 1)
         shape = _shape4("from_packed", "bits", bits.shape, "[N, W], [H, N, W], [L, H, N, W]")
         if shape[-1] != row_bytes(kv_len):
@@ -162,11 +171,19 @@ class AttentionMask:
                 f"from_packed: bits have {shape[-1]} bytes a row but kv_len={kv_len} needs "
                 f"{row_bytes(kv_len)}; pack with np.packbits(mask, axis=-1, bitorder='little')"
             )
-        bits = bits.reshape(shape).copy()
+        bits = np.asarray(bits).reshape(shape)
+        bits = swap_order(bits) if bitorder == "big" else bits.copy()
         if not padding_is_clear(bits, kv_len):
+            other = "little" if bitorder == "big" else "big"
             raise ValueError(
-                f"from_packed: padding bits after key {kv_len - 1} are set; "
-                "they must be zero (packed with bitorder='big'?)"
+                f"from_packed: padding bits after key {kv_len - 1} are set; they must be zero; "
+                f"if the bits are packed the other way round, pass bitorder={other!r}"
+            )
+        if bitorder is None and looks_swapped(bits):
+            raise ValueError(
+                "from_packed: bits look as if packed with the highest bit first, the default of "
+                "np.packbits, but the lowest is expected; pass bitorder='big' if so, "
+                "bitorder='little' if they are right as they are"
             )
         return cls._wrap(bits, kv_len, record_of(provenance))
 
@@ -559,7 +576,7 @@ class AttentionMask:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AttentionMask.from_packed, (self._bits, self._kv_len, self.provenance)
+        return _unpickled, (self._bits, self._kv_len, self.provenance)
 
     def __repr__(self) -> str:
         layers, heads, rows, keys = self.shape
@@ -573,11 +590,32 @@ class AttentionMask:
         return derived_record(op, [self], arguments)
 
 
+def _unpickled(bits: Bits, kv_len: int, provenance: dict[str, Any]) -> AttentionMask:
+    return AttentionMask.from_packed(bits, kv_len, provenance, bitorder="little")
+
+
+def as_mask(where: str, argument: str, value: object, shapes: str) -> AttentionMask:
+    """`value`, an AttentionMask or a boolean tensor or array, as an AttentionMask.
+
+    `shapes` names the shapes that the caller takes, for the error message.
+
+    Raises:
+        TypeError: anything else; the message says how to convert what came.
+        ValueError: a tensor or array of another number of dimensions, or an empty one.
+    """
+    if isinstance(value, AttentionMask):
+        return value
+    if is_bool(value):
+        return AttentionMask.from_dense(value)  # type: ignore[arg-type]
+    wanted = f"an AttentionMask or a bool tensor, {shapes}, True = may attend"
+    raise refused(where, argument, wanted, value)
+
+
 def _require_mask(name: str, value: object) -> AttentionMask:
     if not isinstance(value, AttentionMask):
         raise TypeError(
             f"{name}: expected an AttentionMask, got {type(value).__name__}; "
-            "wrap a bool tensor with AttentionMask.from_dense"
+            f"{remedy(value, 'AttentionMask.from_dense({})')}"
         )
     return value
 

@@ -24,15 +24,19 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from sparsebert import checks
-from sparsebert.masks import AttentionMask
+from sparsebert.mask_input import kind, numbers_in
+from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.ops import BACKENDS, sparse_attention
 from sparsebert.plan_cache import MaskPlans, plan_for
 
 _NAME = "SparseSelfAttention"
+_ABOUT_PADDING = " (a mask of padding, [batch, N], is forward's key_padding_mask)"
 
 
 class SparseSelfAttention(nn.Module):
@@ -42,8 +46,8 @@ class SparseSelfAttention(nn.Module):
         embed_dim: E, the size of inputs and outputs, a multiple of num_heads.
         num_heads: H.
         mask: what may attend to what, True = may attend: an `AttentionMask` of one layer, or a
-            bool tensor [N, N] (all heads) or [H, N, N].  N is the longest sequence; a shorter
-            one uses the top-left part.
+            bool tensor or array [N, N] (all heads) or [H, N, N].  N is the longest sequence; a
+            shorter one uses the top-left part.
         dropout: probability to drop an attention weight, in training only, in [0, 1).
         bias: give the projections a bias.
         batch_first: inputs are [B, N, E]; if False, [N, B, E].  (torch's default is False.)
@@ -62,7 +66,7 @@ class SparseSelfAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        mask: AttentionMask | torch.Tensor,
+        mask: AttentionMask | torch.Tensor | npt.NDArray[np.bool_],
         *,
         dropout: float = 0.0,
         bias: bool = True,
@@ -181,16 +185,11 @@ class SparseSelfAttention(nn.Module):
         )
 
 
-def _checked_mask(mask: AttentionMask | torch.Tensor, num_heads: int) -> AttentionMask:
+def _checked_mask(
+    mask: AttentionMask | torch.Tensor | npt.NDArray[np.bool_], num_heads: int
+) -> AttentionMask:
     """`mask` as an AttentionMask [1, 1 or H, N, N]."""
-    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
-        mask = AttentionMask.from_dense(mask)
-    if not isinstance(mask, AttentionMask):
-        what = f"a tensor {mask.dtype}" if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise TypeError(
-            f"{_NAME}: mask must be an AttentionMask or a bool tensor [N, N] or [H, N, N], "
-            f"True = may attend, got {what}; convert it, for example mask.bool()"
-        )
+    given, mask = mask, as_mask(_NAME, "mask", mask, "[N, N] or [H, N, N]")
     layers, heads, rows, keys = mask.shape
     if layers != 1:
         raise ValueError(
@@ -205,6 +204,8 @@ def _checked_mask(mask: AttentionMask | torch.Tensor, num_heads: int) -> Attenti
         raise ValueError(
             f"{_NAME}: mask is {rows} x {keys}, but self-attention needs a square one; "
             f"mask.crop({min(rows, keys)}, {min(rows, keys)}) is its square part"
+            + _ABOUT_PADDING
+            * (not isinstance(given, AttentionMask) and given.ndim == 2)
         )
     return mask
 
@@ -216,11 +217,17 @@ def _key_mask(
     if key_padding_mask is None:
         return None
     wanted = (length,) if single else (batch, length)
-    if key_padding_mask.dtype != torch.bool:
+    if not isinstance(key_padding_mask, torch.Tensor) or key_padding_mask.dtype != torch.bool:
+        tensor = isinstance(key_padding_mask, torch.Tensor)
+        came = key_padding_mask.dtype if tensor else kind(key_padding_mask)
+        remedy = (
+            "it is additive (0 = a real token), so write key_padding_mask != 0"
+            if tensor and numbers_in(key_padding_mask) == "additive"
+            else "from a HuggingFace attention_mask write attention_mask == 0"
+        )
         raise TypeError(
-            f"{_NAME}: key_padding_mask must be bool {list(wanted)}, True = padding, got "
-            f"{key_padding_mask.dtype}; from a HuggingFace attention_mask write "
-            "attention_mask == 0"
+            f"{_NAME}: key_padding_mask must be bool {list(wanted)}, True = padding, got {came}; "
+            f"{remedy}"
         )
     if key_padding_mask.shape != wanted:
         raise ValueError(

@@ -19,6 +19,7 @@ from sparsebert import dropout
 from sparsebert.executor import attention, plain
 from sparsebert.executor.call import can_look_at
 from sparsebert.executor.program import TRITON, FlatProgram, from_tensors
+from sparsebert.mask_input import numbers_in, remedy
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.positions import why_not_crop
@@ -320,14 +321,13 @@ def _check(
     if not isinstance(plan, AttentionPlan):
         raise TypeError(
             "sparse_attention: plan must be an AttentionPlan or an AttentionMask, got "
-            f"{_describe(plan)}; for a bool tensor [N, M] or [H, N, M] write "
-            "compile_plan(AttentionMask.from_dense(mask))"
+            f"{_describe(plan)}; {remedy(plan, 'compile_plan(AttentionMask.from_dense({}))')}"
         )
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
     if plan.q_len != q_len or plan.kv_len != kv_len:
-        wrong, remedy = _length_mismatch(q_len, kv_len, plan), _length_remedy(q_len, kv_len, plan)
-        raise ValueError(f"sparse_attention: {wrong}; {remedy}")
+        wrong, cure = _length_mismatch(q_len, kv_len, plan), _length_remedy(q_len, kv_len, plan)
+        raise ValueError(f"sparse_attention: {wrong}; {cure}")
     if plan.num_heads not in (1, heads):
         raise ValueError(
             f"sparse_attention: q has H={heads} heads but the plan has {plan.num_heads}; "
@@ -414,22 +414,27 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 
 
 def _check_key_mask(key_mask: torch.Tensor, batch: int, kv_len: int, device: torch.device) -> None:
-    remedy = "True = a real token; from a HuggingFace attention_mask write mask.bool()"
     if not isinstance(key_mask, torch.Tensor) or key_mask.dtype != torch.bool:
         raise TypeError(
             f"sparse_attention: key_mask must be bool [B={batch}, M={kv_len}], got "
-            f"{_describe(key_mask)}; {remedy}"
+            f"{_describe(key_mask)}; {_key_mask_remedy(key_mask)}"
         )
     if key_mask.shape != (batch, kv_len):
         raise ValueError(
             f"sparse_attention: key_mask must have shape [B={batch}, M={kv_len}], got "
-            f"{_describe(key_mask)}; {remedy}"
+            f"{_describe(key_mask)}; {_key_mask_remedy(key_mask)}"
         )
     if key_mask.device != device:
         raise ValueError(
             f"sparse_attention: q is on {device} but key_mask is on {key_mask.device}; "
             "move it to q's device"
         )
+
+
+def _key_mask_remedy(key_mask: object) -> str:
+    if isinstance(key_mask, torch.Tensor) and numbers_in(key_mask) == "additive":
+        return "True = a real token; this one is additive (0 = a real token): key_mask == 0"
+    return "True = a real token; from a HuggingFace attention_mask write mask.bool()"
 
 
 def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:

@@ -302,7 +302,7 @@ def bigbird(
         bits[head] |= draw_keys(counts, num_random, seed, head, key_of)
     record = {**band.provenance, "pattern": "bigbird", "num_random": num_random}
     record.update(seed=seed, num_heads=num_heads)
-    return AttentionMask.from_packed(bits, n, record)
+    return AttentionMask.from_packed(bits, n, record, bitorder="little")
 
 
 def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1) -> AttentionMask:
@@ -340,7 +340,9 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
     if drop:
         bits ^= pack(np.ones(n, dtype=np.bool_))
     record = {"pattern": "random", "seq_len": n, "density": density}
-    return AttentionMask.from_packed(bits, n, {**record, "seed": seed, "num_heads": num_heads})
+    return AttentionMask.from_packed(
+        bits, n, {**record, "seed": seed, "num_heads": num_heads}, bitorder="little"
+    )
 
 
 def neighborhood_2d(
@@ -386,7 +388,7 @@ def neighborhood_2d(
     grid = {"height": height, "width": width, "kernel_size": kernel_size}
     record = {"pattern": "neighborhood_2d", **grid, "num_special": num_special}
     n = num_special + height * width
-    return AttentionMask.from_packed(from_rule(n, rule), n, record)
+    return AttentionMask.from_packed(from_rule(n, rule), n, record, bitorder="little")
 
 
 PATTERNS: dict[str, Callable[..., AttentionMask]] = {
@@ -448,7 +450,7 @@ def _pack(
     name: str, n: int, rule: Callable[[Index, Index], Bool], **parameters: int
 ) -> AttentionMask:
     record = {"pattern": name, "seq_len": n, **parameters}
-    return AttentionMask.from_packed(from_rule(n, rule), n, record)
+    return AttentionMask.from_packed(from_rule(n, rule), n, record, bitorder="little")
 
 
 def _gap(i: Index, j: Index) -> Index:

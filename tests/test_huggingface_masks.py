@@ -30,7 +30,8 @@ def test_every_form_of_the_same_masks_gives_the_same_result() -> None:
     dense = random_masks(model)
     mask = sb.AttentionMask.from_dense(dense)
     expected = run(sb.sparsify(model, dense))
-    for form in (mask, [mask.layer(0), mask.layer(1)], (dense[0], mask.layer(1)), list(dense)):
+    parts = [mask.layer(0), mask.layer(1)]
+    for form in (mask, parts, (dense[0], mask.layer(1)), list(dense), dense.numpy()):
         assert run(sb.sparsify(model, form)).equal(expected)
     one = dense[:1, :1]
     everywhere = run(sb.sparsify(model, one.expand(2, 4, -1, -1)))
@@ -245,6 +246,14 @@ def ones(*shape: int) -> torch.Tensor:
         (ones(24, 24).int(), TypeError, r"a tensor torch.int32; convert it, .* mask.bool\(\)"),
         (ones(24, 24).float(), TypeError, "a tensor torch.float32"),
         ("star", TypeError, "must be an AttentionMask or a bool tensor, .* got str"),
+        (torch.zeros(24, 24).fill_diagonal_(-torch.inf), TypeError, r"additive mask: mask == 0$"),
+        ([torch.zeros(24, 24).fill_diagonal_(-1e9)] * 2, TypeError, r"masks\[0\] .* mask == 0$"),
+        (ones(24, 24).numpy() * 1.0, TypeError, "mask != 0 if 1 means may attend"),
+        (lambda b, h, q, k: q >= k, TypeError, "from_mask_mod"),
+        (None, TypeError, "got NoneType; sparsebert.patterns"),
+        (ones(2, 24).long(), TypeError, "mask of padding, .* in the model's call"),
+        (ones(2, 24), ValueError, "square .* mask of padding, .* as attention_mask"),
+        (ones(5, 4, 24, 24), ValueError, r"\[B, H, N, N\], is not static: .* as attention_mask"),
         (ones(24), ValueError, "must be one of"),
     ],
 )

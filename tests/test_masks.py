@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import sparsebert as sb
 import sparsebert.flex
 from sparsebert.masks import AttentionMask
 
@@ -157,11 +158,69 @@ def test_fingerprint_does_not_change_between_versions():
     assert mask.fingerprint == ("b703deb132a78d9e3f354a6e7668b5f4a239850bcaa88552dea36977c0dde63d")
 
 
+def test_unequal_shapes_with_equal_bytes_are_unequal_masks():
+    """Padded to whole bytes, 1 to 8 keys take the same bytes, and so do axes of other sizes."""
+    bits = np.array([[[0b11], [0b01]]], np.uint8)
+    masks = [AttentionMask.from_packed(bits, kv_len) for kv_len in range(2, 9)]
+    shapes = (1, 2, 1, 1), (2, 1, 1, 1)
+    masks += [AttentionMask.from_packed(bits.reshape(shape), 8) for shape in shapes]
+    for i, left in enumerate(masks):
+        for j, right in enumerate(masks):
+            assert (left == right) == (left.shape == right.shape), (i, j)
+
+
 def test_repr_is_one_short_line():
     mask = AttentionMask.from_dense(torch.eye(4, dtype=torch.bool), provenance={"pattern": "eye"})
     assert repr(mask) == "<AttentionMask eye: 1 layer, 1 head, 4 x 4, density 25.00%>"
     many = AttentionMask.from_dense(torch.ones(2, 3, 4, 5, dtype=torch.bool))
     assert repr(many) == "<AttentionMask: 2 layers, 3 heads, 4 x 5, density 100.00%>"
+
+
+STRUCTURED = {
+    "band": sb.patterns.sliding_window(64, window=3),
+    "longformer": sb.patterns.longformer(512, window=8, num_global=2),
+    "causal": sb.patterns.causal(64),
+    "blocks": sb.patterns.block_local(120, block=12),
+    "star": sb.patterns.star(256),
+    "heads": sb.patterns.bigbird(256, num_heads=2),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_bits_packed_the_other_way_round_are_refused_or_said_to_be(name):
+    """np.packbits packs with the highest bit first; with 8 k keys no padding bit shows it."""
+    mask = STRUCTURED[name]
+    packed = np.packbits(mask.dense().numpy(), axis=-1)
+    with pytest.raises(ValueError, match=r"from_packed: bits look .* pass bitorder='big'"):
+        AttentionMask.from_packed(packed, mask.kv_len)
+    assert AttentionMask.from_packed(packed, mask.kv_len, bitorder="big") == mask
+    other = AttentionMask.from_packed(packed, mask.kv_len, bitorder="little")
+    assert other != mask
+    assert pickle.loads(pickle.dumps(other)) == other  # not asked again
+
+
+@pytest.mark.parametrize("length", [64, 128, 130, 512])
+def test_no_pattern_looks_packed_the_other_way_round(length):
+    masks = [pattern(length) for name, pattern in sb.patterns.PATTERNS.items() if "2d" not in name]
+    masks += [sb.patterns.strided(length, stride) for stride in (3, 5, 7, 15)]
+    masks += [sb.patterns.dilated_window(length, 6, dilation) for dilation in (3, 5, 15)]
+    for mask in masks:
+        for each in (mask, ~mask, mask.without_diagonal()):
+            assert AttentionMask.from_packed(each.bits, length) == each
+    for seed in range(50):
+        mask = AttentionMask.from_dense(random_mask(length, length, p=0.1, seed=seed))
+        assert AttentionMask.from_packed(mask.bits, length) == mask
+
+
+def test_padding_shows_the_other_bit_order():
+    packed = np.packbits(np.ones((3, 9), dtype=np.bool_), axis=-1)
+    with pytest.raises(ValueError, match=r"padding bits after key 8 .* pass bitorder='big'"):
+        AttentionMask.from_packed(packed, 9)
+    assert AttentionMask.from_packed(packed, 9, bitorder="big").density == 1
+    with pytest.raises(ValueError, match=r"padding bits .* pass bitorder='little'"):
+        AttentionMask.from_packed(np.array([[0xFF, 0x01]], np.uint8), 9, bitorder="big")
+    with pytest.raises(ValueError, match=r"bitorder must be 'little' or 'big', got '<'"):
+        AttentionMask.from_packed(packed, 9, bitorder="<")
 
 
 # -------------------------------------------------------------------- parts

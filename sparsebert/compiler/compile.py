@@ -31,6 +31,7 @@ from sparsebert.compiler.cost import (
 from sparsebert.compiler.cover import Cover, best_cover
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import Area, Pricing, Time
+from sparsebert.mask_input import refused
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.report import HeadReport, PlanReport
@@ -79,10 +80,8 @@ def compile_plan(
     True
     """
     if not isinstance(mask, AttentionMask):
-        raise TypeError(
-            f"compile_plan: mask must be an AttentionMask, got {type(mask).__name__}; "
-            "build one with AttentionMask.from_dense(bool_tensor)"
-        )
+        wanted, write = "an AttentionMask", "AttentionMask.from_dense({})"
+        raise refused("compile_plan", "mask", wanted, mask, write)
     if mask.num_layers != 1:
         raise ValueError(
             f"compile_plan: mask has {mask.num_layers} layers, but a plan runs one; "

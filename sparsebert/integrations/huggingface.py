@@ -41,6 +41,8 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -54,13 +56,18 @@ from sparsebert.integrations.hf_configs import (
 )
 from sparsebert.integrations.hf_files import read_masks, write_masks
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
-from sparsebert.masks import AttentionMask
+from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.ops import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
-Masks = AttentionMask | torch.Tensor
+Masks = AttentionMask | torch.Tensor | npt.NDArray[np.bool_]
 
 _ABOUT_SHARED_LAYERS = " (layers that share one module, as in ALBERT, share one mask)"
+_ABOUT_BATCHES = (
+    "; a mask for each example of a batch, [B, H, N, N], is not static: pass it in the model's "
+    "call, as attention_mask"
+)
+_ABOUT_PADDING = "; a mask of padding, [B, N], goes into the model's call, as attention_mask"
 
 
 def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "auto") -> Model:
@@ -73,7 +80,7 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
 
             * an `AttentionMask` [L, H, N, N] with L = 1 (for all layers) or the number of
               attention modules, and H = 1 (for all heads) or the number of heads;
-            * a bool tensor [N, N], [H, N, N] or [L, H, N, N];
+            * a bool tensor or array [N, N], [H, N, N] or [L, H, N, N];
             * a sequence of such masks of one layer, one for each attention module.
         backend: as for `sparse_attention`.
 
@@ -226,32 +233,28 @@ def _whole_mask(masks: Masks | Sequence[Masks], attention: SelfAttention) -> Att
     if whole.num_layers not in (1, layers):
         raise ValueError(
             f"sparsify: masks has {whole.num_layers} layers but {owner} has {layers} attention "
-            f"modules; give 1 (for all) or {layers}" + _ABOUT_SHARED_LAYERS
+            f"modules; give 1 (for all) or {layers}"
+            + _ABOUT_SHARED_LAYERS
+            + _ABOUT_BATCHES * (getattr(masks, "ndim", 0) == 4)
         )
     if whole.q_len != whole.kv_len:
         raise ValueError(
             f"sparsify: masks are {whole.q_len} x {whole.kv_len}, but self-attention needs square "
-            "ones; crop them"
+            "ones; crop them" + _ABOUT_PADDING * (getattr(masks, "ndim", 0) == 2)
         )
     return whole
 
 
 def _as_mask(mask: object, name: str, layers: int, heads: int | None) -> AttentionMask:
-    if isinstance(mask, AttentionMask):
-        return mask
-    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
-        what = f"a tensor {mask.dtype}" if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise TypeError(
-            f"sparsify: {name} must be an AttentionMask or a bool tensor, True = may attend, got "
-            f"{what}; convert it, for example mask.bool()"
-        )
-    if mask.dim() == 3 and 1 < mask.shape[0] == layers == heads and name == "masks":
+    whole = as_mask("sparsify", name, mask, "[N, N], [H, N, N] or [L, H, N, N]")
+    shape: tuple[int, ...] = getattr(mask, "shape", ())
+    if len(shape) == 3 and 1 < shape[0] == layers == heads and name == "masks":
         raise ValueError(
-            f"sparsify: {name} has shape {list(mask.shape)}, and the model has {layers} layers "
+            f"sparsify: {name} has shape {list(shape)}, and the model has {layers} layers "
             f"and {heads} heads: which is meant? Pass {name}[None] for heads, {name}[:, None] for "
             "layers"
         )
-    return AttentionMask.from_dense(mask)
+    return whole
 
 
 def _check_heads(mask: AttentionMask, name: str, heads: int | None, owner: str) -> None:

@@ -87,7 +87,7 @@ def _strided(n: int, size: int, budget: float, heads: int, seed: int) -> Attenti
     every = patterns.dilated_window(n, window=n, dilation=stride)
     mask = every | patterns.sliding_window(n, window=size)
     record = {"pattern": "strided", "seq_len": n, "stride": stride, "window": size}
-    return AttentionMask.from_packed(mask.bits[0], n, record)
+    return AttentionMask.from_packed(mask.bits[0], n, record, bitorder="little")
 
 
 def _fixed(n: int, size: int, budget: float, heads: int, seed: int) -> AttentionMask:
@@ -96,7 +96,7 @@ def _fixed(n: int, size: int, budget: float, heads: int, seed: int) -> Attention
     dense = np.broadcast_to(summary, (n, n))
     mask = AttentionMask.from_dense(dense) | patterns.block_local(n, block=block)
     record = {"pattern": "fixed", "seq_len": n, "block": block, "summary_every": period}
-    return AttentionMask.from_packed(mask.bits[0], n, record)
+    return AttentionMask.from_packed(mask.bits[0], n, record, bitorder="little")
 
 
 def _period(budget: float, n: int) -> int:
@@ -107,7 +107,7 @@ def _period(budget: float, n: int) -> int:
 def _log_sparse(n: int, size: int, budget: float, heads: int, seed: int) -> AttentionMask:
     mask = patterns.log_sparse(n) & patterns.sliding_window(n, window=size)
     record = {"pattern": "log_sparse", "seq_len": n, "longest": size}
-    return AttentionMask.from_packed(mask.bits[0], n, record)
+    return AttentionMask.from_packed(mask.bits[0], n, record, bitorder="little")
 
 
 def _random(n: int, size: int, budget: float, heads: int, seed: int) -> AttentionMask:
