@@ -20,13 +20,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from sparsebert.bits import Bits, padding_is_clear, row_bytes
+from sparsebert.files import require_file, write_atomically
 
 VERSION = 1
 KEY = "sparsebert-mask"
@@ -58,17 +57,7 @@ def save_bits(
     from safetensors.numpy import save as to_safetensors  # not needed just to run masks
 
     content = to_safetensors({"bits": bits}, metadata={KEY: json.dumps(header)})
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(draft, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    write_atomically("AttentionMask.save", path, content)
 
 
 def load_bits(path: str | os.PathLike[str]) -> tuple[Bits, int, dict[str, Any]]:
@@ -76,8 +65,10 @@ def load_bits(path: str | os.PathLike[str]) -> tuple[Bits, int, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        MaskFileError: not a mask file, truncated, altered, or of a newer version.
+        MaskFileError: not a mask file (or a directory), truncated, altered, or of a newer
+            version.
     """
+    require_file(path, "AttentionMask.load", "AttentionMask.save", MaskFileError)
     with open(path, "rb") as file:
         container, start = _container(path, file)
         header, shape = _header(path, container)

@@ -2,9 +2,10 @@
 
 A file holds the arrays of the plan's tiles, and in the safetensors metadata, under the key
 "sparsebert-plan", a JSON object: format version, the mask's fingerprint, target, objective, the
-report, and the SHA-256 sum of all arrays. It does not hold the mask: a plan is loaded for a mask
-at hand, and is refused unless its tiles cover exactly that mask, entry by entry. So a damaged plan
-is never run; compiling the mask again replaces it.
+report, and the SHA-256 sum of all arrays. The SHA-256 sum of that JSON text stands beside it,
+under "sparsebert-plan-sha256". The mask is not in the file: a plan is loaded for a mask at hand,
+and is refused unless its tiles cover exactly that mask, entry by entry, and its report is about
+them. So a damaged plan is never run; compiling the mask again replaces it.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsebert.files import require_file, write_atomically
 from sparsebert.masks import AttentionMask
 from sparsebert.report import HeadReport, PlanReport
+from sparsebert.reportcheck import check_report
 from sparsebert.tilecheck import check_cover, check_format
 from sparsebert.tiles import TileSet
 
 if TYPE_CHECKING:
     from sparsebert.plan import AttentionPlan
 
-VERSION = 1
+VERSION = 2
 KEY = "sparsebert-plan"
+SUM_KEY = "sparsebert-plan-sha256"
 
 _TILE_ARRAYS = {
     "head": np.int32, "height": np.int32, "row_start": np.int64, "rows": np.int32,
@@ -44,7 +46,10 @@ class PlanFileError(ValueError):
 
 
 def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
-    """Write a plan; the file appears under its name only when it is complete."""
+    """Write a plan; the file appears under its name only when it is complete.
+
+    Raises IsADirectoryError, FileNotFoundError if the folder is missing, and other OSErrors.
+    """
     arrays = {name: getattr(plan.tiles, name) for name in _TILE_ARRAYS}
     arrays |= {"head_map": plan.head_map, "dense_heads": plan.dense_heads}
     arrays = {name: np.ascontiguousarray(x, dtype=_ARRAYS[name]) for name, x in arrays.items()}
@@ -58,15 +63,9 @@ def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
     }
     from safetensors.numpy import save as to_safetensors  # not needed just to run plans
 
-    content = to_safetensors(arrays, metadata={KEY: json.dumps(header)})
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    text = json.dumps(header)
+    content = to_safetensors(arrays, metadata={KEY: text, SUM_KEY: _text_sum(text)})
+    write_atomically("AttentionPlan.save", path, content)
 
 
 def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPlan:
@@ -83,21 +82,23 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPla
     try:
         report = _report(header["report"])
         _check_heads(arrays, report, mask)
+        head_map, dense_heads = arrays["head_map"], arrays["dense_heads"]
         tiles = TileSet(
-            num_heads=len(arrays["dense_heads"]),
+            num_heads=len(dense_heads),
             num_rows=mask.q_len,
             num_cols=mask.kv_len,
             **{name: arrays[name] for name in _TILE_ARRAYS},
         )
         check_format(tiles)
         firsts = [head.heads[0] for head in report.per_head]
-        check_cover(tiles, mask.bits[0, firsts], arrays["dense_heads"])
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+        check_cover(tiles, mask.bits[0, firsts], dense_heads)
+        check_report(report, header["target"], header["objective"], mask, dense_heads, tiles)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise _error(path, f"is damaged: {error}") from error
     return AttentionPlan.create(
         mask,
-        arrays["head_map"],
-        arrays["dense_heads"],
+        head_map,
+        dense_heads,
         tiles,
         target=header["target"],
         objective=header["objective"],
@@ -109,21 +110,25 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nd
     """The header and the arrays, whose types and sums are right."""
     from safetensors import SafetensorError, safe_open
 
+    require_file(path, "AttentionPlan.load", "AttentionPlan.save", PlanFileError)
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _error(path, f"is truncated, or no safetensors file: {error}") from error
+    text = metadata.get(KEY, "null")
     try:
-        header = json.loads(metadata.get(KEY, "null"))
-    except ValueError:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise _error(path, f"is not a plan file: its metadata has no object {KEY!r}")
     version = header.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
+    if type(version) is not int or version != VERSION:
         raise _error(path, f"has format version {version!r}; this sparsebert reads {VERSION}")
+    if metadata.keys() != {KEY, SUM_KEY} or metadata[SUM_KEY] != _text_sum(text):
+        raise _error(path, "is altered: the header does not match its SHA-256 sum")
     if header.keys() != _FIELDS:
         raise _error(path, f"is altered: odd fields {sorted(header.keys() ^ _FIELDS)}")
     types = {name: array.dtype for name, array in arrays.items()}
@@ -132,6 +137,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nd
     if any(array.ndim != 1 for array in arrays.values()) or header["sha256"] != _sum(arrays):
         raise _error(path, "is altered: the arrays do not match their SHA-256 sum")
     return header, arrays
+
+
+def _text_sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sum(arrays: dict[str, np.ndarray]) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from sparsebert.dam.mask import DifferentiableAttentionMask
+from sparsebert.files import write_atomically
 from sparsebert.integrations.hf_dam import attach_dam, attached
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,9 +41,7 @@ def save_dam(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     state = {name: x.detach().cpu().contiguous() for name, x in shared.dam.state_dict().items()}
     target = Path(folder) / DAM_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_suffix(".tmp")  # a reader never sees half a file
-    save_file(state, draft, metadata={KEY: json.dumps(header)})
-    os.replace(draft, target)
+    write_atomically("save_dam", target, save(state, metadata={KEY: json.dumps(header)}))
 
 
 def load_dam(model: Model, folder: str | os.PathLike[str]) -> Model:

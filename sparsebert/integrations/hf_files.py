@@ -1,4 +1,9 @@
-"""The masks of a HuggingFace model on disk: the mask file, and a note of what it belongs to."""
+"""The masks of a HuggingFace model on disk: the mask file, and a note of what it belongs to.
+
+A save that is killed between the two files must leave a folder that loads. So where an older save
+is replaced, the note is written twice: first the new one with the old one in it, under "replaces",
+which together fit the old masks and the new ones; then, after the masks, the new one alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert import __version__
+from sparsebert.files import write_atomically
 from sparsebert.integrations.hf_modules import SelfAttention
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import BACKENDS
@@ -15,6 +21,10 @@ from sparsebert.ops import BACKENDS
 MASKS_FILE = "sparsebert_masks.safetensors"
 CONFIG_FILE = "sparsebert_config.json"
 VERSION = 1
+
+_REPLACES = "replaces"
+_ATTEMPTS = 5
+"""Readings of the two files before a reader that meets a writer gives up."""
 
 _FIELDS = {
     "format_version": int,
@@ -29,10 +39,9 @@ _FIELDS = {
 def write_masks(
     folder: str | os.PathLike[str], masks: AttentionMask, attention: SelfAttention, backend: str
 ) -> None:
-    """Write both files to `folder`, which is made if need be."""
+    """Write both files to `folder`, which is made if need be; see the module's text."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    masks.save(path / MASKS_FILE)
     note = {
         "format_version": VERSION,
         "sparsebert_version": __version__,
@@ -41,7 +50,25 @@ def write_masks(
         "backend": backend,
         "masks_fingerprint": masks.fingerprint,
     }
-    (path / CONFIG_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    replaced = _note_of_what_is_there(path)
+    if replaced is not None:
+        _write_note(path, {**note, _REPLACES: replaced})
+    masks.save(path / MASKS_FILE)
+    _write_note(path, note)
+
+
+def _note_of_what_is_there(folder: Path) -> dict[str, Any] | None:
+    """The note that describes the masks in the folder now; None where they cannot be loaded."""
+    try:
+        _, note = _read_both(folder)
+    except (ValueError, OSError):
+        return None
+    return note
+
+
+def _write_note(folder: Path, note: dict[str, Any]) -> None:
+    text = json.dumps(note, indent=2) + "\n"
+    write_atomically("save_masks", folder / CONFIG_FILE, text.encode())
 
 
 def read_masks(
@@ -49,13 +76,7 @@ def read_masks(
 ) -> tuple[AttentionMask, str]:
     """The masks and the backend from `folder`, checked against each other and the model."""
     _check_folder(Path(folder))
-    note = _read_note(Path(folder) / CONFIG_FILE)
-    masks = AttentionMask.load(Path(folder) / MASKS_FILE)
-    if masks.fingerprint != note["masks_fingerprint"]:
-        raise ValueError(
-            f"load_masks: {MASKS_FILE} in {os.fspath(folder)} is not the file that {CONFIG_FILE} "
-            "describes; save both again, or use AttentionMask.load and sparsify"
-        )
+    masks, note = _read_both(Path(folder))
     model_type, modules = attention.owner.config.model_type, len(attention.modules)
     if (note["model_type"], note["attention_modules"]) != (model_type, modules):
         raise ValueError(
@@ -82,11 +103,36 @@ def _check_folder(folder: Path) -> None:
             )
 
 
+def _read_both(folder: Path) -> tuple[AttentionMask, dict[str, Any]]:
+    """The masks, and the note that describes them."""
+    note = _read_note(folder / CONFIG_FILE)
+    for _ in range(_ATTEMPTS):
+        masks = AttentionMask.load(folder / MASKS_FILE)
+        for described in (note, note.get(_REPLACES)):
+            if described is not None and described["masks_fingerprint"] == masks.fingerprint:
+                return masks, {field: described[field] for field in _FIELDS}
+        before, note = note, _read_note(folder / CONFIG_FILE)
+        if note == before:  # else somebody saves at this moment
+            break
+    raise ValueError(
+        f"load_masks: {MASKS_FILE} in {folder} is not the file that {CONFIG_FILE} "
+        "describes; save both again, or use AttentionMask.load and sparsify"
+    )
+
+
 def _read_note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"load_masks: {path} is not JSON: {error}") from error
+    _check_note(path, note)
+    if _REPLACES in note:
+        _check_note(path, note[_REPLACES])
+    return dict(note)
+
+
+def _check_note(path: Path, note: Any) -> None:
+    """Raise ValueError for what is no note, or one that this version does not understand."""
     version = note.get("format_version") if isinstance(note, dict) else None
     if isinstance(version, int) and version > VERSION:
         raise ValueError(
@@ -94,8 +140,10 @@ def _read_note(path: Path) -> dict[str, Any]:
             f"{VERSION}; upgrade it"
         )
     for field, kind in _FIELDS.items():
-        if not isinstance(note, dict) or not isinstance(note.get(field), kind):
+        if not isinstance(note, dict) or type(note.get(field)) is not kind:
+            raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
+    for field in ("format_version", "attention_modules"):
+        if note[field] < 1:
             raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
     if note["backend"] not in BACKENDS:
         raise ValueError(f"load_masks: {path} names an unknown backend {note['backend']!r}")
-    return dict(note)

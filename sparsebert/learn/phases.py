@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -31,6 +31,7 @@ from transformers import (
 
 from sparsebert.dam import DifferentiableAttentionMask
 from sparsebert.dam.importance import GROUPS
+from sparsebert.files import write_atomically
 from sparsebert.integrations.dam_files import save_dam
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.huggingface import save_masks, sparsify
@@ -192,7 +193,8 @@ class Phases:
             )
             training.train(trainer, title)
             save_dam(model, folder)
-            save_file({"probabilities": dam.probabilities().detach()}, folder / _PROBABILITIES)
+            found = save({"probabilities": dam.probabilities().detach()})
+            write_atomically("learn", folder / _PROBABILITIES, found)
             model.eval()
             dam.train()  # draws a mask for each batch, as in training
             soft = training.block_losses(model, data.validation)

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sparsebert.files import write_atomically
+
 FILE = "settings.json"
 HAND_MADE = ("longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random")
 
@@ -73,6 +75,4 @@ def claim(folder: Path, settings: Settings, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader never sees half of it."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_atomically("learn", path, (json.dumps(value, indent=1) + "\n").encode())
