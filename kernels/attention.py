@@ -26,6 +26,9 @@ from .program import KernelProgram, build_program, from_arrays, from_tensors
 
 __all__ = ["KernelProgram", "backward", "build_program", "forward", "from_arrays", "from_tensors"]
 
+# In the kernels a smaller one, as fp32, could be 0: a masked score would be -inf * 0, NaN.
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+
 
 def forward(
     q: torch.Tensor,
@@ -105,8 +108,10 @@ def backward(
     run_merge(program.keys, spaces, heads_per_item, part_dv, dv)
     if shared:
         dk, dv = (x.unflatten(2, (kv_heads, -1)).sum(3).to(k.dtype) for x in (dk, dv))
-    if given_scale <= 0.0:
-        dq = -dq if given_scale < 0.0 else torch.zeros_like(dq)
+    if abs(given_scale) < _SMALLEST_SCALE:
+        dq = torch.zeros_like(dq)
+    elif given_scale < 0.0:
+        dq = -dq
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
@@ -160,6 +165,6 @@ def _scratch(num_slots: int, spaces: int, head_dim: int, lse: torch.Tensor) -> t
 
 def _with_positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:
     """q and scale with the same scores, for the kernels take the maximum before they scale."""
-    if scale > 0.0:
-        return q, scale
-    return (-q, -scale) if scale < 0.0 else (torch.zeros_like(q), 1.0)
+    if abs(scale) < _SMALLEST_SCALE:
+        return torch.zeros_like(q), 1.0
+    return (-q, -scale) if scale < 0.0 else (q, scale)

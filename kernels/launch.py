@@ -129,15 +129,17 @@ def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     """
     contiguous = x.stride(-1) == 1 or x.shape[-1] == 1
     near = x.stride(-2) * x.element_size() < 2**32
-    return x if contiguous and near else x.contiguous()
+    # Not contiguous(), which leaves a single row its stride, whatever that is.
+    return x if contiguous and near else x.clone(memory_format=torch.contiguous_format)
 
 
 def in_pairs(key_mask: torch.Tensor) -> torch.Tensor:
     """A key mask, bool [B, M], as int16 [B, M / 2 rounded up]; a copy only if M is odd, or so."""
     batch, length = key_mask.shape
-    places = (length, key_mask.stride(0), key_mask.storage_offset())
+    # Memory that torch did not allocate may begin anywhere.
+    places = (length, key_mask.stride(0), key_mask.storage_offset(), key_mask.data_ptr())
     if key_mask.stride(1) != 1 or any(place % 2 for place in places):
-        padded = key_mask.new_zeros(batch, length + length % 2)
+        padded = key_mask.new_zeros(batch, max(2, length + length % 2))
         padded[:, :length] = key_mask
         key_mask = padded
     return key_mask.view(torch.int16)

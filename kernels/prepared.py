@@ -9,6 +9,8 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 
+_MOST_PROGRAMS = 2**31 - 1
+
 
 class Launcher:
     """Launches one kernel whose parameters are pointers, then numbers, then constants.
@@ -33,6 +35,12 @@ class Launcher:
         self, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int = 1
     ) -> None:
         """Launch so many programs; `arguments` may hold more than the kernel takes."""
+        if programs > _MOST_PROGRAMS:
+            raise ValueError(
+                f"sparse_attention: q, with its batch, heads and length, takes {programs} "
+                f"programs of a kernel, and a GPU launches at most {_MOST_PROGRAMS} at once; "
+                "split the batch"
+            )
         first = arguments[self._pointers[0]]
         if first.is_cuda and first.get_device() != torch.cuda.current_device():
             with torch.cuda.device(first.device):  # Triton launches on the current one

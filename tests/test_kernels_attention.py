@@ -321,11 +321,80 @@ def test_every_kind_of_stride_gives_the_same_result():
             assert torch.equal(ours, theirs)
 
 
-def test_empty_inputs():
-    program = make_program(torch.zeros(1, 0, 0, dtype=torch.bool))
-    q = torch.zeros(2, 1, 0, 16, device=DEVICE)
-    o, lse = kernels.forward(q, q, q, None, None, program, 1.0, 0.0)
-    assert o.shape == q.shape and lse.shape == (2, 1, 0)
+def test_batches_and_heads_may_share_memory():
+    case = Case(n=17, m=20, heights=(16,), one_mask=True, key_mask=True)
+    q, k, v, mask, key_mask = case.tensors()
+    program = make_program(mask, case.heights)
+    shared = [x[:1, :1].expand(2, 2, -1, -1) for x in (q, k, v)]
+    one_mask = key_mask[:1].expand(2, -1)
+    expected = forward_and_backward(
+        *(x.contiguous() for x in shared), one_mask.contiguous(), program
+    )
+    results = forward_and_backward(*shared, one_mask, program)
+    for ours, theirs in zip(results, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("height", [16, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_key_in_place_of_hidden_ones_may_score_far_above_the_lse(height, dtype):
+    """Row 0 does not attend to key 15, whose row is loaded instead of hidden key 0."""
+    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
+    mask[0, 0, :2] = mask[0, 1, 15] = True
+    q, k, v = torch.zeros(3, 1, 1, 16, 16, dtype=dtype, device=DEVICE)
+    q[..., 0, 0], k[..., 15, 0], v[..., 1, :], v[..., 15, :] = 1.0, 200.0, 3.0, 5.0
+    key_mask = torch.ones(1, 16, dtype=torch.bool, device=DEVICE)
+    key_mask[0, 0] = False
+    program = make_program(mask, (height,))
+    o, lse = kernels.forward(q, k, v, key_mask, None, program, 1.0, 0.0)
+    rest = (torch.ones_like(o), None, q, k, v, o, lse, key_mask, None, program, 1.0, 0.0)
+    dq, dk, dv = kernels.backward(*rest)
+    assert o[0, 0, :2, 0].tolist() == [3.0, 5.0] and not o[0, 0, 2:].any()
+    assert lse[0, 0, :2].tolist() == [0.0, 0.0]
+    assert not dq.any() and not dk.any()  # a row with one key has no choice
+    assert dv[0, 0, :, 0].tolist() == [0.0, 1.0, *[0.0] * 13, 1.0]
+
+
+@pytest.mark.parametrize("scale", [1e-39, -1e-50, 0.0])
+def test_a_scale_that_fp32_cannot_hold_counts_as_zero(scale):
+    """In a kernel it would make -inf * 0 of every masked score."""
+    case = Case(n=17, m=20, heights=(16,), heads=1, kv_heads=1, key_mask=True)
+    q, k, v, mask, key_mask = case.tensors()
+    program = make_program(mask, case.heights)
+    o, lse = kernels.forward(q, k, v, key_mask, None, program, scale, 0.0)
+    gradients = kernels.backward(o, None, q, k, v, o, lse, key_mask, None, program, scale, 0.0)
+    allowed = mask.to(DEVICE) & key_mask[:, None, None, :]
+    count = allowed.sum(-1).expand(2, 1, -1)
+    assert torch.allclose(lse, count.log())
+    assert all(x.isfinite().all() for x in (o, *gradients))
+    assert not gradients[0].any() and not gradients[1].any()
+
+
+def test_a_scale_that_is_not_a_number_shows():
+    case = Case(n=17, m=20, heights=(16,), heads=1, kv_heads=1, full=1)
+    q, k, v, mask, _ = case.tensors()
+    program = make_program(mask, case.heights)
+    o, lse = kernels.forward(q, k, v, None, None, program, math.nan, 0.0)
+    gradients = kernels.backward(o, None, q, k, v, o, lse, None, None, program, math.nan, 0.0)
+    assert all(x.isnan().all() for x in (o, lse, gradients[0]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "q_len", "kv_len"), [(2, 1, 0, 5), (2, 1, 5, 0), (0, 2, 5, 5), (2, 0, 5, 5)]
+)
+@pytest.mark.parametrize("with_key_mask", [False, True])
+def test_empty_inputs(batch, heads, q_len, kv_len, with_key_mask):
+    program = make_program(torch.ones(1, q_len, kv_len, dtype=torch.bool), (16,))
+    q = torch.randn(batch, heads, q_len, 16, device=DEVICE)
+    k = torch.randn(batch, heads, kv_len, 16, device=DEVICE)
+    key_mask = torch.ones(batch, kv_len, dtype=torch.bool, device=DEVICE)
+    key_mask = key_mask if with_key_mask else None
+    o, lse = kernels.forward(q, k, k, key_mask, None, program, 1.0, 0.0)
+    assert o.shape == q.shape and lse.shape == q.shape[:3]
+    assert not o.any() and (lse == -math.inf).all()
+    gradients = kernels.backward(o, None, q, k, k, o, lse, key_mask, None, program, 1.0, 0.0)
+    for gradient, x in zip(gradients, (q, k, k), strict=True):
+        assert gradient.shape == x.shape and not gradient.any()
 
 
 @pytest.mark.parametrize("pattern", ["longformer", "strided"])

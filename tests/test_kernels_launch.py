@@ -131,3 +131,47 @@ def test_rows_count_as_aligned_only_as_far_as_strides_and_beginnings_are():
     assert alignment(heads_last, base[4:644].view(shape)) == 4
     assert alignment(heads_last, base[1:641].view(shape)) == 1
     assert alignment(base[:672].as_strided(shape, (672, 336, 42, 1))) == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (2, 1), (2, 7), (2, 8), (0, 8), (1, 8)])
+def test_a_key_mask_is_in_pairs_whatever_its_memory(shape):
+    from sparsebert.kernels.launch import in_pairs
+
+    def offset(x):  # memory that torch did not allocate may begin at an odd address
+        raw = torch.frombuffer(bytearray(x.numel() + 8), dtype=torch.bool, offset=1)
+        return raw[: x.numel()].view(x.shape).copy_(x)
+
+    def strided(x):
+        return x.new_zeros(x.shape[0], 2 * x.shape[1] + 1)[:, 1::2].copy_(x)
+
+    key_mask = torch.rand(shape) < 0.5
+    one = key_mask[:1].expand(min(shape[0], 1) * 3, -1)
+    for x in (key_mask, offset(key_mask), strided(key_mask), one):
+        pairs = in_pairs(x)
+        assert pairs.data_ptr() % 2 == 0 and pairs.dtype == torch.int16
+        assert torch.equal(pairs.contiguous().view(torch.bool)[:, : x.shape[1]], x)
+    if key_mask.numel() and shape[1] % 2 == 0:
+        assert in_pairs(key_mask).data_ptr() == key_mask.data_ptr()  # not a copy
+
+
+def test_rows_far_apart_are_copied_even_a_single_one():
+    """The kernels compute a row's offset in 32 bits, and cannot take a longer stride at all."""
+    from sparsebert.kernels.launch import with_contiguous_rows
+
+    near = torch.zeros(2, 2, 4, 8)
+    assert with_contiguous_rows(near) is near
+    assert with_contiguous_rows(near[:, :, :, :1]).stride(-2) == 8
+    for x in (torch.zeros(8).as_strided((1, 1, 1, 8), (2**40, 2**40, 2**40, 1)), near.mT):
+        copied = with_contiguous_rows(x)
+        assert torch.equal(copied, x)
+        assert copied.stride(-1) == 1 and copied.stride(-2) == x.shape[-1]
+
+
+def test_more_programs_than_a_gpu_launches_are_refused():
+    from sparsebert.kernels.prepared import Launcher
+
+    class Kernel:
+        arg_names = ("x_ptr", "n", "BLOCK")
+
+    with pytest.raises(ValueError, match=r"2147483648 programs .* split the batch"):
+        Launcher(Kernel())(2**31, {"x_ptr": torch.zeros(1), "n": 1, "BLOCK": 1}, num_warps=4)
