@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test check format bench bench-quick kernels-report gpu clean distclean
+.PHONY: help demo learn test check format bench bench-quick mutants kernels-report gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -48,6 +48,9 @@ bench: $(INSTALLED)  ## time attention and whole models on this machine, and rep
 
 bench-quick: $(INSTALLED)  ## a look at attention's times on this machine, under a minute
 	$(BIN)/python -m benchmarks run --quick
+
+mutants: $(INSTALLED)  ## put small faults into a copy of the code: how many do the tests notice?
+	$(BIN)/python -m benchmarks.mutants $(MUTANTS_ARGS)
 
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
 	$(BIN)/python -m benchmarks.kernels_report
