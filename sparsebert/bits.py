@@ -4,6 +4,7 @@ The padding bits after key M - 1 are zero, always.  Big masks are made here some
 so that no temporary is as large as the dense mask.
 """
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,28 @@ Positions = npt.NDArray[np.int64]
 
 # Positions evaluated at a time: temporaries stay at some tens of megabytes at any length.
 CHUNK = 1 << 21
+
+MAX_BYTES = int(os.environ.get("SPARSEBERT_MAX_MASK_BYTES", 2**31))
+"""Larger masks are not built from patterns and mask_mods: one head of 131,072 x 131,072 is 2 GiB.
+
+The environment variable SPARSEBERT_MAX_MASK_BYTES, read when this module is imported, raises it.
+"""
+
+
+def check_size(where: str, heads: int, q_len: int, kv_len: int) -> None:
+    """Refuse, before memory is asked for, a mask whose bits would take more than `MAX_BYTES`.
+
+    Raises:
+        ValueError: with the figure.
+    """
+    size = heads * q_len * row_bytes(kv_len)
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{where}: a mask of {heads} x {q_len} x {kv_len} takes {size / 1e9:.1f} GB of bits "
+            f"(one a position), more than the {MAX_BYTES / 1e9:.1f} GB that are built; use a "
+            f"shorter sequence or fewer heads, or set SPARSEBERT_MAX_MASK_BYTES={size} before "
+            "Python starts, if the machine has several times that memory"
+        )
 
 
 def row_bytes(kv_len: int) -> int:

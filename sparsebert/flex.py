@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from sparsebert.bits import CHUNK, Bits, Bool, pack, row_bytes, unpack
+from sparsebert.bits import CHUNK, Bits, Bool, check_size, pack, row_bytes, unpack
 from sparsebert.checks import integer
+from sparsebert.mask_input import refused
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+# What torch says of an if, of int() or a list's index, and of a NumPy function, under vmap.
+_DECISIONS = ("data-dependent control flow", ".item()", "doesn't have storage")
 
 MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -25,17 +30,25 @@ def bits_of_mask_mod(
 
     Returns bits [heads, q_len, ceil(kv_len / 8)].
     """
-    from torch.nn.attention.flex_attention import create_mask
+    from torch.nn.attention.flex_attention import create_mask, noop_mask
 
     heads = integer("from_mask_mod", "num_heads", heads, 1)
     q_len = integer("from_mask_mod", "q_len", q_len, 1)
     kv_len = integer("from_mask_mod", "kv_len", kv_len, 1)
+    wanted = "a function (b, h, q_idx, kv_idx) -> bool tensor"
+    if not callable(mod) or isinstance(mod, torch.Tensor):
+        raise refused("from_mask_mod", "mod", wanted, mod, "AttentionMask.from_dense({})")
     try:
         inspect.signature(mod).bind(0, 0, 0, 0)
     except TypeError as error:
-        raise TypeError(
-            f"from_mask_mod: mod must be a function (b, h, q_idx, kv_idx) -> bool tensor: {error}"
-        ) from None
+        raise TypeError(f"from_mask_mod: mod must be {wanted}: {error}") from None
+    if mod is noop_mask:
+        raise ValueError(
+            "from_mask_mod: mod is FlexAttention's noop_mask, what a BlockMask made of lists of "
+            "blocks has for a mask_mod: it allows everything, the mask is in the lists; write the "
+            "blocks as a mask_mod, or patterns.dense(seq_len) for a mask that allows everything"
+        )
+    check_size("from_mask_mod", heads, q_len, kv_len)
 
     bits = np.empty((heads, q_len, row_bytes(kv_len)), dtype=np.uint8)
     step = max(1, CHUNK // (heads * kv_len))
@@ -55,9 +68,30 @@ def bits_of_mask_mod(
                 raise TypeError(f"from_mask_mod: mod must return a bool tensor, got {what}")
             return kept
 
-        dense = create_mask(shifted, 1, heads, rows, kv_len, device=device)
+        try:
+            dense = create_mask(shifted, 1, heads, rows, kv_len, device=device)
+        except RuntimeError as error:
+            if any(sign in str(error) for sign in _DECISIONS):
+                raise _about_decision(mod, error) from None
+            raise
         bits[:, start : start + rows] = pack(dense[0].cpu().numpy())
     return bits
+
+
+def _about_decision(mod: MaskMod, error: RuntimeError) -> ValueError:
+    """The error for a mask_mod that wants one position's value where it gets all positions."""
+    code = getattr(inspect.unwrap(mod), "__code__", None)
+    lines = [
+        f" at line {frame.lineno} ({frame.line})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if code is not None and frame.filename == code.co_filename and frame.name == code.co_name
+    ]
+    return ValueError(
+        f"from_mask_mod: mod takes a decision for a single position{''.join(lines[-1:])}, but it "
+        "gets all of them at once, as tensors; write & for and, | for or, ~ for not, "
+        "torch.where(condition, a, b) for if, a tensor table[q_idx] for a list, and torch's "
+        "functions for Python's and NumPy's"
+    )
 
 
 def block_mask(

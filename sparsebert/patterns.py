@@ -17,7 +17,9 @@ with ``causal(N)`` for a decoder.  Any of them without self-attention is
 ``.without_diagonal()``; ``&``, ``|`` and ``~`` combine them.
 
 Windows count positions **on each side** (``window=5`` keeps 11 keys).  Global tokens are the
-first of the sequence; where there are fewer tokens than that, all are global.
+first of the sequence; where there are fewer tokens than that, all are global.  Parameters that
+leave nothing to forbid, such as a window as wide as the sequence, give a UserWarning.  Masks of
+more than `sparsebert.bits.MAX_BYTES` are refused.
 
 Defaults are the parameters with which the SparseBERT paper (arXiv:2102.12871) is reproduced at
 N = 128, where it reports a pattern:
@@ -31,12 +33,15 @@ N = 128, where it reports a pattern:
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from sparsebert.bits import Bool, Index, Positions, draw_keys, from_rule, pack
+from sparsebert.bits import Bits, Bool, Index, Positions, check_size, draw_keys, from_rule, pack
 from sparsebert.checks import integer
 from sparsebert.masks import AttentionMask
 
@@ -99,6 +104,11 @@ def dilated_window(seq_len: int, window: int = 5, dilation: int = 2) -> Attentio
     window = _count("dilated_window", "window", window, 0)
     dilation = _count("dilated_window", "dilation", dilation, 1)
     n = _count("dilated_window", "seq_len", seq_len, 1)
+    if window and dilation >= n > 1:
+        _warn(
+            f"dilated_window: dilation={dilation} is longer than seq_len={n}, so this mask is its "
+            "diagonal alone; ask for less"
+        )
 
     def rule(i: Index, j: Index) -> Bool:
         gap = _gap(i, j)
@@ -243,11 +253,12 @@ def longformer(seq_len: int, window: int = 5, num_global: int = 2) -> AttentionM
     window = _count("longformer", "window", window, 0)
     num_global = _count("longformer", "num_global", num_global, 0)
     n = _count("longformer", "seq_len", seq_len, 1)
-
-    def rule(i: Index, j: Index) -> Bool:
-        return (_gap(i, j) <= window) | (i < num_global) | (j < num_global)
-
+    rule = _band(window, num_global)
     return _pack("longformer", n, rule, window=window, num_global=num_global)
+
+
+def _band(window: int, num_global: int) -> Callable[[Index, Index], Bool]:
+    return lambda i, j: (_gap(i, j) <= window) | (i < num_global) | (j < num_global)
 
 
 def bigbird(
@@ -284,8 +295,8 @@ def bigbird(
     num_random = _count("bigbird", "num_random", num_random, 0)
     seed = _seed("bigbird", seed)
     num_heads = _count("bigbird", "num_heads", num_heads, 1)
-    band = longformer(seq_len, window, num_global)
-    n = band.q_len
+    n = seq_len
+    check_size("bigbird", num_heads, n, n)
 
     # What the band leaves for row i, in order: the keys from num_global on, less [lo, hi).
     rows = np.arange(n, dtype=np.int64)
@@ -297,12 +308,12 @@ def bigbird(
         key = first + rank
         return np.where(key < lo, key, key + (hi - lo))
 
-    bits = np.repeat(band.bits[0], num_heads, axis=0)
+    bits = np.repeat(from_rule(n, _band(window, num_global))[None], num_heads, axis=0)
     for head in range(num_heads):
         bits[head] |= draw_keys(counts, num_random, seed, head, key_of)
-    record = {**band.provenance, "pattern": "bigbird", "num_random": num_random}
-    record.update(seed=seed, num_heads=num_heads)
-    return AttentionMask.from_packed(bits, n, record, bitorder="little")
+    record = {"pattern": "bigbird", "seq_len": n, "window": window, "num_global": num_global}
+    record.update(num_random=num_random, seed=seed, num_heads=num_heads)
+    return _made(bits, n, record)
 
 
 def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1) -> AttentionMask:
@@ -332,6 +343,12 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
         raise ValueError(f"random: density={density} but must be above 0 and at most 1")
     seed = _seed("random", seed)
     num_heads = _count("random", "num_heads", num_heads, 1)
+    check_size("random", num_heads, n, n)
+    if n > 1 and density * n < 0.5:
+        _warn(
+            f"random: density={density:g} of seq_len={n} is less than one key a row; each row "
+            f"keeps one, a density of {1 / n:.2g}"
+        )
     keep = max(1, round(density * n))
     drop = keep > n // 2
     number = n - keep if drop else keep
@@ -340,9 +357,7 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
     if drop:
         bits ^= pack(np.ones(n, dtype=np.bool_))
     record = {"pattern": "random", "seq_len": n, "density": density}
-    return AttentionMask.from_packed(
-        bits, n, {**record, "seed": seed, "num_heads": num_heads}, bitorder="little"
-    )
+    return _made(bits, n, {**record, "seed": seed, "num_heads": num_heads})
 
 
 def neighborhood_2d(
@@ -374,6 +389,8 @@ def neighborhood_2d(
     if kernel_size % 2 == 0:
         raise ValueError(f"neighborhood_2d: kernel_size={kernel_size} but must be odd")
     num_special = _count("neighborhood_2d", "num_special", num_special, 0)
+    n = num_special + height * width
+    check_size("neighborhood_2d", 1, n, n)
 
     def inside(query: Index, key: Index, size: int) -> Bool:
         start = np.clip(query - kernel_size // 2, 0, max(0, size - kernel_size))
@@ -387,8 +404,7 @@ def neighborhood_2d(
 
     grid = {"height": height, "width": width, "kernel_size": kernel_size}
     record = {"pattern": "neighborhood_2d", **grid, "num_special": num_special}
-    n = num_special + height * width
-    return AttentionMask.from_packed(from_rule(n, rule), n, record, bitorder="little")
+    return _made(from_rule(n, rule), n, record)
 
 
 PATTERNS: dict[str, Callable[..., AttentionMask]] = {
@@ -449,13 +465,37 @@ def build(name: str, seq_len: int | None = None, **parameters: Any) -> Attention
 def _pack(
     name: str, n: int, rule: Callable[[Index, Index], Bool], **parameters: int
 ) -> AttentionMask:
-    record = {"pattern": name, "seq_len": n, **parameters}
-    return AttentionMask.from_packed(from_rule(n, rule), n, record, bitorder="little")
+    check_size(name, 1, n, n)
+    return _made(from_rule(n, rule), n, {"pattern": name, "seq_len": n, **parameters})
+
+
+def _made(bits: Bits, n: int, record: dict[str, Any]) -> AttentionMask:
+    """The mask of these bits; warns if its parameters make it forbid nothing."""
+    mask = AttentionMask.from_packed(bits, n, record, bitorder="little")
+    sizes = {
+        k: v for k, v in record.items() if k not in ("pattern", "seq_len", "seed", "num_heads")
+    }
+    if sizes and n > 1 and sizes.get("density") != 1.0 and mask.density == 1.0:
+        given = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        _warn(
+            f"{record['pattern']}: {given} forbid nothing among {n} tokens; ask for less, or "
+            f"write patterns.dense({n}) if that is meant"
+        )
+    return mask
 
 
 def _gap(i: Index, j: Index) -> Index:
     gap: Index = np.abs(i - j)
     return gap
+
+
+def _warn(message: str) -> None:
+    """A warning that points to the first line outside of this module."""
+    level = 2  # 1 is this function
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _count(where: str, argument: str, value: int, least: int) -> int:

@@ -1,6 +1,7 @@
 """AttentionMask: packing, algebra, parts, FlexAttention both ways, errors."""
 
 import copy
+import functools
 import pickle
 import shutil
 import subprocess
@@ -390,6 +391,53 @@ def test_mask_mod_that_ignores_its_arguments():
 def test_what_is_no_mask_mod_is_refused(mod, message):
     with pytest.raises(TypeError, match=message):
         AttentionMask.from_mask_mod(mod, 1, 3, 3)
+
+
+def decides(b, h, q_idx, kv_idx):
+    if q_idx > kv_idx:
+        return q_idx - kv_idx < 3
+    return kv_idx == q_idx
+
+
+@pytest.mark.parametrize(
+    "mod",
+    [
+        decides,
+        lambda b, h, q, k: (q >= k and q - k < 3) == 1,
+        lambda b, h, q, k: not q < k,
+        lambda b, h, q, k: q in (3, 4),
+        lambda b, h, q, k: min(q, 3) < k,
+        lambda b, h, q, k: int(q) > 3,
+        lambda b, h, q, k: [True, False, True][q],
+        lambda b, h, q, k: np.abs(q - k) < 3,
+        functools.partial(lambda limit, b, h, q, k: q < k or q < limit, 2),
+    ],
+)
+def test_a_mask_mod_that_decides_in_python_learns_how_to_write_it(mod):
+    with pytest.raises(ValueError, match=r"from_mask_mod: mod takes .*torch\.where") as caught:
+        AttentionMask.from_mask_mod(mod, 1, 3, 3)
+    assert "issue" not in str(caught.value) and caught.value.__suppress_context__
+    if mod is decides:
+        line = decides.__code__.co_firstlineno + 1
+        assert f"at line {line} (if q_idx > kv_idx:), but" in str(caught.value)
+
+
+def test_other_errors_of_a_mask_mod_are_its_own():
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        AttentionMask.from_mask_mod(
+            lambda b, h, q, k: (q + torch.ones(2)) > torch.ones(3), 1, 3, 3
+        )
+
+
+def test_block_masks_are_no_mask_mods():
+    from torch.nn.attention.flex_attention import BlockMask
+
+    lists = torch.tensor([[[1]]]), torch.tensor([[[[0]]]])
+    blocks = BlockMask.from_kv_blocks(*lists, seq_lengths=(128, 128))
+    with pytest.raises(ValueError, match=r"noop_mask, .* the mask is in the lists"):
+        AttentionMask.from_mask_mod(blocks.mask_mod, 1, 128, 128)
+    with pytest.raises(TypeError, match=r"got BlockMask; .*from_mask_mod\(block_mask\.mask_mod"):
+        AttentionMask.from_mask_mod(blocks, 1, 128, 128)
 
 
 # heads of the mask, heads of q, N, M, block size

@@ -10,9 +10,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import sparsebert.bits
 from sparsebert import patterns
 from sparsebert.masks import AttentionMask
 
+# Of tiny sequences: what warns, and what does not, is tested at the end.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* forbid nothing among"),
+    pytest.mark.filterwarnings("ignore:.* is longer than seq_len"),
+    pytest.mark.filterwarnings("ignore:.* less than one key a row"),
+]
 quick = settings(max_examples=40)
 SEQUENCE = [name for name in patterns.PATTERNS if name != "neighborhood_2d"]
 DRAWN = ("bigbird", "random")
@@ -360,3 +367,75 @@ def test_very_large_parameters_are_no_trouble(name):
 
 def test_numpy_integers_are_integers():
     assert patterns.star(np.int64(9), window=np.int32(2)) == patterns.star(9, window=2)
+
+
+# -------------------------------------------------------------------- parameters out of proportion
+
+COVERING = [
+    ("longformer", {"num_global": 65}, "window=5, num_global=65 forbid nothing among 64 tokens"),
+    ("longformer", {"num_global": 64}, ".*num_global=64"),
+    ("longformer", {"window": 61}, "window=61"),
+    ("sliding_window", {"window": 100}, r"window=100 .* patterns\.dense\(64\)"),
+    ("dilated_window", {"window": 64, "dilation": 1}, "window=64"),
+    ("block_local", {"block": 64}, "block=64"),
+    ("strided", {"stride": 63}, "stride=63"),
+    ("strided", {"stride": 1}, "stride=1"),
+    ("fixed", {"block": 80}, "block=80"),
+    ("fixed", {"block": 8, "summary": 8}, "block=8, summary=8"),
+    ("star", {"window": 62}, "window=62"),
+    ("bigbird", {"window": 70}, "window=70"),
+    ("bigbird", {"num_global": 64}, ".*num_global=64"),
+    ("bigbird", {"num_random": 61}, ".*num_random=61"),
+    ("random", {"density": 0.999}, "density=0.999"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "message"), COVERING)
+def test_parameters_that_leave_nothing_to_forbid_warn(name, parameters, message):
+    with pytest.warns(UserWarning, match=f"^{name}: {message}") as caught:
+        mask = patterns.PATTERNS[name](64, **parameters)
+    assert mask.density == 1
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", patterns.PATTERNS)
+def test_parameters_in_proportion_do_not_warn(name):
+    if name == "neighborhood_2d":
+        patterns.neighborhood_2d(8, 20, kernel_size=9)
+        return
+    patterns.PATTERNS[name](64)
+    patterns.PATTERNS[name](1)
+    assert patterns.random(64, density=1.0).density == 1
+    widest = {
+        "longformer": {"window": 60}, "sliding_window": {"window": 62},
+        "dilated_window": {"window": 64, "dilation": 2}, "block_local": {"block": 63},
+        "strided": {"stride": 62}, "fixed": {"block": 32, "summary": 31}, "star": {"window": 61},
+        "bigbird": {"window": 5, "num_random": 50}, "random": {"density": 0.01},
+    }  # fmt: skip
+    assert patterns.build(name, 64, **widest.get(name, {})).density < 1 or name == "dense"
+
+
+def test_other_parameters_that_are_not_what_they_seem_warn():
+    with pytest.warns(UserWarning, match="neighborhood_2d: .*kernel_size=9, .* among 49"):
+        assert patterns.neighborhood_2d(7, 7, kernel_size=9).density == 1
+    with pytest.warns(UserWarning, match="dilated_window: dilation=64 .* its diagonal alone"):
+        assert patterns.dilated_window(64, dilation=64) == patterns.sliding_window(64, window=0)
+    with pytest.warns(UserWarning, match=r"random: density=0.001 .* one, a density of 0\.016"):
+        assert patterns.random(64, density=0.001).density == 1 / 64
+
+
+def test_masks_too_large_to_build_are_refused_with_the_figure(monkeypatch):
+    """Before memory is asked for: 5 GB of bits took a machine down without a word."""
+    for name in set(patterns.PATTERNS) - {"neighborhood_2d"}:
+        with pytest.raises(ValueError, match=rf"^{name}: .* takes 5\.0 GB of bits .*=5000000000 "):
+            patterns.build(name, 200_000)
+    with pytest.raises(ValueError, match=r"^neighborhood_2d: .* takes 5\.0 GB of bits"):
+        patterns.neighborhood_2d(400, 500)
+    with pytest.raises(ValueError, match=r"^bigbird: a mask of 12 x 50000 x 50000 takes 3\.8 GB"):
+        patterns.bigbird(50_000, num_heads=12)
+    monkeypatch.setattr(sparsebert.bits, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"^from_mask_mod: a mask of 2 x 64 x 64 takes"):
+        AttentionMask.from_mask_mod(lambda b, h, q, k: q >= k, 2, 64, 64)
+    assert patterns.star(80).kv_len == 80

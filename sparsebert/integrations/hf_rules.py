@@ -37,7 +37,11 @@ CAUSAL = 0
 
 def rule_mask(rule: int, length: int) -> AttentionMask:
     """A model's own rule as a mask [1, 1, N, N]."""
-    return patterns.causal(length) if rule == CAUSAL else patterns.sliding_window(length, rule)
+    if rule == CAUSAL:
+        return patterns.causal(length)
+    if rule >= length - 1:  # a short sequence, all within the window
+        return patterns.dense(length)
+    return patterns.sliding_window(length, rule)
 
 
 # Arguments that change the result in ways a sparse mask cannot follow, and what they belong to.

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -53,7 +54,9 @@ def pattern_at_sparsity(
     family = FAMILIES[name]
 
     def member(size: int) -> AttentionMask:
-        return family(n, size, budget, num_heads, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # sizes tried that cover everything
+            return family(n, size, budget, num_heads, seed)
 
     smallest = member(0)
     if smallest.density > budget:
