@@ -45,6 +45,7 @@ class MaskPlans:
             collections.OrderedDict()
         )
         self._whole: dict[Hashable, AttentionPlan] = {}  # by the kind of device and of calls
+        self._packed: dict[torch.device, torch.Tensor] = {}
         self._lock = threading.Lock()  # torch.nn.DataParallel runs replicas in threads
 
     def get(
@@ -86,6 +87,12 @@ class MaskPlans:
         bits = self.mask.bits[0, :, start : start + q_len]
         rows = np.unpackbits(bits, axis=-1, count=kv_len, bitorder="little")
         return torch.from_numpy(rows.view(np.bool_)).to(device)
+
+    def packed(self, device: torch.device) -> torch.Tensor:
+        """The mask's bits on `device`, uint8 [H, N, ceil(M / 8)], kept there once asked for."""
+        if device not in self._packed:
+            self._packed[device] = torch.from_numpy(self.mask.bits[0].copy()).to(device)
+        return self._packed[device]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskPlans:
         return MaskPlans(self.mask)
@@ -163,3 +170,14 @@ def _constant_rows(
     device: torch.device,
 ) -> torch.Tensor:
     return plans.rows(start, q_len, kv_len, device)
+
+
+def packed_for(plans: MaskPlans, device: torch.device) -> torch.Tensor:
+    """`plans.packed`, also under torch.compile, where it becomes a constant of the graph."""
+    bits: torch.Tensor = _constant_bits(plans, plans.fingerprint, device)
+    return bits
+
+
+@torch.compiler.assume_constant_result
+def _constant_bits(plans: MaskPlans, fingerprint: str, device: torch.device) -> torch.Tensor:
+    return plans.packed(device)

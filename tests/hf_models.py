@@ -135,11 +135,19 @@ def _eager_with_mask(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    """The model's own eager attention, its 4-D additive mask cut down by `module.judge_mask`."""
+    """The model's own eager attention, its 4-D additive mask cut down by `module.judge_mask`.
+
+    Row and column 0 of it are each sequence's first real token: the first that any query sees.
+    """
     q_len, kv_len = query.shape[2], key.shape[2]
-    sparse = module.judge_mask[:, kv_len - q_len : kv_len, :kv_len]  # type: ignore[index]
     if attention_mask is None:
-        attention_mask = query.new_zeros(())
+        attention_mask = query.new_zeros((len(query), 1, q_len, kv_len))
+    sparse = torch.zeros(len(query), *module.judge_mask.shape, dtype=torch.bool)  # type: ignore[misc]
+    for example, additive in zip(sparse, attention_mask, strict=True):
+        start = int((additive == 0).any(dim=-2).int().argmax()) if q_len == kv_len else 0
+        left = example.shape[-1] - start
+        example[:, start:, start:] = module.judge_mask[:, :left, :left]  # type: ignore[index]
+    sparse = sparse[:, :, kv_len - q_len : kv_len, :kv_len]
     attention_mask = attention_mask.masked_fill(~sparse, torch.finfo(query.dtype).min)
     own = sys.modules[type(module).__module__]
     if query.dtype == torch.float64 and "dtype=torch.float32" in inspect.getsource(

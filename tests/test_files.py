@@ -216,6 +216,10 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     assert set(names(tmp_path)) == {"file", ".file.tmp", "other"}
 
 
+AUTO = {"backend": "auto", "positions": "sequence"}
+TORCH = {"backend": "torch", "positions": "batch"}
+
+
 def a_model(modules: int = 2) -> Any:
     """What write_masks and read_masks look at."""
     config = SimpleNamespace(model_type="bert")
@@ -223,21 +227,21 @@ def a_model(modules: int = 2) -> Any:
 
 
 @posix
-@pytest.mark.parametrize("new", [(NEW, "torch"), (OLD, "torch"), (NEW, "auto")])
+@pytest.mark.parametrize("new", [(NEW, TORCH), (OLD, TORCH), (NEW, AUTO)])
 def test_a_folder_of_masks_can_be_loaded_whenever_its_writer_was_killed(
-    tmp_path: Path, new: tuple[sb.AttentionMask, str]
+    tmp_path: Path, new: tuple[sb.AttentionMask, dict[str, str]]
 ) -> None:
     from sparsebert.integrations.hf_files import read_masks, write_masks
 
-    old, model = (OLD, "auto"), a_model()
-    write_masks(tmp_path, OLD, model, "auto")
+    old, model = (OLD, AUTO), a_model()
+    write_masks(tmp_path, OLD, model, AUTO)
     step, seen = 0, []
     save = lambda: write_masks(tmp_path, new[0], model, new[1])  # noqa: E731
     while killed_at(step, save, ("os.rename", "fcntl.")):
         seen.append(read_masks(tmp_path, model))
         assert seen[-1] in (old, new)
         if seen[-1] == new:  # a later save after one that was killed, from each state
-            write_masks(tmp_path, OLD, model, "auto")
+            write_masks(tmp_path, OLD, model, AUTO)
         step += 1
     assert read_masks(tmp_path, model) == new
     assert old in seen and new in seen
@@ -250,12 +254,12 @@ def test_masks_that_cannot_be_loaded_are_replaced(tmp_path: Path) -> None:
 
     model = a_model()
     for name in ("sparsebert_masks.safetensors", "sparsebert_config.json"):
-        write_masks(tmp_path, OLD, model, "auto")
+        write_masks(tmp_path, OLD, model, AUTO)
         (tmp_path / name).write_text("broken")
         with pytest.raises(ValueError, match=name):
             read_masks(tmp_path, model)
-        write_masks(tmp_path, NEW, model, "torch")
-        assert read_masks(tmp_path, model) == (NEW, "torch")
+        write_masks(tmp_path, NEW, model, TORCH)
+        assert read_masks(tmp_path, model) == (NEW, TORCH)
 
 
 def test_a_reader_that_meets_a_writer_reads_again(
@@ -264,15 +268,15 @@ def test_a_reader_that_meets_a_writer_reads_again(
     from sparsebert.integrations.hf_files import read_masks, write_masks
 
     model, load = a_model(), sb.AttentionMask.load
-    write_masks(tmp_path, OLD, model, "auto")
+    write_masks(tmp_path, OLD, model, AUTO)
     turns = []
 
     def meanwhile(path: Path) -> sb.AttentionMask:
         """Between the reading of the note and of the masks, a whole save."""
         if not turns:
             turns.append(path)
-            write_masks(tmp_path, NEW, model, "torch")
+            write_masks(tmp_path, NEW, model, TORCH)
         return load(path)
 
     monkeypatch.setattr(sb.AttentionMask, "load", meanwhile)
-    assert read_masks(tmp_path, model) == (NEW, "torch")
+    assert read_masks(tmp_path, model) == (NEW, TORCH)

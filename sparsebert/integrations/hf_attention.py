@@ -18,6 +18,7 @@ from transformers.utils import output_capturing
 
 from sparsebert.integrations.dense_route import dense_attention
 from sparsebert.integrations.hf_configs import IMPLEMENTATION, ConfigSwap
+from sparsebert.integrations.hf_padding import ToFront, rows_from_first
 from sparsebert.integrations.hf_rules import (
     check_key_mask,
     combine,
@@ -29,6 +30,7 @@ from sparsebert.integrations.hf_rules import (
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
 from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
+from sparsebert.positions import why_not_crop
 
 # transformers' record of what the caller wants returned; not a public name.
 _collector: Any = getattr(output_capturing, "_active_collector", None)
@@ -41,12 +43,19 @@ class LayerMask(nn.Module):
     """
 
     def __init__(
-        self, masks: AttentionMask, index: int, backend: str, configs: tuple[ConfigSwap, ...]
+        self,
+        masks: AttentionMask,
+        index: int,
+        backend: str,
+        positions: str,
+        configs: tuple[ConfigSwap, ...],
     ) -> None:
         super().__init__()
         self.masks = masks  # of the whole model, to be saved
         self.index = index  # of the layer among them
         self.backend = backend
+        self.positions = positions  # counted from the first of the "sequence", or of the "batch"
+        self.only_whole = why_not_crop(masks.positions)  # looked up here: Dynamo can guard it
         self.configs = configs  # to be put back
         self.plans = MaskPlans(masks.layer(index))
         self.ruled: dict[int, MaskPlans] = {}
@@ -74,7 +83,8 @@ class LayerMask(nn.Module):
         unused = self.unused_for
         return (
             f"[{mask.num_heads}, {mask.q_len}, {mask.kv_len}] at density {mask.density:.2%}, "
-            f"backend={self.backend!r}"
+            f"backend={self.backend!r}, "
+            f"positions={self.positions!r}"
             + (f", NOT USED: the model is set to {unused!r} attention" if unused else "")
         )
 
@@ -141,39 +151,47 @@ def sparsebert_attention(
         )
     refuse_unsupported(module, kwargs)
     q_len, kv_len = query.shape[2], key.shape[2]
-    if kv_len > layer.plans.length:
-        raise ValueError(
-            f"sparsebert: a sequence of {kv_len} tokens, but the masks cover "
-            f"{layer.plans.length}; truncate the input, or sparsify with longer masks"
-        )
     if query.dtype != value.dtype:  # under autocast, rotary embeddings can leave q and k in fp32
         query, key = query.to(value.dtype), key.to(value.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    rule, key_mask, full_mask = read_mask(attention_mask, is_causal)
-    check_key_mask(key_mask, query.shape[0], kv_len)
+    rules = read_mask(attention_mask, is_causal, kv_len)
+    check_key_mask(rules.key_mask, query.shape[0], kv_len)
+    tokens = rules.offset + kv_len
+    _check_length(layer, tokens)
+    first = rules.first if layer.positions == "sequence" else None
     need_weights = _weights_wanted(kwargs)
 
-    if q_len == kv_len and full_mask is None and position_bias is None and not need_weights:
-        out = sparse_attention(
-            query,
-            key,
-            value,
-            plan_for(
-                layer.under(rule),
-                q_len,
-                kv_len,
-                query.device,
-                layer.backend,
-                head_dim=query.shape[-1],
-                heads=query.shape[1],
-            ),
-            scale=scaling,
-            key_mask=key_mask,
-            dropout_p=dropout,
-            backend=layer.backend,
+    if q_len == tokens and rules.full_mask is None and position_bias is None and not need_weights:
+        plan = plan_for(
+            layer.under(rules.rule),
+            q_len,
+            kv_len,
+            query.device,
+            layer.backend,
+            head_dim=query.shape[-1],
+            heads=query.shape[1],
         )
-        return cast(torch.Tensor, out).transpose(1, 2).contiguous(), None
+        key_mask = rules.key_mask
+        move = None if first is None else ToFront(first, q_len)
+        if move is not None and key_mask is not None:
+            query, key, value = (move.tokens(x) for x in (query, key, value))
+            key_mask = move.mask(key_mask)
+        out = cast(
+            torch.Tensor,
+            sparse_attention(
+                query,
+                key,
+                value,
+                plan,
+                scale=scaling,
+                key_mask=key_mask,
+                dropout_p=dropout,
+                backend=layer.backend,
+            ),
+        )
+        out = out if move is None else move.back(out)
+        return out.transpose(1, 2).contiguous(), None
 
     if q_len != kv_len and not is_causal:
         raise ValueError(
@@ -182,8 +200,12 @@ def sparsebert_attention(
             "models with cached keys, but not cross-attention and prefix tuning"
         )
     # Cached keys come first: the queries are the last rows.
-    allowed = rows_for(layer.under(rule), kv_len - q_len, q_len, kv_len, query.device)[None]
-    allowed, bias = combine(allowed, key_mask, full_mask, position_bias)
+    plans, start = layer.under(rules.rule), tokens - q_len
+    if first is None:
+        allowed = rows_for(plans, start, q_len, tokens, query.device)[None, ..., rules.offset :]
+    else:
+        allowed = rows_from_first(plans, first, start, q_len, rules.offset, kv_len)
+    allowed, bias = combine(allowed, rules.key_mask, rules.full_mask, position_bias)
     out, weights = dense_attention(
         query,
         key,
@@ -195,6 +217,21 @@ def sparsebert_attention(
         need_weights=need_weights,
     )
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _check_length(layer: LayerMask, tokens: int) -> None:
+    """Raise ValueError unless the mask, or a part of it, is for so many tokens."""
+    length = layer.plans.length
+    if tokens > length:
+        raise ValueError(
+            f"sparsebert: a sequence of {tokens} tokens, but the masks cover {length}; truncate "
+            "the input, or sparsify with longer masks"
+        )
+    if tokens < length and layer.only_whole:
+        raise ValueError(
+            f"sparsebert: a sequence of {tokens} tokens, but the masks are for {length}, and "
+            + layer.only_whole
+        )
 
 
 def _weights_wanted(kwargs: dict[str, Any]) -> bool:

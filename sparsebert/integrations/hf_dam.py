@@ -36,6 +36,7 @@ from sparsebert.integrations.hf_configs import (
     swap_configs,
 )
 from sparsebert.integrations.hf_modules import find_self_attention
+from sparsebert.integrations.hf_padding import values_from_first
 from sparsebert.integrations.hf_rules import (
     check_key_mask,
     combine,
@@ -97,6 +98,8 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
             layers share one), and one head (for all) or the model's heads. It moves to the
             model's device and becomes the submodule `sparsebert_dam` of the encoder.
         gate: "softmax", "additive" or "post", see `sparsebert.dam.gates`.
+
+    Position 0 of the mask is each sequence's first real token, as for `sparsify`.
 
     The model's own rules stay in force: padding, causal masks, windows, 4-D masks, position
     biases. What padding tokens attend to, and who attends to them, gives the mask no gradient.
@@ -215,9 +218,12 @@ def dam_attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    rule, key_mask, full_mask = read_mask(attention_mask, is_causal)
+    rules = read_mask(attention_mask, is_causal, length)
+    rule, key_mask, full_mask = rules.rule, rules.key_mask, rules.full_mask
     check_key_mask(key_mask, batch, length)
     mask = handle.shared.of_layer(handle.layer, length)  # [H, N, N]
+    if rules.first is not None:
+        mask = values_from_first(mask, rules.first)  # [B, H, N, N]
     allowed, bias = None, position_bias
     if not (rule is None and key_mask is None and full_mask is None):
         allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=query.device)

@@ -26,6 +26,9 @@ _REPLACES = "replaces"
 _ATTEMPTS = 5
 """Readings of the two files before a reader that meets a writer gives up."""
 
+POSITIONS = ("sequence", "batch")
+"""What `positions` of `sparsify` may be; the first where a note of older versions does not say."""
+
 _FIELDS = {
     "format_version": int,
     "sparsebert_version": str,
@@ -37,9 +40,15 @@ _FIELDS = {
 
 
 def write_masks(
-    folder: str | os.PathLike[str], masks: AttentionMask, attention: SelfAttention, backend: str
+    folder: str | os.PathLike[str],
+    masks: AttentionMask,
+    attention: SelfAttention,
+    settings: dict[str, str],
 ) -> None:
-    """Write both files to `folder`, which is made if need be; see the module's text."""
+    """Write both files to `folder`, which is made if need be; see the module's text.
+
+    `settings` are the arguments of `sparsify` beside the masks: backend and positions.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     note = {
@@ -47,7 +56,8 @@ def write_masks(
         "sparsebert_version": __version__,
         "model_type": attention.owner.config.model_type,
         "attention_modules": len(attention.modules),
-        "backend": backend,
+        "backend": settings["backend"],
+        "positions": settings["positions"],
         "masks_fingerprint": masks.fingerprint,
     }
     replaced = _note_of_what_is_there(path)
@@ -73,8 +83,8 @@ def _write_note(folder: Path, note: dict[str, Any]) -> None:
 
 def read_masks(
     folder: str | os.PathLike[str], attention: SelfAttention
-) -> tuple[AttentionMask, str]:
-    """The masks and the backend from `folder`, checked against each other and the model."""
+) -> tuple[AttentionMask, dict[str, str]]:
+    """Masks and settings from `folder`, checked against each other and the model."""
     _check_folder(Path(folder))
     masks, note = _read_both(Path(folder))
     model_type, modules = attention.owner.config.model_type, len(attention.modules)
@@ -84,7 +94,7 @@ def read_masks(
             f"with {note['attention_modules']} attention modules, but this is a {model_type} "
             f"model with {modules}; to use them all the same, AttentionMask.load and sparsify"
         )
-    return masks, note["backend"]
+    return masks, {name: note[name] for name in ("backend", "positions")}
 
 
 def _check_folder(folder: Path) -> None:
@@ -110,7 +120,8 @@ def _read_both(folder: Path) -> tuple[AttentionMask, dict[str, Any]]:
         masks = AttentionMask.load(folder / MASKS_FILE)
         for described in (note, note.get(_REPLACES)):
             if described is not None and described["masks_fingerprint"] == masks.fingerprint:
-                return masks, {field: described[field] for field in _FIELDS}
+                fields = {field: described[field] for field in _FIELDS}
+                return masks, {**fields, "positions": described.get("positions", POSITIONS[0])}
         before, note = note, _read_note(folder / CONFIG_FILE)
         if note == before:  # else somebody saves at this moment
             break
@@ -147,3 +158,5 @@ def _check_note(path: Path, note: Any) -> None:
             raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
     if note["backend"] not in BACKENDS:
         raise ValueError(f"load_masks: {path} names an unknown backend {note['backend']!r}")
+    if note.get("positions", POSITIONS[0]) not in POSITIONS:
+        raise ValueError(f"load_masks: {path} has no valid 'positions'; save the masks again")

@@ -3,25 +3,33 @@
 transformers asks the **mask function** once per forward for the mask of the padding and of the
 model's own rule (bidirectional, causal, sliding window), and hands the result to the **attention
 function** in every layer. Building the usual [B, 1, N, N] there would hide what is static, so the
-mask function answers with what the attention function can use:
+mask function answers with what the attention function can use, in the sizes and the content of
+one tensor:
 
-    None                no padding; causal if the module is, as in transformers' SDPA
-    [B, M]              bidirectional, and which keys are real tokens
-    [B, 1, 1, 1, M]     causal, and which keys are real tokens
-    [B, 1 + w, 1, 1, M] bidirectional within a window, abs(i - j) <= w, and which keys are real
-    [B, 1, N, M]        anything else (also a 4-D mask from the user): all of it, bool or additive
+    None                       bidirectional or, if the module is, causal; no padding
+    [B, 1 + r, 1, 1, s, 1, M]  the rule r: 0 none, 1 causal, 1 + w abs(i - j) <= w; and which keys
+                               are real tokens; M = 0 for no padding
+    [B, 1, 1, 1, s, N + 1, T]  any other mask, in the first N rows and, of the T tokens so far, for
+                               those whose keys are there (the last M: sliding-window caches drop
+                               what left the window); and in the last row which are real tokens
 
-(The five-dimensional ones are expanded views, cheap, and like nothing that models make; M = 0
-stands for "no padding". A tensor passes through any model code; an object of our own may not.)
+s is 2 where a sequence may begin with padding, else 1. These are views, cheap, and like nothing
+that models make. (A tensor passes through any model code; an object of our own may not.) What
+does not come from the mask function:
+
+    [B, M]                     which keys are real tokens, bidirectional
+    [B, 1 or H, N, M]          all of it, bool or additive, from the user
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.masking_utils import (
     bidirectional_mask_function,
     causal_mask_function,
@@ -29,6 +37,7 @@ from transformers.masking_utils import (
 )
 
 from sparsebert import patterns
+from sparsebert.integrations.hf_padding import first_tokens, may_begin_with_padding
 from sparsebert.masks import AttentionMask
 
 CAUSAL = 0
@@ -88,49 +97,90 @@ def sparsebert_mask(
             f"[B, 1, N, N], got shape {list(attention_mask.shape)}"
         )
     if mask_function is bidirectional_mask_function:
-        return attention_mask
-    if kv_offset or isinstance(q_offset, torch.Tensor) or q_offset + q_length != kv_length:
+        return None if attention_mask is None else _encode(None, attention_mask)
+    total = kv_offset + kv_length
+    if isinstance(q_offset, torch.Tensor) or q_offset + q_length != total:
         raise ValueError(
-            "sparsebert: a static or sliding-window key/value cache does not say which rows of "
-            "the mask apply; use the default DynamicCache, or use_cache=False"
+            "sparsebert: a static key/value cache does not say which rows of the mask apply; use "
+            "transformers' default cache, which grows (no cache_implementation), or "
+            "use_cache=False"
         )
+    device = kwargs.get("device", "cpu")
     # With allow_is_bidirectional_skip, transformers promises nothing but a window and padding.
     window = local_size if allow_is_bidirectional_skip else None
-    if mask_function is causal_mask_function or window:
-        device = kwargs.get("device", "cpu")
+    if (mask_function is causal_mask_function or window) and not kv_offset:
         if attention_mask is None:
             attention_mask = torch.empty((batch_size, 0), dtype=torch.bool, device=device)
-        return attention_mask[:, None, None, None].expand(-1, 1 + (window or 0), -1, -1, -1)
-    return cast(
-        torch.Tensor,
-        sdpa_mask(
-            batch_size=batch_size,
-            q_length=q_length,
-            kv_length=kv_length,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            **{**kwargs, "allow_is_causal_skip": False},
-        ),
+        return _encode(window or CAUSAL, attention_mask)
+    full = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        **{**kwargs, "allow_is_causal_skip": False},
     )
-
-
-def read_mask(
-    attention_mask: torch.Tensor | None, is_causal: bool
-) -> tuple[int | None, torch.Tensor | None, torch.Tensor | None]:
-    """(rule, key mask [B, M] or None, full mask [B, 1 or H, N, M] or None)."""
+    assert full is not None  # no other skip was allowed
     if attention_mask is None:
-        return (CAUSAL if is_causal else None), None, None
+        attention_mask = torch.ones((batch_size, total), dtype=torch.bool, device=device)
+    check_key_mask(attention_mask, batch_size, total)
+    return _encode(None, attention_mask, functional.pad(full[:, 0], (kv_offset, 0)))
+
+
+def _encode(
+    rule: int | None, real: torch.Tensor, full: torch.Tensor | None = None
+) -> torch.Tensor:
+    """See the module's text; `real` is [B, M] or, beside `full` [B, N, T], [B, T]."""
+    begins = 2 if real.shape[1] and may_begin_with_padding(real) else 1
+    rows = real[:, None] if full is None else torch.cat([full, real.bool()[:, None]], dim=1)
+    kind = 0 if rule is None else 1 + rule
+    return rows[:, None, None, None, None].expand(-1, 1 + kind, -1, -1, begins, -1, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What holds in one call beside the sparse mask.
+
+    Attributes:
+        rule: None, CAUSAL or a window, see there.
+        key_mask: [B, M], which keys are real tokens, or None; not where full_mask says it.
+        full_mask: [B, 1 or H, N, M], bool or additive, or None.
+        offset: how many tokens came before the first key that is there.
+        first: int64 [B], columns of the sequences' first real tokens, offset included; None where
+            all begin at column 0.
+    """
+
+    rule: int | None = None
+    key_mask: torch.Tensor | None = None
+    full_mask: torch.Tensor | None = None
+    offset: int = 0
+    first: torch.Tensor | None = None
+
+
+def read_mask(attention_mask: torch.Tensor | None, is_causal: bool, kv_len: int) -> Rules:
+    """What the mask function said, or the user; `kv_len` is M."""
+    if attention_mask is None:
+        return Rules(CAUSAL if is_causal else None)
     if attention_mask.dim() == 2:
-        return None, attention_mask, None
-    if attention_mask.dim() == 5:
-        key_mask = attention_mask[:, 0, 0, 0]
-        return attention_mask.shape[1] - 1, key_mask if key_mask.shape[1] else None, None
+        begins = may_begin_with_padding(attention_mask)
+        first = first_tokens(attention_mask) if begins else None
+        return Rules(key_mask=attention_mask, first=first)
+    if attention_mask.dim() == 7:
+        rows = attention_mask[:, 0, 0, 0, 0]
+        real = rows[:, -1]
+        first = first_tokens(real) if attention_mask.shape[4] == 2 else None
+        if rows.shape[1] > 1:
+            offset = rows.shape[2] - kv_len
+            return Rules(full_mask=rows[:, None, :-1, offset:], offset=offset, first=first)
+        kind = attention_mask.shape[1] - 1
+        rule = kind - 1 if kind else None
+        return Rules(rule, real if real.shape[1] else None, first=first)
     if attention_mask.dim() == 4 and (
         attention_mask.dtype == torch.bool or attention_mask.is_floating_point()
     ):
-        return None, None, attention_mask
+        return Rules(full_mask=attention_mask)
     raise ValueError(
         f"sparsebert: the attention gets a mask {attention_mask.dtype} "
         f"{list(attention_mask.shape)}, which is neither [B, M] nor [B, 1, N, M], bool (True = "
@@ -139,8 +189,15 @@ def read_mask(
 
 
 def check_key_mask(key_mask: torch.Tensor | None, batch: int, kv_len: int) -> None:
-    """Raise ValueError unless the padding mask fits the keys."""
-    if key_mask is not None and key_mask.shape != (batch, kv_len):
+    """Raise ValueError unless the padding mask fits the keys, and is one."""
+    if key_mask is None:
+        return
+    if key_mask.is_floating_point():  # 0 and -inf would come out the wrong way round
+        raise ValueError(
+            f"sparsebert: attention_mask [B, M] must be bool, True = a real token, got "
+            f"{key_mask.dtype}; from an additive mask (0 = keep) write attention_mask == 0"
+        )
+    if key_mask.shape != (batch, kv_len):
         raise ValueError(
             f"sparsebert: attention_mask must have shape [B={batch}, M={kv_len}], cached "
             f"keys included, got {list(key_mask.shape)}"

@@ -11,7 +11,10 @@
 
 What holds for every model:
 
-* A sequence shorter than the masks uses their top-left part; a longer one raises.
+* A sequence shorter than the masks uses their top-left part; a longer one raises. Masks over a
+  grid (`patterns.neighborhood_2d`, `AttentionMask.on_grid`) have no part for other images.
+* Position 0 of a mask is the first real token of each sequence, wherever padding stands; see
+  `sparsify`. Several sequences packed into one count on from the first, though they stay apart.
 * The model's own rules stay in force: padding (anywhere), a decoder's causal mask, the sliding
   windows of ModernBERT's local layers, a 4-D mask that you pass, T5's position bias. A position
   is attended to if the sparse mask **and** all of these allow it. A token that may attend to
@@ -22,8 +25,8 @@ What holds for every model:
 * Attention dropout works in training, is drawn from torch's generator, and is the same again
   when activations are recomputed. ``torch.compile(fullgraph=True)`` works; each sequence length
   is a graph of its own, so pad to a few lengths.
-* A decoder generates with its default, growing cache; static and sliding-window caches, whose
-  positions are not those of the mask, are refused.
+* A decoder generates with its default, growing cache, also where that drops what has left a
+  sliding window; static caches, which do not say how far they are filled, are refused.
 * Masks go to the attention modules in the order of ``model.named_modules()``, which is the order
   of the layers. ALBERT uses one module for many layers: it has as many masks as it has layers
   *of its own*, ``num_hidden_groups * inner_group_num``, one in every released model.
@@ -54,7 +57,7 @@ from sparsebert.integrations.hf_configs import (
     restore_configs,
     swap_configs,
 )
-from sparsebert.integrations.hf_files import read_masks, write_masks
+from sparsebert.integrations.hf_files import POSITIONS, read_masks, write_masks
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
 from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.ops import BACKENDS
@@ -70,7 +73,13 @@ _ABOUT_BATCHES = (
 _ABOUT_PADDING = "; a mask of padding, [B, N], goes into the model's call, as attention_mask"
 
 
-def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "auto") -> Model:
+def sparsify(
+    model: Model,
+    masks: Masks | Sequence[Masks],
+    *,
+    backend: str = "auto",
+    positions: str = "sequence",
+) -> Model:
     """Let `model` attend only where `masks` allow; changes the model in place and returns it.
 
     Args:
@@ -83,6 +92,16 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
             * a bool tensor or array [N, N], [H, N, N] or [L, H, N, N];
             * a sequence of such masks of one layer, one for each attention module.
         backend: as for `sparse_attention`.
+        positions: where position 0 of the masks is in a padded batch. "sequence": at each
+            sequence's first real token, so that the same tokens attend to each other whatever
+            else is in the batch. "batch": at the first column of the tensors.
+
+            The two differ only where sequences begin with padding, as in a batch for generation;
+            there "sequence" moves the tokens of a layer to the front and back, O(N D). Other
+            batches cost nothing but one look at the padding mask in a forward; where values
+            cannot be looked at (torch.compile, torch.export), tokens are always moved. Counted
+            are columns from the first real one, padding between them too. A 4-D mask that you
+            pass does not say where sequences begin: positions are those of the batch.
 
     Sparsifying a sparse model replaces its masks.
 
@@ -104,6 +123,8 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
     """
     if backend not in BACKENDS:
         raise ValueError(f"sparsify: backend must be one of {BACKENDS}, got {backend!r}")
+    if positions not in POSITIONS:
+        raise ValueError(f"sparsify: positions must be one of {POSITIONS}, got {positions!r}")
     attention = find_self_attention("sparsify", model)
     whole = _whole_mask(masks, attention)
     if attention.owner.config.output_attentions:
@@ -119,7 +140,9 @@ def sparsify(model: Model, masks: Masks | Sequence[Masks], *, backend: str = "au
     if sparse_modules(model):
         densify(model)
     configs = swap_configs(model, attention, IMPLEMENTATION)
-    layers = [LayerMask(whole, index, backend, configs) for index in range(whole.num_layers)]
+    layers = [
+        LayerMask(whole, index, backend, positions, configs) for index in range(whole.num_layers)
+    ]
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
     hf_guards.watch(model)
@@ -171,7 +194,8 @@ def save_masks(model: nn.Module, folder: str | os.PathLike[str]) -> None:
                 "model as it is now"
             )
     masks = masks_of([layer_of(module) for module in attention.modules.values()])
-    write_masks(folder, masks, attention, layer.backend)
+    settings = {"backend": layer.backend, "positions": layer.positions}
+    write_masks(folder, masks, attention, settings)
 
 
 def load_masks(model: Model, folder: str | os.PathLike[str]) -> Model:
@@ -198,8 +222,8 @@ def load_masks(model: Model, folder: str | os.PathLike[str]) -> Model:
         ...     again = sb.load_masks(BertModel.from_pretrained(folder), folder)
     """
     attention = find_self_attention("load_masks", model)
-    masks, backend = read_masks(folder, attention)
-    return sparsify(model, masks, backend=backend)
+    masks, settings = read_masks(folder, attention)
+    return sparsify(model, masks, **settings)
 
 
 def _whole_mask(masks: Masks | Sequence[Masks], attention: SelfAttention) -> AttentionMask:
