@@ -21,11 +21,11 @@ from benchmarks import gpu_timing, masks, roofs
 from benchmarks.cases import Case, build_mask
 from benchmarks.contender import Ready, Setup
 from benchmarks.gate import Gate, Tensors
-from benchmarks.measure import quantiles, side_by_side
 from benchmarks.rivals import OURS, Rival, rivals_on
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
+from sparsebert.timing import quantiles, side_by_side
 
 MOST_SETS = 64
 _CPU_CACHE = 32 * 2**20  # where the system does not say

@@ -40,8 +40,10 @@ from tqdm import tqdm
 import sparsebert as sb
 from benchmarks import end_to_end_models as models
 from benchmarks.end_to_end_report import COLUMNS, read, write_report
-from benchmarks.measure import RESULTS, keep_memory, provenance, quantiles, side_by_side
+from benchmarks.measure import RESULTS, keep_memory, provenance
 from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
+from sparsebert.machine import threads_for
+from sparsebert.timing import quantiles, side_by_side
 
 SDPA = "sdpa"
 MODES = ("inference", "training")
@@ -81,6 +83,17 @@ def main(arguments: list[str] | None = None) -> int:
             f"--lengths: none of {chosen.lengths} is a length of {', '.join(chosen.models)}"
         )
     chosen.out.mkdir(parents=True, exist_ok=True)
+    with threads_for() as sentence:
+        print(sentence, flush=True)
+        _measure(chosen, cases, device)
+    print(f"written: {write_report(chosen.out)}")
+    return 0
+
+
+def _measure(
+    chosen: argparse.Namespace, cases: list[tuple[models.Family, int]], device: torch.device
+) -> None:
+    """Time the cases, and write their rows in the place of older ones."""
     path = chosen.out / f"end_to_end_{device.type}.csv"
     measured = {(family.name, str(length)) for family, length in cases}
     rows: list[dict[str, Any]] = [
@@ -94,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         case = Case(family, layers, length, max(1, tokens // length), device, chosen.quick)
         rows += [{**row, **provenance()} for row in case.measure()]
         write_csv(rows, path)  # after each case: an interrupted run keeps what it has
-    print(f"written: {path}\nwritten: {write_report(chosen.out)}")
-    return 0
+    print(f"written: {path}")
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:

@@ -44,6 +44,7 @@ from sparsebert.dam.search import MaskSearch
 from sparsebert.learn.data import MaskedText, prepare, train_tokenizer
 from sparsebert.learn.handmade import pattern_at_sparsity
 from sparsebert.learn.sources import python_text
+from sparsebert.machine import threads_for
 
 WORK = ROOT / "out" / "learned_masks"
 MASKS = RESULTS / "learned_masks"
@@ -476,16 +477,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="of torch (default: all)")
+    parser.add_argument(
+        "--threads", type=int, help="of torch (default: all, fewer on a busy machine)"
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps: does it run at all?")
     parser.add_argument("--report", action="store_true", help="only make the report")
     arguments = parser.parse_args()
     if arguments.report:
         report()
         return
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    run_seed(QUICK if arguments.quick else Setup(), arguments.seed)
+    with threads_for(given=arguments.threads) as sentence:
+        print(sentence, flush=True)
+        run_seed(QUICK if arguments.quick else Setup(), arguments.seed)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from benchmarks.cases import DEVICES, Case, group_names, select
 from benchmarks.gate import WRONG
 from benchmarks.measure import RESULTS, ROOT, keep_memory, provenance
 from benchmarks.rivals import OURS
+from sparsebert.machine import threads_for
 
 SECONDS = {("cpu", "full"): 1.0, ("cpu", "quick"): 0.3}
 GPU_SECONDS = 0.5
@@ -48,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="measure again what is done already")
     parser.add_argument("--minutes", type=float, help="begin no case after this time")
     parser.add_argument("--seconds", type=float, help="least time for the rounds of a case")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: torch's, fewer on a busy machine)"
+    )
     chosen = parser.parse_args(arguments)
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tier = "quick" if chosen.quick else "full"
@@ -63,8 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA or ROCm device; leave --device out")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    with threads_for(given=chosen.threads) as sentence:
+        print(sentence, flush=True)
+        return _run_and_report(chosen, cases, device, tier)
+
+
+def _run_and_report(
+    chosen: argparse.Namespace, cases: tuple[Case, ...], device: str, tier: str
+) -> int:
     usual = ROOT / "out" / "bench" if chosen.quick else RESULTS
     folder = chosen.out or Path(os.environ.get("OUT") or usual)
     seconds = chosen.seconds or SECONDS.get((device, tier), GPU_SECONDS)

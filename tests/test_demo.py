@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sparsebert import patterns
-from sparsebert.cli import main
+from sparsebert.cli import demo, main
 from sparsebert.cli.demo import agreement, encoder, importance, tables, text, timing
+from sparsebert.timing import Spread
 
 Output = pytest.CaptureFixture[str]
 
@@ -88,6 +89,10 @@ def test_tables(tmp_path: Path) -> None:
     tables.write_csv(rows, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(encoding="utf-8") as file:
         assert next(csv.DictReader(file)) == {"name": "star", "x": "0.0387", "extra": "1"}
+    tables.write_csv([{"ms": ""}, {"ms": Spread(1.0, 2.0, 3.0, 7)}], tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines() == [
+        "ms,ms_p20,ms_p80,ms_rounds", ",,,", "2.0,1.0,3.0,7"
+    ]  # fmt: skip
 
 
 def test_nearest_is_never_the_sentence_itself() -> None:
@@ -149,11 +154,60 @@ def test_demo(few_masks: None, tmp_path: Path, capsys: Output) -> None:
 
 @pytest.mark.minilm
 @pytest.mark.slow
+def test_demo_ends_in_time_and_says_what_it_left_out(
+    few_masks: None, tmp_path: Path, capsys: Output
+) -> None:
+    options = ["--sentences", "30", "--seeds", "1", "--lengths", "600", "--limit", "1"]
+    assert main(["demo", "-o", str(tmp_path), *options]) == 0
+    shown = capsys.readouterr()
+    assert "**1 of 2 masks were not checked" in shown.out and "not checked" in shown.out
+    assert "**On 16 of the 30 sentences" in shown.out
+    assert "**Not all of the 7 rounds were run" in shown.out and "(1 round)" in shown.out
+    assert "the encoder repeats its positions" in shown.out
+    for line in ("patterns: stopped at 1 of 2", "dropped positions: done", "timings: done"):
+        assert line in shown.err  # a line for each phase, without a terminal
+    assert " cores" in shown.out.partition("1. Dense")[0]  # the load comes first
+
+
+def test_fewer_sentences_where_there_is_no_time_for_all() -> None:
+    assert importance.affordable(256, runs=10, first=1.0, seconds=10.0) == 256
+    assert importance.affordable(256, runs=10, first=4.0, seconds=10.0) == 64
+    assert importance.affordable(256, runs=10, first=99.0, seconds=0.0) == 16
+    assert importance.affordable(12, runs=10, first=99.0, seconds=0.0) == 12
+
+
+def test_the_report_says_why_plans_run_dense_and_where_sparsity_pays() -> None:
+    words = demo._routes([{"route": "tiles"}, {"route": "dense"}, {"route": None}])
+    assert "1 of these 2 masks would run dense here" in words and "below 1.19x" in words
+    assert "would run dense" not in demo._routes([{"route": "tiles"}])
+    faster, slower, unsure = (
+        Spread(1.9, 2.0, 2.1, 7),
+        Spread(0.9, 0.9, 0.9, 7),
+        Spread(0.2, 4, 9, 7),
+    )
+    rows = [
+        {"pattern": name, "tokens": tokens, "route": route, "attention_speedup": ratio}
+        for name, tokens, route, ratio in (
+            ("star", 128, "dense", slower), ("star", 512, "tiles", unsure),
+            ("star", 1024, "tiles", faster), ("random", 1024, "dense", slower),
+        )
+    ]  # fmt: skip
+    words = demo._begins(rows)
+    assert "star in tiles from 512 tokens on, clearly faster at 1024;" in words
+    assert "random dense at all lengths, clearly faster at none." in words
+
+
+@pytest.mark.minilm
+@pytest.mark.slow
 def test_demo_measures_nothing_on_a_wrong_model(
     few_masks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     wrong = patterns.sliding_window(encoder.MAX_LENGTH)
-    monkeypatch.setattr(agreement, "sparsify", lambda model, mask: real_sparsify(model, wrong))
+    monkeypatch.setattr(
+        agreement,
+        "sparsify",
+        lambda model, mask, **options: real_sparsify(model, wrong, **options),
+    )
     real_sparsify = importance.sparsify
     assert main(["demo", "-o", str(tmp_path), *SMALL]) == 1
     shown = capsys.readouterr().out

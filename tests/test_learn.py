@@ -1,8 +1,11 @@
 """`sparsebert learn` on a tiny model: end to end, interrupted, resumed, refused; its parts."""
 
+import contextlib
 import csv
+import io
 import math
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +45,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def finished(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was not disturbed."""
+    """The folder of a run that was not disturbed; what it said is in said.txt."""
     folder = tmp_path_factory.mktemp("learn")
-    assert main(["learn", "--text", text, "-o", str(folder), *TINY]) == 0
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing that a user need worry about
+        assert main(["learn", "--text", text, "-o", str(folder), *TINY]) == 0
+    (folder / "said.txt").write_text(said.getvalue(), encoding="utf-8")
     return folder
 
 
@@ -89,6 +96,15 @@ def test_learn_writes_mask_model_report_and_pictures(finished: Path) -> None:
     search = [row for row in history if row["phase"] == "search"]
     assert [int(row["step"]) for row in search] == list(range(1, 13))
     assert all(0 < float(row[f"importance_{group}"]) < 1 for row in search for group in GROUPS)
+
+
+def test_the_load_and_each_phase_are_said_without_a_terminal(finished: Path) -> None:
+    load, *lines = (finished / "said.txt").read_text(encoding="utf-8").splitlines()
+    assert " core" in load and "Using " in load
+    for place, phase in enumerate(("dense", "search", "tune-dense", "tune-learned"), 1):
+        assert any(line.startswith(f"{place}/6 {phase}: ") and "steps" in line for line in lines)
+        assert any(line.startswith(f"{place}/6 {phase}: done, ") for line in lines)
+    assert " core" in (finished / "report.md").read_text(encoding="utf-8").splitlines()[2]
 
 
 def test_the_written_model_is_the_one_that_was_judged(finished: Path, text: str) -> None:

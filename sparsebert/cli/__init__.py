@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as end:  # argparse has printed the help or the error
         return end.code if isinstance(end.code, int) else USAGE
+    # Called from a program that has torch loaded, the number of threads is that program's choice.
+    arguments.embedded = "torch" in sys.modules
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

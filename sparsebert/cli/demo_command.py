@@ -6,6 +6,7 @@ import argparse
 
 from sparsebert.cli.errors import UsageError
 from sparsebert.cli.options import Commands, add_command, positive
+from sparsebert.machine import threads_for
 
 _EXAMPLES = """\
   sparsebert demo
@@ -36,12 +37,21 @@ def register(commands: Commands) -> None:
         help="draws of random positions to compare with (default: %(default)s)",
     )  # fmt: skip
     demo.add_argument(
-        "--lengths", type=positive, nargs="+", default=[64, 128, 256, 512], metavar="N",
-        help="lengths of text in tokens to time, up to 512 (default: 64 128 256 512)",
+        "--lengths", type=positive, nargs="+", default=[128, 512, 1024, 2048], metavar="N",
+        help="lengths of text in tokens to time, up to 4096 (default: 128 512 1024 2048)",
     )  # fmt: skip
     demo.add_argument(
         "--repeats", type=positive, default=7, metavar="R",
         help="interleaved timings of each model (default: %(default)s)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--limit", type=positive, default=240, metavar="SECONDS",
+        help="about the most that all may take; on a busy machine less is checked and timed then, "
+        "and the report says so (default: %(default)s)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--threads", type=positive, metavar="N",
+        help="CPU threads (default: torch's, fewer on a busy machine; OMP_NUM_THREADS counts)",
     )  # fmt: skip
 
 
@@ -60,5 +70,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         lengths=tuple(arguments.lengths),
         repeats=arguments.repeats,
+        limit=arguments.limit,
     )
-    return run(settings)
+    with threads_for(given=arguments.threads, keep=arguments.embedded) as machine:
+        return run(settings, machine)

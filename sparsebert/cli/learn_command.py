@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 from sparsebert.cli.errors import OK, UsageError
 from sparsebert.cli.options import Commands, add_command, positive, share
 from sparsebert.learn.settings import HAND_MADE, Settings
+from sparsebert.machine import threads_for
 
 _EXAMPLES = """\
   sparsebert learn --quick
@@ -104,6 +106,10 @@ def register(commands: Commands) -> None:
         "--quick", action="store_true", help="a tiny model and few steps, to see it work"
     )
     learn.add_argument(
+        "--threads", type=positive, metavar="N",
+        help="CPU threads (default: torch's, fewer on a busy machine or for a tiny model)",
+    )  # fmt: skip
+    learn.add_argument(
         "-o", "--output", default="out/learn", metavar="FOLDER", help="(default: %(default)s)"
     )
 
@@ -117,8 +123,13 @@ def run_learn(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"learn needs more packages ({error}): pip install 'sparsebert[train,plot]'"
         ) from error
+    tokens = settings.batch_size * settings.seq_len
+    # A model folder's width is not known yet; those that people bring are not tiny.
+    work = None if settings.model else 2.0 * tokens * settings.hidden_size**2
     try:
-        page = run(settings, Path(arguments.output))
+        with threads_for(given=arguments.threads, work=work, keep=arguments.embedded) as machine:
+            print(machine, file=sys.stderr, flush=True)
+            page = run(settings, Path(arguments.output), machine)
     except (ModuleNotFoundError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     print(f"\nReport, mask, model and pictures: {page}")

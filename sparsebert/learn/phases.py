@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,12 +266,9 @@ class Phases:
         folder = self.work / name
         note = folder / RESULT
         if not note.exists():
-            started = time.perf_counter()
             result = run(folder, title)
             write_json(note, result)
             training.remove_checkpoints(folder)
-            seconds = time.perf_counter() - started
-            print(f"{title}: {seconds:.0f} seconds", file=sys.stderr, flush=True)
         else:
             print(f"{title}: done before", file=sys.stderr, flush=True)
         loaded: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))

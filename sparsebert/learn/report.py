@@ -17,6 +17,7 @@ from sparsebert.learn import plots, speed
 from sparsebert.learn.phases import DENSE, LATER_RATE, LEARNED, MASK, Search, Tuned
 from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
+from sparsebert.timing import Spread, own_clock, uncertain_words
 
 _CONTEXT = 0.2  # nats below guessing by frequency that show that context is used
 _SHORT = 0.2  # of the density asked for, that the search may miss it by
@@ -43,7 +44,7 @@ class Facts:
 def comparison(
     masks: Mapping[str, AttentionMask],
     tuned: Mapping[str, Tuned],
-    times: Mapping[str, Mapping[str, float]],
+    times: Mapping[str, Mapping[str, Spread]],
     calls: speed.Calls,
 ) -> list[dict[str, Any]]:
     """One row for each mask, and one for none, best loss first."""
@@ -63,9 +64,10 @@ def comparison(
             "executed": 1.0,
             "predicted": 1.0,
             f"predicted_{speed.GPU}": 1.0,
+            "measured": "",
             "sparse_ms": "",
-            "dense_ms": "",
             "masked_ms": "",
+            "dense_ms": "",
         }
         if name in masks:
             mask = masks[name]
@@ -166,14 +168,19 @@ def write(folder: Path, facts: Facts) -> Path:
 
     page.title("4. Speed")
     heads, head_dim = facts.heads
-    page.table([row for row in rows if row["mask"] != DENSE], _SPEED_COLUMNS)
+    timed = [row for row in rows if row["mask"] != DENSE]
+    page.table(timed, _SPEED_COLUMNS)
+    clock = "time" if torch.cuda.is_available() else own_clock()[1]
     page.say(
         f"Forward passes of attention alone: batch {settings.batch_size}, {heads} heads of "
         f"{head_dim}, {settings.seq_len} tokens. Computed: share of the scores; 100 % where the "
         f"plan runs dense. Predicted by the cost model for this machine and for {speed.GPU} "
-        "(H100, H200), over dense attention; measured: medians of interleaved runs, over SDPA "
-        "with the same mask, and over SDPA without any. Below 1x sparse is slower."
+        f"(H100, H200), over dense attention; measured over SDPA with the same mask ({clock}, "
+        "medians of interleaved runs, in ms beside it). Below 1x sparse is slower."
     )
+    doubts = uncertain_words(row["measured"] for row in timed)
+    if doubts:
+        page.say(doubts)
     page.say(_speed(rows))
 
     page.title("5. Files")
@@ -228,14 +235,15 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
     learned = next(row for row in rows if row["mask"] == LEARNED)
-    over = learned["masked_ms"] / learned["sparse_ms"]
+    measured = learned["measured"]
     if learned["executed"] < 1.0:
         how = f"its plan computes {learned['executed']:.0%} of the scores"
     else:
         how = "its plan runs dense here, because the cost model expects no gain from skipping"
     return (
-        f"The learned mask: predicted {learned['predicted']:.2f}x, measured {over:.2f}x over SDPA "
-        f"with the same mask; {how}. Longer sequences gain more (`sparsebert explain`)."
+        f"The learned mask: predicted {learned['predicted']:.2f}x, measured over SDPA with the "
+        f"same mask: {measured.show('{:.2f}x')}; {how}. Longer sequences gain more "
+        "(`sparsebert explain`)."
     )
 
 
@@ -253,7 +261,8 @@ _SPEED_COLUMNS = [
     Column("executed", "computed", "{:.1%}".format),
     Column("predicted", "predicted", "{:.2f}x".format),
     Column(f"predicted_{speed.GPU}", f"on {speed.GPU}", "{:.2f}x".format),
-    Column("sparse_ms", "sparse ms", "{:.2f}".format),
-    Column("masked_ms", "SDPA, masked", "{:.2f}".format),
-    Column("dense_ms", "SDPA", "{:.2f}".format),
+    Column("measured", "measured", lambda spread: spread.show("{:.2f}x")),
+    Column("sparse_ms", "sparse ms", lambda spread: spread.brief("{:.2f}")),
+    Column("masked_ms", "SDPA, masked", lambda spread: spread.brief("{:.2f}")),
+    Column("dense_ms", "SDPA", lambda spread: spread.brief("{:.2f}")),
 ]

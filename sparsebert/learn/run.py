@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from sparsebert.learn.phases import DENSE, LEARNED, Phases, history_rows
 from sparsebert.learn.settings import Settings, claim
 from sparsebert.masks import AttentionMask
 
-_REPEATS = 30  # of each timing
+_ROUNDS, _SECONDS = 30, 20.0  # of the timings; what comes first ends them
 
 
-def run(settings: Settings, folder: Path) -> Path:
+def run(settings: Settings, folder: Path, machine: str = "") -> Path:
     """Learn a mask, compare it, and write everything to `folder`; go on where it was left.
 
-    Returns the path of the report.
+    `machine` are words on the load of the machine, for the report. Returns the report's path.
 
     Raises:
         FileNotFoundError, ValueError: unusable input, or a folder with another run.
@@ -52,7 +53,8 @@ def run(settings: Settings, folder: Path) -> Path:
         tuned[name] = phases.tune(name, mask, data)
 
     calls = speed.Calls(settings.batch_size, heads, head_dim)
-    times = speed.measured(masks, calls, _REPEATS)
+    print("timing attention with each mask", file=sys.stderr, flush=True)
+    times = speed.measured(masks, calls, most=_ROUNDS, seconds=_SECONDS)
     rows = report.comparison(masks, tuned, times, calls)
     histories = {
         "dense": dense_history,
@@ -62,6 +64,7 @@ def run(settings: Settings, folder: Path) -> Path:
     write_csv(history_rows(histories), folder / "history.csv")
     write_csv(rows, folder / "comparison.csv")
     about = "; ".join(f"{key} {value}" for key, value in provenance().items() if value)
+    about += f"; {machine}" * bool(machine)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     seconds = time.perf_counter() - started
     return report.write(

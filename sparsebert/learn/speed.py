@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebert.cli.demo.timing import Calls as Timed
-from sparsebert.cli.demo.timing import interleaved
 from sparsebert.compiler import compile_plan
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
 from sparsebert.plan import AttentionPlan
+from sparsebert.timing import Spread, own_clock, side_by_side
 
 GPU = "sm90"
 """A GPU to predict for, wherever the run takes place."""
@@ -45,12 +45,13 @@ def predicted(mask: AttentionMask, calls: Calls, target: str | None = None) -> d
 
 
 def measured(
-    masks: Mapping[str, AttentionMask], calls: Calls, repeats: int
-) -> dict[str, dict[str, float]]:
-    """Forward times of attention alone, in ms: medians of interleaved runs.
+    masks: Mapping[str, AttentionMask], calls: Calls, *, most: int, seconds: float
+) -> dict[str, dict[str, Spread]]:
+    """Forward times of attention alone, in ms, from `most` rounds, or fewer in so many seconds.
 
     For each mask "sparse_ms"; beside it "dense_ms", SDPA without a mask, and "masked_ms", SDPA
-    with that mask, which computes what the sparse one does. The first layer's mask is timed.
+    with that mask, which computes what the sparse one does; and "measured", how many times as fast
+    as the latter it is. The first layer's mask is timed.
     """
     length = next(iter(masks.values())).q_len
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,7 +60,8 @@ def measured(
 
     def call(run: Callable[[], object]) -> Callable[[], object]:
         def finished() -> None:
-            run()
+            with torch.inference_mode():
+                run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
@@ -73,16 +75,18 @@ def measured(
         allowed = mask.dense().to(device)  # [1, H or 1, N, N]
         return lambda: scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
-    timed: Timed = {"dense": call(lambda: scaled_dot_product_attention(q, k, v))}
+    timed = {"dense": call(lambda: scaled_dot_product_attention(q, k, v))}
     for name, mask in masks.items():
         timed[f"sparse {name}"] = call(sparse(mask.layer(0)))
         timed[f"masked {name}"] = call(masked(mask.layer(0)))
-    spent = {name: statistics.median(times) for name, times in interleaved(timed, repeats).items()}
+    clock = time.perf_counter if device.type == "cuda" else own_clock()[0]
+    spent = side_by_side(timed, seconds=seconds, least=1, most=most, clock=clock)
     return {
         name: {
-            "sparse_ms": spent[f"sparse {name}"],
-            "dense_ms": spent["dense"],
-            "masked_ms": spent[f"masked {name}"],
+            "sparse_ms": Spread.of(spent[f"sparse {name}"]),
+            "dense_ms": Spread.of(spent["dense"]),
+            "masked_ms": Spread.of(spent[f"masked {name}"]),
+            "measured": Spread.ratio(spent[f"masked {name}"], spent[f"sparse {name}"]),
         }
         for name in masks
     }

@@ -6,13 +6,13 @@ import contextlib
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -22,8 +22,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from sparsebert.integrations.hf_guards import MasksNotSavedWarning
 from sparsebert.learn.data import IGNORED, MaskedBlocks, MaskedText
 from sparsebert.learn.settings import Settings
+from sparsebert.progress import Progress
 
 _LOGS = 100  # points of a curve
 _CHECKPOINTS = 10  # in a phase; one more when it is interrupted
@@ -71,7 +73,9 @@ def train(trainer: Trainer, title: str) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Bar(title))
     trainer.add_callback(stop)
-    with stop.on_interrupt():
+    with stop.on_interrupt(), warnings.catch_warnings():
+        # A checkpoint needs no masks: the phase that goes on from it brings its own.
+        warnings.simplefilter("ignore", MasksNotSavedWarning)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     if stop.asked:
         raise KeyboardInterrupt
@@ -111,24 +115,22 @@ def block_losses(model: Any, blocks: MaskedBlocks, batch_size: int = 16) -> torc
 
 
 class _Bar(TrainerCallback):
-    """A tqdm bar with the loss."""
+    """Progress with the loss."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.bar: Any = None
+        self.bar: Progress | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar = tqdm(
-            desc=self.title, total=state.max_steps, initial=state.global_step, unit="step",
-            leave=False, disable=None, dynamic_ncols=True,
-        )  # fmt: skip
+        self.bar = Progress(self.title, state.max_steps, "steps", done=state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        assert self.bar is not None
+        self.bar.update(state.global_step - self.bar.done)
 
     def on_log(
         self,
@@ -139,14 +141,15 @@ class _Bar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         shown = {"loss": "loss", "mask_sparsity": "sparsity"}
-        values = {name: f"{logs[key]:.3f}" for key, name in shown.items() if logs and key in logs}
-        if values:
-            self.bar.set_postfix(values, refresh=False)
+        words = [f"{name} {logs[key]:.3f}" for key, name in shown.items() if logs and key in logs]
+        if words and self.bar is not None:
+            self.bar.note(", ".join(words))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class _Stop(TrainerCallback):

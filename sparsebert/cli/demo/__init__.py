@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from sparsebert.cli.demo.report import Report
 from sparsebert.cli.demo.tables import Column
 from sparsebert.cli.errors import CHECK_FAILED, OK, UsageError
 from sparsebert.cli.plots import draw_panels
+from sparsebert.compiler.cost import cost_model
 from sparsebert.masks import AttentionMask
+from sparsebert.timing import own_clock, uncertain_words
 
 _TIMED = ("star", "longformer", "fixed", "random")
+_UNTIL = {"agreement": 0.5, "importance": 0.75, "times": 1.0}  # shares of the limit, in turn
+_LONGEST = 4096
 _CORNER = 48  # tokens in the corner of a mask that is drawn large
 _PASSAGE_WORDS = 600  # more than MAX_LENGTH tokens in any case
 
@@ -34,29 +39,41 @@ class Settings:
     seeds: int
     lengths: tuple[int, ...]
     repeats: int
+    limit: float
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, machine: str = "") -> int:
     """Run the demo, print its report, and write it with its pictures to `settings.output`.
+
+    `machine` are words on the load of the machine.
 
     Raises:
         UsageError: the encoder is not installed, or an option is out of range.
     """
-    if min(settings.lengths) < 3 or max(settings.lengths) > MAX_LENGTH:
+    if min(settings.lengths) < 3 or max(settings.lengths) > _LONGEST:
         given = " ".join(map(str, settings.lengths))
-        raise UsageError(f"--lengths {given}: the encoder takes 3 to {MAX_LENGTH} tokens")
+        raise UsageError(f"--lengths {given}: from 3 to {_LONGEST} tokens can be timed")
     if settings.sentences < 2:
         raise UsageError("--sentences 1: a nearest neighbour needs at least 2")
     started = time.perf_counter()
+
+    def left(part: str) -> float:
+        """Seconds for a part, if those before it took what they were allowed or less."""
+        return max(0.0, started + _UNTIL[part] * settings.limit - time.perf_counter())
+
     encoder = Encoder()
     report = Report(Path(settings.output))
+    if machine:
+        report.say(machine)
     masks = agreement.text_masks(MAX_LENGTH)
 
     sentences, dense = _dense(report, encoder, settings.sentences)
-    passed = _agreement(report, encoder, masks)
+    passed = _agreement(report, encoder, masks, left("agreement"))
     if passed:
-        _importance(report, encoder, sentences, dense, settings.seeds)
-        _times(report, encoder, {name: masks[name] for name in _TIMED}, settings)
+        _importance(report, encoder, sentences, dense, settings.seeds, left("importance"))
+        longer = agreement.text_masks(max(settings.lengths))
+        timed = {name: longer[name] for name in _TIMED}
+        _times(report, encoder, timed, settings, left("times"))
     else:
         report.say("A sparse model differs from its reference, so nothing is measured on it.")
 
@@ -93,18 +110,21 @@ def _dense(report: Report, encoder: Encoder, count: int) -> tuple[list[list[int]
     return sentences, dense
 
 
-def _agreement(report: Report, encoder: Encoder, masks: dict[str, AttentionMask]) -> bool:
-    """Check every pattern; True if all are within their budgets."""
+def _agreement(
+    report: Report, encoder: Encoder, masks: dict[str, AttentionMask], seconds: float
+) -> bool:
+    """Check the patterns, as many as there is time for; True if all are within their budgets."""
     report.title("2. Sparse models against their dense references")
     passages = text.passages(_PASSAGE_WORDS)
     one_long = encoder.pad([encoder.exactly(passages[0], MAX_LENGTH)])
     two_shorter = encoder.pad(
         [encoder.exactly(passages[1], 128), encoder.exactly(passages[2], 96)]
     )
-    rows = agreement.check_patterns(encoder, masks, [one_long, two_shorter])
+    rows = agreement.check_patterns(encoder, masks, [one_long, two_shorter], seconds)
     report.say(
         f"Each pattern of {MAX_LENGTH} tokens is swapped in by sparsify, without any training, "
-        f"and reads a text of {MAX_LENGTH} tokens, and one of 128 beside a padded one of 96. The "
+        f"and reads a text of {MAX_LENGTH} tokens, and one of 128 beside a padded one of 96, with "
+        "backend='torch': all in tiles. The "
         "reference is the same model with eager attention and a 4-D mask, in fp64. Budget: twice "
         "the larger error of eager attention and SDPA in fp32, plus one rounding step. Errors are "
         "root mean squares over all real tokens. The cosine "
@@ -114,13 +134,22 @@ def _agreement(report: Report, encoder: Encoder, masks: dict[str, AttentionMask]
         Column("pattern", "pattern"),
         Column("diagonal", "diagonal"),
         Column("density", "allowed", _percent),
-        Column("executed", "computed", _percent),
-        Column("error", "rms error", _scientific),
-        Column("budget", "budget", _scientific),
+        Column("executed", "in tiles", _known(_percent)),
+        Column("error", "rms error", _known(_scientific)),
+        Column("budget", "budget", _known(_scientific)),
         Column("verdict", "verdict"),
-        Column("similarity", "cosine", "{:.3f}".format),
+        Column("similarity", "cosine", _known("{:.3f}".format)),
+        Column("predicted", "predicted", _known("{:.2f}x".format)),
+        Column("route", "plan", _known(str)),
     ]
     report.table(rows, columns)
+    report.say(_routes(rows))
+    missing = sum(row["verdict"] == agreement.NOT_CHECKED for row in rows)
+    if missing:
+        report.say(
+            f"**{missing} of {len(rows)} masks were not checked: there was no time for them on so "
+            "busy a machine. A larger --limit allows more.**"
+        )
     report.data(rows, "agreement.csv")
     report.picture(
         "masks.png",
@@ -132,7 +161,24 @@ def _agreement(report: Report, encoder: Encoder, masks: dict[str, AttentionMask]
         corners[f"{name}, no diagonal"] = mask.crop(_CORNER).without_diagonal()
     title = f"Their first {_CORNER} tokens, with and without the diagonal"
     report.picture("masks_corner.png", functools.partial(draw_panels, corners, title, columns=6))
-    return all(row["verdict"] == "ok" for row in rows)
+    return not any(row["verdict"] == agreement.FAILED for row in rows)
+
+
+def _routes(rows: list[dict[str, Any]]) -> str:
+    """Why some patterns would run dense although their tiles are right."""
+    routes = [row["route"] for row in rows if row["route"]]
+    threads, margin = torch.get_num_threads(), cost_model("cpu").margin
+    words = (
+        "In tiles: the share of all scores that the tiles compute. Predicted: the cost model's "
+        f"speed-up of the tiles over dense attention at {MAX_LENGTH} tokens on {threads} "
+        f"thread(s); below {margin:g}x, which is the model's usual error, the plan is dense."
+    )
+    if "dense" in routes:
+        words += (
+            f" So {routes.count('dense')} of these {len(routes)} masks would run dense here. "
+            "Longer texts gain more (part 4); masks without structure never do."
+        )
+    return words
 
 
 def _importance(
@@ -141,9 +187,15 @@ def _importance(
     sentences: list[list[int]],
     dense: torch.Tensor,
     seeds: int,
+    seconds: float,
 ) -> None:
     report.title("3. Does the diagonal matter?")
-    rows = importance.measure(encoder, sentences, dense, seeds)
+    rows = importance.measure(encoder, sentences, dense, seeds, seconds)
+    if rows[0]["sentences"] < len(sentences):
+        report.say(
+            f"**On {rows[0]['sentences']} of the {len(sentences)} sentences: there was no time "
+            "for more on so busy a machine. A larger --limit allows more.**"
+        )
     report.say(
         "Each row drops about as many positions as the sentence has tokens, in all layers and "
         "heads of the dense model, without any training. Moved: mean of 1 - cosine to the dense "
@@ -164,38 +216,82 @@ def _importance(
 
 
 def _times(
-    report: Report, encoder: Encoder, masks: dict[str, AttentionMask], settings: Settings
+    report: Report,
+    encoder: Encoder,
+    masks: dict[str, AttentionMask],
+    settings: Settings,
+    seconds: float,
 ) -> None:
     report.title("4. Times")
     passages = text.passages(_PASSAGE_WORDS)
     lengths = tuple(sorted(set(settings.lengths)))
-    rows = timing.time_lengths(encoder, masks, passages, lengths, settings.repeats)
-    report.say(
-        f"Forward passes over {timing.TOKENS} tokens in all, in ms, medians of {settings.repeats} "
-        f"interleaved runs on {rows[0]['threads']} thread(s) of {rows[0]['processor']}. Dense is "
-        "PyTorch's SDPA without a mask. Below 1x the sparse one is slower; where all scores are "
-        "computed, the plan has fallen back to dense attention."
+    rows = timing.time_lengths(encoder, masks, passages, lengths, settings.repeats, seconds)
+    rounds = [row[f"{part}_speedup"].rounds for row in rows for part in timing.PARTS]
+    times = f"{min(rounds)} to {max(rounds)}" if min(rounds) < max(rounds) else str(rounds[0])
+    _, clock = own_clock()
+    about = (
+        f"Forward passes over {timing.TOKENS} tokens or one longer text, {clock} in ms, medians "
+        f"of {times} interleaved runs on {rows[0]['threads']} thread(s) of "
+        f"{rows[0]['processor']}. Dense is PyTorch's SDPA without a mask; below 1x the sparse one "
+        "is slower. Computed: the share of the scores; where tiles are predicted to win too "
+        "little, the plan runs dense, with the mask, which costs SDPA more than none."
     )
+    if max(lengths) > MAX_LENGTH:
+        about += (
+            f" Beyond its {MAX_LENGTH} tokens the encoder repeats its positions: the embeddings "
+            "are of no use then, the times are right."
+        )
+    report.say(about)
     columns = [
         Column("tokens", "tokens"),
         Column("texts", "texts"),
         Column("pattern", "pattern"),
-        Column("executed", "computed", _percent),
+        Column("executed", "computed", lambda share: "dense" if share == 1 else f"{share:.1%}"),
         *(
             Column(f"{part}_{what}", f"{part if place == 0 else ''} {heading}".strip(), show)
-            for part in ("encoder", "attention")
+            for part in timing.PARTS
             for place, (what, heading, show) in enumerate(
                 (
-                    ("dense_ms", "dense", "{:.2f}".format),
-                    ("sparse_ms", "sparse", "{:.2f}".format),
-                    ("speedup", "ratio", "{:.2f}x".format),
+                    ("dense_ms", "dense", lambda spread: spread.brief("{:.2f}")),
+                    ("sparse_ms", "sparse", lambda spread: spread.brief("{:.2f}")),
+                    ("speedup", "ratio", lambda spread: spread.show("{:.2f}x")),
                 )
             )
         ),
     ]
     report.table(rows, columns)
+    if min(rounds) < settings.repeats:
+        report.say(
+            f"**Not all of the {settings.repeats} rounds were run: there was no time for them on "
+            "so busy a machine. A larger --limit allows more.**"
+        )
+    doubts = uncertain_words(row[f"{part}_speedup"] for row in rows for part in timing.PARTS)
+    if doubts:
+        report.say(doubts)
+    report.say(_begins(rows))
     report.data(rows, "times.csv")
     report.picture("times.png", functools.partial(draw_times, rows))
+
+
+def _begins(rows: list[dict[str, Any]]) -> str:
+    """From which length on each pattern runs in tiles, and is faster."""
+    words = []
+    for pattern in dict.fromkeys(row["pattern"] for row in rows):
+        of_pattern = [row for row in rows if row["pattern"] == pattern]
+        tiled = [row["tokens"] for row in of_pattern if row["route"] == "tiles"]
+        faster = [
+            row["tokens"]
+            for row in of_pattern
+            if row["attention_speedup"].low > 1.0 and not row["attention_speedup"].uncertain
+        ]
+        begins = f"in tiles from {min(tiled)} tokens on" if tiled else "dense at all lengths"
+        gains = (
+            f"clearly faster at {', '.join(map(str, faster))}"
+            if faster
+            else "clearly faster at none"
+        )
+        words.append(f"{pattern} {begins}, {gains}")
+    return f"Where sparse attention begins to pay here: {'; '.join(words)}."
 
 
 def _percent(value: float) -> str:
@@ -204,6 +300,11 @@ def _percent(value: float) -> str:
 
 def _scientific(value: float) -> str:
     return f"{value:.1e}"
+
+
+def _known(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The same, and nothing for what is not known."""
+    return lambda value: "" if value is None else show(value)
 
 
 def _range(form: str) -> Any:

@@ -47,11 +47,29 @@ class Encoder:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
         self.model = self.new_model()
 
-    def new_model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
-        """A model of its own with the same weights; `attention` is "sdpa" or "eager"."""
+    def new_model(
+        self,
+        attention: str = "sdpa",
+        dtype: torch.dtype = torch.float32,
+        length: int = MAX_LENGTH,
+    ) -> Any:
+        """A model of its own with the same weights; `attention` is "sdpa" or "eager".
+
+        Where `length` is beyond the model's own, the embeddings of its positions are repeated:
+        that is of no use for embedding texts, but it takes the same time.
+        """
         model = BertModel.from_pretrained(
             self.folder, attn_implementation=attention, dtype=dtype, add_pooling_layer=False
         )
+        if length > MAX_LENGTH:
+            model.config.max_position_embeddings = length
+            embeddings = model.embeddings
+            weight = embeddings.position_embeddings.weight.data
+            weight = weight.repeat(-(-length // MAX_LENGTH), 1)[:length]
+            embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(weight)
+            zeros = torch.zeros(1, length, dtype=torch.long)
+            embeddings.register_buffer("position_ids", torch.arange(length)[None], False)
+            embeddings.register_buffer("token_type_ids", zeros, False)
         return model.eval()
 
     def token_ids(self, text: str) -> list[int]:
@@ -60,8 +78,14 @@ class Encoder:
         return ids
 
     def exactly(self, text: str, length: int) -> list[int]:
-        """The first `length` - 2 tokens of a long text between [CLS] and [SEP]."""
+        """The first `length` - 2 tokens of a long text between [CLS] and [SEP].
+
+        Beyond the model's own length the text is repeated.
+        """
         ids = self.token_ids(text)
+        if length > len(ids) == MAX_LENGTH:
+            words = ids[1:-1] * -(-length // len(ids[1:-1]))
+            ids = [ids[0], *words, ids[-1]]
         if len(ids) < length:
             raise ValueError(f"exactly: the text has {len(ids)} tokens, {length} are needed")
         return [*ids[: length - 1], ids[-1]]

@@ -45,7 +45,10 @@ def draw_importance(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_times(rows: list[dict[str, Any]], path: Path) -> None:
-    """Speed over dense against length of text, for the encoder and for attention alone."""
+    """Speed over dense against length of text, for the encoder and for attention alone.
+
+    Points are medians; bars reach from the 20 % to the 80 % quantile.
+    """
     figure = new_figure(9.0, 3.8)
     panels = figure.subplots(1, 2)
     patterns = list(dict.fromkeys(row["pattern"] for row in rows))
@@ -56,17 +59,23 @@ def draw_times(rows: list[dict[str, Any]], path: Path) -> None:
     ):
         for place, pattern in enumerate(patterns):
             of_pattern = [row for row in rows if row["pattern"] == pattern]
-            axis.plot(
+            ratios = [row[f"{part}_speedup"] for row in of_pattern]
+            axis.errorbar(
                 [row["tokens"] for row in of_pattern],
-                [row[f"{part}_speedup"] for row in of_pattern],
+                [ratio.middle for ratio in ratios],
+                yerr=[
+                    [ratio.middle - ratio.low for ratio in ratios],
+                    [ratio.high - ratio.middle for ratio in ratios],
+                ],
                 marker=_MARKERS[place],
                 color=COLOURS[place],
+                capsize=3,
                 label=pattern,
             )
         axis.axhline(1.0, color="grey", linewidth=1, linestyle="--")
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(length) for length in lengths])
-        axis.set_ylim(0.0, 1.1 * max(1.0, *(row[f"{part}_speedup"] for row in rows)))
+        axis.set_ylim(0.0, 1.1 * max(1.0, *(row[f"{part}_speedup"].high for row in rows)))
         axis.set_xlabel("tokens in a text", fontsize=9)
         axis.set_title(f"{title}: speed-up over dense (1 = equal)", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)

@@ -10,15 +10,19 @@ The weights stay as they are. The paper trains with the mask in place, which can
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from sparsebert.cli.demo.encoder import Encoder, nearest, pool
 from sparsebert.integrations.huggingface import densify, sparsify
 from sparsebert.masks import AttentionMask
+from sparsebert.progress import Progress
+
+_FEWEST = 16  # sentences, however little time there is
 
 SHORTEST, LONGEST = 16, 32  # tokens of a sentence, [CLS] and [SEP] included
 DROPS = {
@@ -86,29 +90,48 @@ def embed(
 
 
 def measure(
-    encoder: Encoder, sentences: list[list[int]], dense: torch.Tensor, seeds: int
+    encoder: Encoder,
+    sentences: list[list[int]],
+    dense: torch.Tensor,
+    seeds: int,
+    seconds: float = math.inf,
 ) -> list[dict[str, Any]]:
     """One row for each experiment, and one for each seed of the random one.
 
     `dense` are the embeddings with nothing dropped. "moved" is the mean of 1 - cosine to them,
-    "changed" the share of sentences whose nearest neighbour is another one than before.
+    "changed" the share of sentences whose nearest neighbour is another one than before. If all
+    sentences would take longer than `seconds`, fewer are taken, evenly from the whole.
     """
     runs = [(kind, seed) for kind in DROPS for seed in range(seeds if kind == "random" else 1)]
-    before = nearest(dense)
-    rows = []
-    for kind, seed in tqdm(runs, desc="dropped positions", leave=False, disable=None):
-        after = embed(encoder, sentences, kind, seed)
-        rows.append(
-            {
-                "kind": kind,
-                "dropped": DROPS[kind],
-                "seed": seed,
-                "sentences": len(sentences),
-                "moved": (1.0 - (after * dense).sum(-1)).mean().item(),
-                "changed": (nearest(after) != before).double().mean().item(),
-            }
-        )
+    rows: list[dict[str, Any]] = []
+    with Progress("dropped positions", len(runs), "experiments") as progress:
+        started = time.perf_counter()
+        first = embed(encoder, sentences, *runs[0])
+        enough = affordable(len(sentences), len(runs), time.perf_counter() - started, seconds)
+        chosen = [place * len(sentences) // enough for place in range(enough)]
+        sentences, dense = [sentences[place] for place in chosen], dense[chosen]
+        before = nearest(dense)
+        for kind, seed in runs:
+            after = first[chosen] if not rows else embed(encoder, sentences, kind, seed)
+            rows.append(
+                {
+                    "kind": kind,
+                    "dropped": DROPS[kind],
+                    "seed": seed,
+                    "sentences": len(sentences),
+                    "moved": (1.0 - (after * dense).sum(-1)).mean().item(),
+                    "changed": (nearest(after) != before).double().mean().item(),
+                }
+            )
+            progress.update()
     return rows
+
+
+def affordable(count: int, runs: int, first: float, seconds: float) -> int:
+    """How many of `count` sentences all runs have time for, if the first took `first` seconds."""
+    if first * runs <= seconds:
+        return count
+    return max(min(count, _FEWEST), int(count * seconds / (first * runs)))
 
 
 def average_random(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

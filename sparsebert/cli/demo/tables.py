@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsebert.timing import Spread
+
 Row = Mapping[str, Any]
 
 
@@ -49,8 +51,26 @@ def as_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All values of the rows, unrounded, one column for each key."""
+    """All values of the rows, unrounded, one column for each key.
+
+    A `Spread` takes four: the median under the key, its quantiles under KEY_p20 and KEY_p80, and
+    KEY_rounds.
+    """
+    flat = [_flat(row) for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        names = dict.fromkeys(name for row in flat for name in row)
+        writer = csv.DictWriter(file, fieldnames=list(names), restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(flat)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Spread):
+            values[key] = value.middle
+            values |= {f"{key}_p20": value.low, f"{key}_p80": value.high}
+            values[f"{key}_rounds"] = value.rounds
+        else:
+            values[key] = value
+    return values
