@@ -90,7 +90,7 @@ class Worker:
     """A warm process in a copy; see worker.py."""
 
     def __init__(self, copy: Path, warm: tuple[str, ...], pytest_arguments: list[str]) -> None:
-        self.arguments = pytest_arguments
+        self.copy, self.arguments = copy, pytest_arguments
         script = Path(__file__).with_name("worker.py")
         self.process = subprocess.Popen(
             [sys.executable, str(script), *warm],
@@ -180,11 +180,12 @@ class Campaign:
 
     def try_one(self, worker: Worker, fault: Fault) -> Trial:
         group = self.owner[fault.file]
-        tests = tests_of(self.root, fault.file, group)
+        tests = tests_of(worker.copy, fault.file, group)
         limit = SLOWER * self.baseline(worker, tests, group) + GRACE_S
         caught_by = self.catches[fault.file]
         tests.sort(key=lambda test: -caught_by[test])  # stable: else those of its name first
-        source = (self.root / fault.file).read_text(encoding="utf-8")
+        # The copy's: the project may be worked on meanwhile.
+        source = (worker.copy / fault.file).read_text(encoding="utf-8")
         answer = worker.run(tests, limit, fault, source)
         outcome = "survived" if answer["code"] == 0 else "caught"
         if answer["timeout"]:
