@@ -174,3 +174,74 @@ def test_no_allowed_position(gate: str) -> None:
 def test_unknown_gate() -> None:
     with pytest.raises(ValueError, match="gate must be one of"):
         gated_probabilities(*inputs(), gate="hard")
+
+
+def test_grouped_heads_bias_and_the_default_scale() -> None:
+    """Query heads 0 and 1 share key head 0; scores are q k / sqrt(D) + bias."""
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 5, 9, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 6, 9, dtype=torch.float64)
+    mask, bias = torch.rand(4, 5, 6, dtype=torch.float64), torch.randn(1, 4, 5, 6).double()
+    out, p = gated_attention(q, k, v, mask, bias=bias)
+    for h in range(4):
+        scores = q[:, h] @ k[:, h // 2].transpose(-1, -2) / 3.0 + bias[:, h]
+        expected = formula(scores[:, None], mask[h], "softmax")[:, 0]
+        torch.testing.assert_close(p[:, h], expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(out[:, h], expected @ v[:, h // 2], rtol=1e-12, atol=1e-14)
+
+
+def test_a_key_hidden_from_one_head_or_row_is_seen_by_the_others() -> None:
+    """Only what no head and no query may see may hold anything; each sequence by itself."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 3, 4, dtype=torch.float64)
+    mask = torch.rand(2, 3, 3, dtype=torch.float64)
+    allowed = torch.ones(2, 2, 3, 3, dtype=torch.bool)
+    allowed[0, 1, :, 0] = False  # hidden from one head
+    allowed[0, :, 0, 1] = False  # and from one row
+    allowed[1, :, :, 2] = False  # from everybody, in one sequence
+    v[1, :, 2] = k[1, :, 2] = math.nan
+    out, p = gated_attention(q, k, v, mask, allowed=allowed)
+    assert (p[allowed] > 0).all() and (p[~allowed] == 0).all() and out.isfinite().all()
+    torch.testing.assert_close(out[0], p[0] @ v[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(out[1], p[1, :, :, :2] @ v[1, :, :2], rtol=1e-12, atol=1e-14)
+
+
+def test_dropout() -> None:
+    """Of the probabilities, at its rate and rescaled; the output is of what is left."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 64, 8)
+    mask = torch.ones(2, 64, 64)
+    _, whole = gated_attention(q, k, v, mask)
+    out, p = gated_attention(q, k, v, mask, dropout_p=0.25)
+    kept = p > 0
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)  # six deviations
+    torch.testing.assert_close(p[kept], whole[kept] / 0.75)
+    torch.testing.assert_close(out, p @ v)
+    again, _ = gated_attention(q, k, v, mask)
+    torch.testing.assert_close(again, whole @ v)  # none by default
+
+
+def test_the_gradient_of_a_far_dropped_position_is_bounded() -> None:
+    """Up to 20 above the largest kept score by its formula, and no more beyond."""
+    for above, counted in ((10.0, 10.0), (20.0, 20.0), (21.0, 20.0), (1000.0, 20.0)):
+        scores = torch.tensor([[[[1.0, 0.0, 1.0 + above]]]], dtype=torch.float64)
+        mask = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        p = gated_probabilities(scores, mask)
+        (dm,) = torch.autograd.grad(p[..., 0].sum(), mask)
+        total = 1.0 + math.exp(-1.0)
+        expected = -math.exp(counted) / total**2  # P~ (dP - delta), with dP = 0
+        assert dm[2].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_low_precision_masks_and_scores() -> None:
+    """Probabilities come in q's dtype, from an fp32 softmax; a bool mask is one of 0 and 1."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 6, 8).bfloat16()
+    mask = torch.rand(2, 6, 6) < 0.7
+    out, p = gated_attention(q, k, v, mask)
+    assert out.dtype == p.dtype == torch.bfloat16
+    _, exact_p = gated_attention(q.double(), k.double(), v.double(), mask.double())
+    # The products are rounded to 8 bits, then p is; softmax moves by at most what scores do.
+    shift = (q.double() @ k.double().transpose(-1, -2)).abs().max() * 8**-0.5 * 2.0**-8
+    assert (p.double() - exact_p).abs().max() <= shift + 2.0**-8
+    assert torch.equal(out, p @ v)
