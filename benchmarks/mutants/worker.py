@@ -8,6 +8,7 @@ process ends with its input.
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -52,34 +53,43 @@ def run_tests(tests: list[str], arguments: list[str], seconds: float, pipe: int)
     os.write(pipe, json.dumps({"code": code, "node": first.node}).encode())
 
 
+CLOCK = itertools.count(int(time.time()))
+
+
+def write(path: Path, source: str) -> None:
+    """Write a source, at a time of its own: Python knows stale byte code by seconds and size."""
+    path.write_text(source, encoding="utf-8")
+    os.utime(path, 2 * (next(CLOCK),))
+
+
 def attempt(request: dict) -> dict:
     """Put the fault in, run the tests in a forked child, take the fault out again."""
     path, original = None, ""
     if request["file"]:
         path = Path(request["file"])
         original = path.read_text(encoding="utf-8")
-        path.write_text(request["source"], encoding="utf-8")
+        write(path, request["source"])
     began = time.perf_counter()
-    read, write = os.pipe()
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         status = 70
         try:
             os.setsid()
-            os.close(read)
-            run_tests(request["tests"], request["arguments"], request["seconds"], write)
+            os.close(reading)
+            run_tests(request["tests"], request["arguments"], request["seconds"], writing)
             status = 0
         finally:
             os._exit(status)  # no exit handler of the libraries: the answer is written
-    os.close(write)
+    os.close(writing)
     try:
         status = os.waitpid(child, 0)[1]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what the tests started themselves
         if path is not None:
-            path.write_text(original, encoding="utf-8")
-    with os.fdopen(read, "rb") as pipe:
+            write(path, original)
+    with os.fdopen(reading, "rb") as pipe:
         answer = json.loads(pipe.read() or b'{"code": -1, "node": ""}')
     answer["timeout"] = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
     answer["seconds"] = time.perf_counter() - began
@@ -89,7 +99,6 @@ def attempt(request: dict) -> dict:
 def main(warm: list[str]) -> None:
     """Import what is heavy, then serve."""
     sys.path[0] = os.getcwd()  # instead of this script's own folder
-    sys.dont_write_bytecode = True  # a stale .pyc would hide a fault of the same size
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the child too, see attempt
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

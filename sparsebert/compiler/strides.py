@@ -25,13 +25,13 @@ def distance_profile(packed: np.ndarray, columns: int) -> tuple[np.ndarray, np.n
     rows = np.unique(np.linspace(0, len(packed) - 1, _SAMPLED_ROWS).astype(np.int64))
     sample, column = np.nonzero(unpack(packed[rows], columns))
     found = np.bincount(np.abs(column - rows[sample]), minlength=columns)[:columns]
-    # A row i has positions at the distances 0 .. i on its left and 1 .. columns - 1 - i on its
-    # right; counting the rows for which a distance exists turns counts into shares.
-    reach_left = np.minimum(rows, columns - 1)
-    exists = len(rows) - np.searchsorted(np.sort(reach_left), np.arange(columns))
-    reach_right = np.maximum(columns - 1 - rows, -1)
-    right = len(rows) - np.searchsorted(np.sort(reach_right), np.arange(columns))
-    exists[1:] += right[1:]
+    # Row i has a position at distance d on its left where d <= i < d + columns, on its right where
+    # i < columns - d; counting the rows for which a distance exists turns counts into shares.
+    distance = np.arange(columns)
+    left = np.searchsorted(rows, distance + columns) - np.searchsorted(rows, distance)
+    right = np.searchsorted(rows, columns - distance)
+    right[0] = 0  # the same position as on the left
+    exists = left + right
     return found / np.maximum(1, exists), exists
 
 
