@@ -24,7 +24,16 @@ from .launch import (
 )
 from .program import KernelProgram, build_program, from_arrays, from_tensors
 
-__all__ = ["KernelProgram", "backward", "build_program", "forward", "from_arrays", "from_tensors"]
+__all__ = [
+    "KernelProgram",
+    "backward",
+    "build_program",
+    "forward",
+    "from_arrays",
+    "from_tensors",
+    "head_gradients",
+    "sum_groups",
+]
 
 # In the kernels a smaller one, as fp32, could be 0: a masked score would be -inf * 0, NaN.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
@@ -72,17 +81,45 @@ def backward(
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v in their dtypes; o and lse are what `forward` returned."""
-    batch, heads, q_len, head_dim = q.shape
-    kv_heads, kv_len = k.shape[1], k.shape[2]
-    dq = q.new_empty(batch, q_len, heads, head_dim)
-    # Query heads that share a key head leave their own dK and dV, which are then added up.
-    shared = kv_heads != heads
-    dk, dv = (
-        k.new_empty(batch, kv_len, heads, head_dim, dtype=torch.float32 if shared else k.dtype)
-        for _ in range(2)
+    dq, dk, dv = head_gradients(
+        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, dropout_p
     )
+    dk, dv = (sum_groups(x, k.shape[1]).to(k.dtype) for x in (dk, dv))
+    return dq, dk, dv
+
+
+def sum_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """Add up what the query heads of x [B, H, M, D] that share a k or v head leave; like x."""
+    if x.shape[1] == kv_heads:
+        return x
+    return x.transpose(1, 2).unflatten(2, (kv_heads, -1)).sum(3).transpose(1, 2)
+
+
+def head_gradients(
+    grad_o: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    program: KernelProgram,
+    scale: float,
+    dropout_p: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `backward`, with dk and dv [B, H, M, D] of each query head.
+
+    They are in fp32 where query heads share key heads, and are added up afterwards.
+    """
+    batch, heads, q_len, head_dim = q.shape
+    kv_len = k.shape[2]
+    dq = q.new_empty(batch, q_len, heads, head_dim)
+    dtype = k.dtype if k.shape[1] == heads else torch.float32
+    dk, dv = (k.new_empty(batch, kv_len, heads, head_dim, dtype=dtype) for _ in range(2))
     if q.numel() == 0 or k.numel() == 0:
-        return tuple(torch.zeros_like(x) for x in (q, k, v))
+        return tuple(x.zero_().transpose(1, 2) for x in (dq, dk, dv))
     if key_mask is not None:  # which may leave a query nothing to attend; it may hold NaN
         dead = (lse == -math.inf)[..., None]
         q, grad_o = q.masked_fill(dead, 0.0), grad_o.masked_fill(dead, 0.0)
@@ -106,8 +143,6 @@ def backward(
     run_tiles("dkdv", program.keys, spaces, arguments | outputs | {"kv_len": kv_len})
     run_merge(program.keys, spaces, heads_per_item, part_dk, dk)
     run_merge(program.keys, spaces, heads_per_item, part_dv, dv)
-    if shared:
-        dk, dv = (x.unflatten(2, (kv_heads, -1)).sum(3).to(k.dtype) for x in (dk, dv))
     if abs(given_scale) < _SMALLEST_SCALE:
         dq = torch.zeros_like(dq)
     elif given_scale < 0.0:

@@ -81,14 +81,23 @@ class KernelProgram:
         return from_arrays(self.sizes, [array.to(device) for array in self.arrays])
 
 
-def build_program(plan: AttentionPlan) -> KernelProgram:
-    """Pack a plan for the kernels, on the CPU; every head runs in tiles."""
-    from sparsebert.compiler import compile_tiles
+def build_program(plan: AttentionPlan, *, only_tiled: bool = False) -> KernelProgram:
+    """Pack a plan for the kernels, on the CPU.
 
-    tiles = compile_tiles(plan) if plan.dense_heads.any() else plan.tiles
-    queries = pack_tiles(tiles, plan.head_map)
-    keys = pack_tiles(plan.transposed, plan.head_map)
-    return pack_program(queries, keys, plan.q_len, plan.kv_len, plan.num_heads)
+    Every head runs in tiles; with `only_tiled` just those that the plan runs in tiles, and the
+    others get zeros and an LSE of -inf, as if their masks were empty.
+    """
+    from sparsebert.compiler import compile_tiles
+    from sparsebert.tiles import without_heads
+
+    queries, keys = plan.tiles, plan.transposed
+    if plan.dense_heads.any():
+        if only_tiled:
+            keys = without_heads(keys, plan.dense_heads)
+        else:
+            queries = compile_tiles(plan)
+    sides = (pack_tiles(side, plan.head_map) for side in (queries, keys))
+    return pack_program(*sides, plan.q_len, plan.kv_len, plan.num_heads)
 
 
 def pack_program(

@@ -14,11 +14,18 @@ import os
 import numpy as np
 import torch
 
-from sparsebert.executor.program import TRITON, FlatProgram, build_program
+from sparsebert.executor.program import (
+    TRITON,
+    FlatProgram,
+    build_program,
+    from_tensors,
+    mixed_program,
+)
 from sparsebert.masks import AttentionMask
 from sparsebert.planfile import load_plan, save_plan
 from sparsebert.report import PlanReport
 from sparsebert.tiles import TileSet
+from sparsebert.untraced import untraced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +40,8 @@ class AttentionPlan:
         target: the machine that the cost model had in mind ("cpu", "sm90", ...).
         objective: "time" or "area".
         report: the compiler's own account, see `explain`.
-        programs: what runs, as tensors on one device, by backend; those that are not the plan's
-            own choice for the torch executor ("auto") are made when they are first asked for.
+        programs: what runs, as tensors on one device, see `program_for`; all but "auto" are made
+            when they are first asked for.
     """
 
     mask: AttentionMask
@@ -59,8 +66,9 @@ class AttentionPlan:
         report: PlanReport,
     ) -> AttentionPlan:
         """A plan on the CPU, ready for its first call."""
-        with torch.inference_mode(False):  # or a later training could not use the tensors
-            programs = {"auto": build_program(mask, head_map, dense_heads, tiles).flatten()}
+        with untraced():
+            program = build_program(mask, head_map, dense_heads, tiles).flatten()
+            programs = {"auto": program.to("cpu")}
         return cls(mask, head_map, dense_heads, tiles, target, objective, report, programs)
 
     @property
@@ -98,34 +106,66 @@ class AttentionPlan:
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The same plan with its tensors on `device`."""
-        if torch.empty(0, device=device).device == self.device:  # "cuda" is its current one
-            return self
-        with torch.inference_mode(False):
+        with untraced():
+            if torch.empty(0, device=device).device == self.device:  # "cuda" is its current one
+                return self
             programs = {name: program.to(device) for name, program in self.programs.items()}
         return dataclasses.replace(self, programs=programs)
 
     def program_for(self, backend: str) -> FlatProgram:
-        """What runs for backend "auto", "torch" (tiles only), "dense" or "triton" (kernels)."""
+        """What runs for a backend.
+
+        "auto": every head on the route that the plan chose, by the torch executor; "mixed": the
+        same with the tiles in the kernels; "torch": all heads in tiles, by the torch executor;
+        "triton": all heads in tiles, in the kernels; "dense": all heads dense.
+        """
+        if torch.compiler.is_compiling():  # Dynamo runs this without looking into it
+            _make_program(self, backend)
+            program: FlatProgram = getattr(self, _SEEN_BY_DYNAMO + backend)
+            return program
         if backend not in self.programs:
-            with torch.inference_mode(False):
-                self.programs[backend] = self._build_program(backend).to(self.device)
+            self.make_program(backend)
         return self.programs[backend]
 
+    def make_program(self, backend: str) -> None:
+        """Make what `program_for` gives, on the plan's device, if that is not done yet."""
+        if backend not in self.programs:
+            same = self._same_program(backend)
+            if same is not None:
+                self.programs[backend] = self.program_for(same)
+                return
+            with untraced():
+                self.programs[backend] = self._build_program(backend).to(self.device)
+
+    def _same_program(self, backend: str) -> str | None:
+        """The backend whose program this one shares, if any."""
+        if backend == "torch" and not self.dense_heads.any():
+            return "auto"
+        if backend == "mixed" and self.dense_heads.all():
+            return "auto"
+        if backend == "mixed" and not self.dense_heads.any():
+            return "triton"
+        return None
+
     def _build_program(self, backend: str) -> FlatProgram:
-        if backend == "dense":
-            every = np.ones_like(self.dense_heads)
-            return build_program(self.mask, self.head_map, every, self.tiles).flatten()
+        if backend == "mixed":
+            dense = from_tensors(*self.programs["auto"]).without_tiles()
+            return mixed_program(dense, self._kernel_program(only_tiled=True))
         if backend == "triton":
-            from sparsebert.kernels.program import build_program as build_kernel_program
+            return self._kernel_program(only_tiled=False)
+        if backend == "dense":
+            dense_heads, tiles = np.ones_like(self.dense_heads), self.tiles
+        else:
+            from sparsebert.compiler import compile_tiles
 
-            built = build_kernel_program(self)
-            return FlatProgram(built.arrays, [TRITON, *built.sizes])
-        if not self.dense_heads.any():
-            return self.programs["auto"]
-        from sparsebert.compiler import compile_tiles
+            dense_heads, tiles = np.zeros_like(self.dense_heads), compile_tiles(self)
+        return build_program(self.mask, self.head_map, dense_heads, tiles).flatten()
 
-        none = np.zeros_like(self.dense_heads)
-        return build_program(self.mask, self.head_map, none, compile_tiles(self)).flatten()
+    def _kernel_program(self, *, only_tiled: bool) -> FlatProgram:
+        from sparsebert.kernels.program import build_program as build_kernel_program
+
+        built = build_kernel_program(self, only_tiled=only_tiled)
+        return FlatProgram(built.arrays, [TRITON, *built.sizes])
 
     def crop(self, q_len: int, kv_len: int | None = None) -> AttentionPlan:
         """The plan of the first `q_len` queries and `kv_len` keys, made without recompiling.
@@ -187,3 +227,16 @@ class AttentionPlan:
             f"density {self.report.density:.4f}, executed {self.report.executed_fraction:.4f}, "
             f"target {self.target!r}, device {str(self.device)!r})"
         )
+
+
+_SEEN_BY_DYNAMO = "_program_"
+"""Begins the attributes of a plan with programs that torch.compile asked for.
+
+Dynamo reads an attribute when it comes to it, but a dict once: it would miss what is made later.
+"""
+
+
+@torch.compiler.assume_constant_result
+def _make_program(plan: AttentionPlan, backend: str) -> None:
+    plan.make_program(backend)
+    vars(plan)[_SEEN_BY_DYNAMO + backend] = plan.programs[backend]

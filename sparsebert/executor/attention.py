@@ -13,7 +13,14 @@ import torch
 
 from sparsebert import dropout
 from sparsebert.executor import dense, tiles
-from sparsebert.executor.call import Call, Dropout, expand_heads, may_hold_any, needed
+from sparsebert.executor.call import (
+    Call,
+    Dropout,
+    expand_heads,
+    may_hold_any,
+    needed,
+    without_padding,
+)
 from sparsebert.executor.program import TorchProgram
 
 
@@ -38,7 +45,7 @@ def forward(
     key_mask = needed(key_mask)
     call = _make_call(q, key_mask, seed, scale, dropout_p, fused)
     heads = q.shape[1]
-    k, v = _without_padding(k, key_mask), _without_padding(v, key_mask)
+    k, v = without_padding(k, key_mask), without_padding(v, key_mask)
     inputs = [q, expand_heads(k, heads), expand_heads(v, heads)]
     results = []
     if len(program.tile_heads):
@@ -76,15 +83,42 @@ def backward(
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v in their dtypes; o and lse are what `forward` returned."""
+    dq, dk, dv = head_gradients(
+        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, dropout_p
+    )
+    dk, dv = (without_padding(_sum_groups(x, k.shape[1]), key_mask) for x in (dk, dv))
+    dq, dk, dv = (_memory_order(x.to(q.dtype)) for x in (dq, dk, dv))
+    return dq, dk, dv
+
+
+def head_gradients(
+    grad_o: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    o: torch.Tensor,
+    lse: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    program: TorchProgram,
+    scale: float,
+    dropout_p: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `backward`, dk and dv [B, H, M, D] of each query head, in the precision they came in.
+
+    Of a program of some heads it gives the gradients of those, in order. What the key mask hides
+    has gradients of no meaning here.
+    """
     fused = q.device.type == "cpu" and dropout_p == 0.0 and grad_lse is None
     key_mask = needed(key_mask)
     call = _make_call(q, key_mask, seed, scale, dropout_p, fused)
-    heads, kv_heads = q.shape[1], k.shape[1]
+    heads = q.shape[1]
     if key_mask is not None or program.dense_dead is not None:
         dead = (lse == -math.inf)[..., None]
         if may_hold_any(dead):
             q, grad_o = q.masked_fill(dead, 0.0), grad_o.masked_fill(dead, 0.0)
-    k, v = _without_padding(k, key_mask), _without_padding(v, key_mask)
+    k, v = without_padding(k, key_mask), without_padding(v, key_mask)
     inputs = [grad_o, q, expand_heads(k, heads), expand_heads(v, heads), o]
     extra = [lse] if grad_lse is None else [lse, grad_lse]
     results = []
@@ -107,9 +141,6 @@ def backward(
         )  # fmt: skip
         results.append([dq, _without_unused(dk, program), _without_unused(dv, program)])
     dq, dk, dv = (_join(parts, program) for parts in zip(*results, strict=True))
-    dk, dv = _sum_groups(dk, kv_heads), _sum_groups(dv, kv_heads)
-    dk, dv = _without_padding(dk, key_mask), _without_padding(dv, key_mask)
-    dq, dk, dv = (_memory_order(x.to(q.dtype)) for x in (dq, dk, dv))
     return dq, dk, dv
 
 
@@ -181,11 +212,6 @@ def _from_stack(x: torch.Tensor, heads: int, program: TorchProgram) -> torch.Ten
 def _memory_order(x: torch.Tensor) -> torch.Tensor:
     """The same values, laid out as [B, N, H, D]."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _without_padding(x: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
-    """Zero the rows of [B, H, M, D] that the key mask hides: 0 * NaN would be NaN."""
-    return x if key_mask is None else x.masked_fill(~key_mask[:, None, :, None], 0.0)
 
 
 def _without_unused(x: torch.Tensor, program: TorchProgram) -> torch.Tensor:

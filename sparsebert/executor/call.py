@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch.autograd import forward_ad
 
 from sparsebert import dropout
 
@@ -14,8 +15,17 @@ SCRATCH = 1 << 23
 
 def can_look_at(x: torch.Tensor) -> bool:
     """Whether Python may decide by the values of x: on the CPU, and not while a call is traced."""
-    traced = torch.compiler.is_compiling() or type(x) is not torch.Tensor
-    return x.device.type == "cpu" and not traced
+    if x.device.type != "cpu" or type(x) is not torch.Tensor:
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed())
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work.
+
+    Our ops have no rules for these; composed operations have.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def may_hold_any(x: torch.Tensor) -> bool:
@@ -31,6 +41,11 @@ def needed(key_mask: torch.Tensor | None) -> torch.Tensor | None:
 def expand_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """Repeat the H_kv heads of k or v for the query heads that share them."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def without_padding(x: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
+    """Zero the rows of [B, H, M, D] that the key mask hides: 0 * NaN would be NaN."""
+    return x if key_mask is None else x.masked_fill(~key_mask[:, None, :, None], 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

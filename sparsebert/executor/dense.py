@@ -87,7 +87,7 @@ def _steps(
     """Cut the queries into steps of bounded memory."""
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
-    size = max(1, SCRATCH // (batch * heads * kv_len))
+    size = max(1, SCRATCH // max(1, batch * heads * kv_len))  # the batch may be empty
     for start in range(0, q_len, size):
         rows = slice(start, min(start + size, q_len))
         allowed = allowed_positions(None if mask is None else mask[:, rows], call.key_mask)

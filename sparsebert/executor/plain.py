@@ -25,7 +25,7 @@ def attention(
     Args:
         mask: bool [H or 1, N, M], every query with a key at least; None for everything.
         unused: bool [H or 1, M], keys that no query attends to; None if there are none.
-        key_mask: bool [B, M], of which Python may look at the values (`call.can_look_at`).
+        key_mask: bool [B, M].
     """
     key_mask = needed(key_mask)
     hidden = None if unused is None else unused[None]
@@ -55,6 +55,7 @@ def _zero_rows(x: torch.Tensor, hidden: torch.Tensor, heads: int) -> torch.Tenso
 def _sdpa(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
+    grouped = int(q.shape[1]) != int(k.shape[1])  # sizes are tensors under torch.jit.trace
     return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped
     )

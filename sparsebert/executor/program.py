@@ -22,8 +22,8 @@ import torch
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles import TileSet
 
-TORCH, TRITON = 0, 1
-"""What a program is for: the torch executor, or the kernels in `sparsebert.kernels`."""
+TORCH, TRITON, MIXED = 0, 1, 2
+"""What a program is for: the torch executor, the kernels in `sparsebert.kernels`, or both."""
 
 _SAME_BUCKET = 0.8
 """Tiles share a bucket if the narrower is at least this fraction of the widest one."""
@@ -90,6 +90,13 @@ class TorchProgram:
         """Which of `tile_heads` indices into S belong to; only if not `shared`."""
         return index % len(self.tile_heads)
 
+    def without_tiles(self) -> TorchProgram:
+        """The program of the dense heads alone."""
+        nothing = self.slot_of_row[:0]
+        return dataclasses.replace(
+            self, buckets=(), tile_heads=nothing, slot_of_row=nothing, more_rows=(), more_slots=()
+        )
+
     def flatten(self) -> FlatProgram:
         """The program as tensors and sizes; `from_tensors` is the inverse."""
         optional = [self.dense_mask, self.dense_unused, self.dense_dead]
@@ -112,9 +119,19 @@ class FlatProgram(NamedTuple):
     sizes: list[int]
 
     @property
+    def is_torch(self) -> bool:
+        """It is for the torch executor alone."""
+        return self.sizes[0] == TORCH
+
+    @property
+    def is_mixed(self) -> bool:
+        """It is of two parts, see `mixed_program`."""
+        return self.sizes[0] == MIXED
+
+    @property
     def is_plain(self) -> bool:
         """All heads run dense, and every query attends to something: torch's SDPA will do."""
-        if self.sizes[0] != TORCH or self.tensors[0].numel() > 0:
+        if not self.is_torch or self.tensors[0].numel() > 0:
             return False
         has_dead = self.sizes[8]
         return not has_dead
@@ -129,9 +146,39 @@ class FlatProgram(NamedTuple):
         """Keys of a plain program that no query attends to: bool [H or 1, M], or None."""
         return self.tensors[3 + self.sizes[6]] if self.sizes[7] else None
 
+    @property
+    def parts(self) -> tuple[FlatProgram, FlatProgram]:
+        """The two programs that `mixed_program` put together: dense heads, heads in tiles."""
+        tensors, sizes = self.sizes[1:3]
+        return (
+            FlatProgram(self.tensors[:tensors], self.sizes[3 : 3 + sizes]),
+            FlatProgram(self.tensors[tensors:], self.sizes[3 + sizes :]),
+        )
+
+    @property
+    def dense_heads(self) -> torch.Tensor:
+        """The heads that run dense, of a program for the torch executor; int64."""
+        return self.tensors[1]
+
     def to(self, device: torch.device | str) -> FlatProgram:
         """The same program with its tensors on `device`."""
-        return FlatProgram([tensor.to(device) for tensor in self.tensors], self.sizes)
+        return FlatProgram([_storable(tensor).to(device) for tensor in self.tensors], self.sizes)
+
+
+def mixed_program(dense: TorchProgram, tiled: FlatProgram) -> FlatProgram:
+    """One program of the dense heads for the torch executor, and the others for the kernels."""
+    first = dense.flatten()
+    counts = [len(first.tensors), len(first.sizes)]
+    return FlatProgram(
+        [*first.tensors, *tiled.tensors], [MIXED, *counts, *first.sizes, *tiled.sizes]
+    )
+
+
+def _storable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; an empty one of numpy's memory anew, which torch.export could not save."""
+    if tensor.numel():
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def from_tensors(tensors: list[torch.Tensor], sizes: list[int]) -> TorchProgram:

@@ -131,7 +131,7 @@ def _steps(q: torch.Tensor, program: TorchProgram, call: Call) -> Iterator[_Step
     for bucket in program.buckets:
         tiles, slots = bucket.rows.shape
         per_tile = batch * width * bucket.cols.shape[1] * max(slots, dim)
-        size = max(1, SCRATCH // per_tile)
+        size = max(1, SCRATCH // max(1, per_tile))  # the batch may be empty
         for start in range(0, tiles, size):
             part = slice(start, min(start + size, tiles))
             rows, cols = bucket.rows[part], bucket.cols[part]

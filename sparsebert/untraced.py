@@ -1,0 +1,29 @@
+"""Real tensors, whatever watches torch at the moment.
+
+A plan is made once and kept for everybody. Made inside torch.export, a FakeTensorMode, a
+torch.func transform or `with torch.device(...)`, its tensors would be fakes, wrappers that die
+with the transform, or on that device. So whatever is kept is made inside `untraced()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Within it torch runs plainly: no dispatch modes, no transforms, no inference mode.
+
+    Tensors that are made without a device lie on the CPU.
+    """
+    with (
+        torch.device("cpu"),
+        _disable_current_modes(),
+        torch._C._DisableFuncTorch(),
+        torch.inference_mode(False),  # or a later training could not use the tensors
+    ):
+        yield
