@@ -22,8 +22,6 @@ this key"**, because that is the argument's name there::
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -171,7 +169,7 @@ class SparseSelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
-        out: torch.Tensor = self.out_proj(cast(torch.Tensor, attended).transpose(1, 2).flatten(-2))
+        out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(-2))
         if single:
             return out[0]
         return out if self.batch_first else out.transpose(0, 1)

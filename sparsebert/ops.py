@@ -23,7 +23,6 @@ from sparsebert.executor.call import can_look_at, expand_heads, is_transformed
 from sparsebert.executor.program import FlatProgram, from_tensors
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
-from sparsebert.positions import why_not_crop
 
 __all__ = ["BACKENDS", "sparse_attention"]
 
@@ -199,9 +198,11 @@ def _beside_tiles(
     """The dense heads of a mixed program by SDPA, the others by the op."""
     dense, tiled = program.parts
     heads = dense.dense_heads
-    picked = (expand_heads(x, q.shape[1]).index_select(1, heads) for x in (q, k, v))
-    part = _plain(*picked, dense, key_mask, scale)
-    o, _ = library.attention_op(q, k, v, tiled, key_mask, None, scale, 0.0)  # zeros in the dense heads
+    q_, k_, v_ = (expand_heads(x, q.shape[1]).index_select(1, heads) for x in (q, k, v))
+    part = _plain(q_, k_, v_, dense, key_mask, scale)
+    o, _ = library.attention_op(
+        q, k, v, tiled, key_mask, None, scale, 0.0
+    )  # zeros in the dense heads
     # In the order of memory, which results keep.
     return o.transpose(1, 2).index_copy(2, heads, part.transpose(1, 2)).transpose(1, 2)
 
@@ -223,9 +224,7 @@ def _composed(
             "forward-mode differentiation; use backend='torch' or 'dense', or 'auto'"
         )
     whole = from_tensors(*program)
-    return attention.forward(
-        q, k, v, key_mask, seed, whole, scale, dropout_p, differentiable=True
-    )
+    return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p, differentiable=True)
 
 
 def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:

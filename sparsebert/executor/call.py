@@ -17,7 +17,8 @@ def can_look_at(x: torch.Tensor) -> bool:
     """Whether Python may decide by the values of x: on the CPU, and not while a call is traced."""
     if x.device.type != "cpu" or type(x) is not torch.Tensor:
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed())
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return not (traced or is_transformed())
 
 
 def is_transformed() -> bool:

@@ -8,7 +8,7 @@ result, no saving.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -177,18 +177,15 @@ def sparsebert_attention(
         if move is not None and key_mask is not None:
             query, key, value = (move.tokens(x) for x in (query, key, value))
             key_mask = move.mask(key_mask)
-        out = cast(
-            torch.Tensor,
-            sparse_attention(
-                query,
-                key,
-                value,
-                plan,
-                scale=scaling,
-                key_mask=key_mask,
-                dropout_p=dropout,
-                backend=layer.backend,
-            ),
+        out = sparse_attention(
+            query,
+            key,
+            value,
+            plan,
+            scale=scaling,
+            key_mask=key_mask,
+            dropout_p=dropout,
+            backend=layer.backend,
         )
         out = out if move is None else move.back(out)
         return out.transpose(1, 2).contiguous(), None
