@@ -2,6 +2,7 @@
 
 The few public names live in the modules listed in ``_HOME`` and are imported on first use, so
 that ``import sparsebert`` costs nothing and needs neither transformers, Triton nor matplotlib.
+Names that need a missing package say so, with the remedy, when they are called.
 
     >>> import torch
     >>> import sparsebert as sb
@@ -68,14 +69,42 @@ _HOME = {
     "sparsify": "sparsebert.integrations.huggingface",
 }
 
+_OPTIONAL = ("transformers", "accelerate")
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'sparsebert' has no attribute {name!r}")
-    module = import_module(_HOME[name])
+    try:
+        module = import_module(_HOME[name])
+    except ImportError as error:
+        cause = error.__cause__ or error  # a module may have said it in its own words
+        missing = (getattr(cause, "name", None) or "").partition(".")[0]
+        if missing not in _OPTIONAL or not isinstance(cause, ModuleNotFoundError):
+            raise
+        # Not kept: once the package is installed, the name is there.
+        return _unavailable(name, missing)
     value = module if name == "patterns" else getattr(module, name)
     globals()[name] = value  # later look-ups skip this function
     return value
+
+
+def _unavailable(name: str, missing: str) -> Any:
+    """What stands for a public name whose package is missing: to be listed, not to be used.
+
+    So help(), `inspect.getmembers` and ``from sparsebert import *`` work without it.
+    """
+    extra = "train" if name == "DAMTrainer" else "hf"
+    remedy = f"sparsebert.{name} needs {missing}: pip install 'sparsebert[{extra}]'"
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise ImportError(remedy, name=missing)
+
+    if name[0].isupper():
+        return type(name, (), {"__init__": refuse, "__doc__": remedy, "__module__": __name__})
+    refuse.__name__ = refuse.__qualname__ = name
+    refuse.__doc__ = remedy
+    return refuse
 
 
 def __dir__() -> list[str]:

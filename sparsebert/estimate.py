@@ -41,6 +41,7 @@ from sparsebert.compiler.cost import (
     is_target,
     machine_target,
 )
+from sparsebert.compiler.targets import about_targets
 from sparsebert.mask_input import refused
 from sparsebert.masks import AttentionMask
 
@@ -353,7 +354,7 @@ def estimate(
     if target is not None and not is_target(target):
         raise ValueError(
             f"{name}: target must be 'cpu', 'sm90', 'gfx942' or the like, got {target!r}; leave "
-            "it out for the machine at hand"
+            f"it out for the machine at hand; {about_targets(target)}"
         )
     target = machine_target() if target is None else target
     batch = checks.integer(name, "batch", batch, 1)

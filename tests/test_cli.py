@@ -77,13 +77,22 @@ def test_version_and_module() -> None:
         ("patterns build star --seq-len 9 --param width=1 -o {tmp}/x", "'width'"),
         ("patterns build star --seq-len 9 --param seq_len=8 -o {tmp}/x", "as --seq-len N"),
         ("patterns build star --seq-len 9 --param window=1 window=2 -o {tmp}/x", "given twice"),
-        ("patterns build star --seq-len 9 -o {tmp}/no/x", "No such file or directory"),
+        (
+            "patterns build star --seq-len 9 -o {tmp}/no/x",
+            "cannot write {tmp}/no/x, there is no folder {tmp}/no",
+        ),
         ("show {tmp}/missing", "no mask file"),
-        ("show {tmp}", "Is a directory"),
+        ("show {tmp}", "is a directory; give the name of a file in it"),
         ("show {text}", "not a mask file"),
         ("show {mask} -o {text}/x.png", "cannot write"),
         ("explain {mask} --layer 1", "--layer 1"),
         ("explain {mask} --target h100", "expected cpu, sm90, gfx942 or the like, got 'h100'"),
+        ("explain {mask} --target a100", "a100 is sm80; the targets with costs of their own are"),
+        ("explain {mask} --target RTX-4090", "RTX-4090 is sm89"),
+        ("explain {mask} --target 9.0", "9.0 is sm90"),
+        ("explain {mask} --target tpu", "got 'tpu'; the targets with costs of their own are cpu"),
+        ("estimate --hidden-size 64 --layers 1 --heads 2 --pattern star --target a100", "is sm80"),
+        ("patterns build longformer --seq-len 200000 -o {tmp}/x", "takes 5.0 GB of bits"),
         ("verify {mask} --layer one", "invalid int value"),
         ("verify {mask} --dropout 1", "from 0 to below 1, got '1'"),
         ("verify {mask} --head-dim 257", "D must be at most 256, got 257"),
@@ -102,8 +111,53 @@ def test_usage_errors(
     assert main(filled.split()) == 2
     captured = capsys.readouterr()
     last = captured.err.strip().splitlines()[-1]
-    assert message in last and "error:" in last
+    assert message.format(tmp=tmp_path) in last and "error:" in last
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("patterns build stra --seq-len 9 -o {tmp}/x", "no pattern 'stra'"),
+        ("patterns build star --seq-len 9 --param window=-1 -o {tmp}/x", "star: window=-1 but"),
+        ("explain {mask} --layer 1", "--layer 1: the mask has 1"),
+        ("verify {mask} --head-dim 257", "D must be at most 256"),
+        ("learn --text {text} --seq-len 9000", "{text} has "),
+        ("learn --csv {csv} --column body", "{csv} has no text column 'body'"),
+        ("learn --text {mask}", "{mask} is not UTF-8 text"),
+        ("learn --quick --text {text} --vocab-size 10", "--vocab-size=10 but must be at least 20"),
+        ("learn --quick --text {text} --seq-len 4", "--seq-len=4 but must be at least 8"),
+    ],
+)
+def test_errors_do_not_name_inner_functions(
+    argv: str, message: str, star: str, tmp_path: Path, capsys: Output
+) -> None:
+    pytest.importorskip("transformers")
+    names = {"tmp": tmp_path, "mask": star, "text": tmp_path / "a.txt", "csv": tmp_path / "a.csv"}
+    names["text"].write_text("some words that are to be learnt\n" * 300, encoding="utf-8")
+    names["csv"].write_text("title,year\nx,1\n", encoding="utf-8")
+    output = ["-o", str(tmp_path / "out")] if argv.startswith("learn") else []
+    assert main([*argv.format(**names).split(), *output]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"sparsebert: error: {message.format(**names)}"), last
+
+
+def test_warnings_are_one_line(tmp_path: Path, capsys: Output) -> None:
+    argv = f"patterns build longformer --seq-len 20 --param num_global=21 -o {tmp_path}/x"
+    assert main(argv.split()) == 0
+    assert capsys.readouterr().err == (
+        "sparsebert: warning: longformer: window=5, num_global=21 forbid nothing among 20 tokens; "
+        "ask for less, or write patterns.dense(20) if that is meant\n"
+    )
+
+
+def test_a_large_mask_is_announced(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size comes before the memory is asked for, here of a mask that is not built."""
+    monkeypatch.setattr(patterns, "build", lambda *arguments, **parameters: patterns.star(9))
+    assert main(f"patterns build longformer --seq-len 100000 -o {tmp_path}/x".split()) == 0
+    assert capsys.readouterr().err == "longformer: 1.2 GB of bits, one a position\n"
 
 
 def test_interrupt(star: str, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:

@@ -53,6 +53,73 @@ sb.SparseSelfAttention(8, 2, mask)(torch.randn(1, 70, 8))
     assert python(code, ROOT) == "(1, 2, 70, 8)"
 
 
+WITHOUT = """
+import contextlib, inspect, io, sys
+blocked = {"transformers", "triton", "matplotlib", "accelerate", "datasets", "tokenizers"}
+sys.modules.update(dict.fromkeys(blocked))  # import fails
+import sparsebert as sb
+from sparsebert import *
+"""
+
+
+def test_everything_can_be_listed_and_helped_without_optional_packages() -> None:
+    code = (
+        WITHOUT
+        + """
+names = [name for name in sb.__all__ if name != "__version__"]
+assert set(names) <= set(dict(inspect.getmembers(sb)))
+assert all(name in globals() for name in names)
+assert all(inspect.getdoc(getattr(sb, name)) for name in names)
+shown = io.StringIO()
+with contextlib.redirect_stdout(shown):
+    help(sb)
+    help("sparsebert")
+    help(sb.sparsify)
+assert shown.getvalue().count("sparsebert.sparsify needs transformers") >= 3
+assert inspect.isclass(sb.DAMTrainer) and issubclass(sb.DAMTrainer, object)
+print(sb.patterns.star(8))
+"""
+    )
+    assert python(code, ROOT).startswith("<AttentionMask star")
+
+
+def test_what_needs_a_missing_package_says_how_to_install_it() -> None:
+    code = (
+        WITHOUT
+        + """
+said = []
+for name in ("sparsify", "densify", "save_masks", "load_masks", "attach_dam", "detach_dam",
+             "DAMTrainer"):
+    for function in (getattr(sb, name), globals()[name]):
+        try:
+            function(None, masks=None)
+        except ImportError as error:
+            extra = "train" if name == "DAMTrainer" else "hf"
+            assert error.name in blocked
+            assert str(error) == (
+                f"sparsebert.{name} needs {error.name}: pip install 'sparsebert[{extra}]'"
+            ), error
+        else:
+            raise AssertionError(name)
+for name in blocked:  # installed meanwhile
+    del sys.modules[name]
+assert "needs transformers" not in sb.sparsify.__doc__, sb.sparsify.__doc__
+try:
+    sb.sparsfy
+except AttributeError as error:
+    print(error)
+"""
+    )
+    assert python(code, ROOT) == "module 'sparsebert' has no attribute 'sparsfy'"
+
+
+def test_a_broken_module_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sparsebert._HOME, "sparsify", "sparsebert.no_such_module")
+    monkeypatch.delitem(vars(sparsebert), "sparsify", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        _ = sparsebert.sparsify
+
+
 def test_every_public_name_resolves() -> None:
     for name in sparsebert.__all__:
         assert getattr(sparsebert, name) is not None

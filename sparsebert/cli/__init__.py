@@ -9,7 +9,9 @@ Commands import torch and the rest only when they run, so that ``--help`` answer
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any, TextIO
 
 from sparsebert import __version__
 from sparsebert.cli import (
@@ -67,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Called from a program that has torch loaded, the number of threads is that program's choice.
     arguments.embedded = "torch" in sys.modules
     try:
-        code: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nsparsebert: interrupted", file=sys.stderr)
@@ -75,7 +79,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, OSError) as error:
+    except (UsageError, OSError, MemoryError) as error:
         print(f"sparsebert: error: {error}", file=sys.stderr)
         return USAGE
     return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> Any:
+    """A warning as one line, as errors are; the code that gave it is no business of the user's."""
+    if issubclass(category, (UserWarning, RuntimeWarning)):
+        print(f"sparsebert: warning: {message}", file=file or sys.stderr)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)

@@ -116,7 +116,7 @@ def estimate_model(arguments: argparse.Namespace) -> int:
         if arguments.mask or _takes_length(arguments.pattern):
             print(f"\n{table(estimate(shape, mask_of(n), **options) for n in lengths)}")
     except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError.of(error, arguments) from error
     return OK
 
 

@@ -131,7 +131,7 @@ def run_learn(arguments: argparse.Namespace) -> int:
             print(machine, file=sys.stderr, flush=True)
             page = run(settings, Path(arguments.output), machine)
     except (ModuleNotFoundError, TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError.of(error, arguments) from error
     print(f"\nReport, mask, model and pictures: {page}")
     return OK
 

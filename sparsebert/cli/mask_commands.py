@@ -63,9 +63,12 @@ def _add_picture(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 def _target(text: str) -> str:
     from sparsebert.compiler.cost import is_target
+    from sparsebert.compiler.targets import about_targets
 
     if not is_target(text):
-        raise argparse.ArgumentTypeError(f"expected cpu, sm90, gfx942 or the like, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected cpu, sm90, gfx942 or the like, got {text!r}; {about_targets(text)}"
+        )
     return text
 
 
@@ -93,7 +96,7 @@ def explain_mask(arguments: argparse.Namespace) -> int:
         try:
             plan = compile_plan(mask, target=arguments.target, objective=arguments.objective)
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError.of(error, arguments) from error
         if len(layers) > 1:
             print(f"layer {index}")
         print(plan.explain())

@@ -50,7 +50,7 @@ def load_layers(arguments: argparse.Namespace) -> list[tuple[int, AttentionMask]
     try:
         return [(arguments.layer % mask.num_layers, mask.layer(arguments.layer))]
     except IndexError as error:
-        raise UsageError(f"--layer {arguments.layer}: {error}") from error
+        raise UsageError(f"--layer {arguments.layer}: the mask has {mask.num_layers}") from error
 
 
 def load_mask(path: str) -> AttentionMask:
@@ -64,7 +64,7 @@ def load_mask(path: str) -> AttentionMask:
             f"no mask file {path!r}; make one with 'sparsebert patterns build NAME ... -o {path}'"
         ) from error
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error).removeprefix("AttentionMask.load: ")) from error
 
 
 def positive(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 
 from sparsebert.cli.errors import OK, UsageError
 from sparsebert.cli.options import Commands, add_command, positive
@@ -72,14 +73,19 @@ def build_pattern(arguments: argparse.Namespace) -> int:
     if needs_length and arguments.seq_len is None:
         raise UsageError(f"the pattern {name} needs --seq-len N")
     try:
+        size = (arguments.seq_len or 0) ** 2 / 8e9
+        if size > 0.2:  # refused with this figure, if it is too large
+            print(f"{name}: {size:.1f} GB of bits, one a position", file=sys.stderr)
         mask = build(name, arguments.seq_len, **parse_parameters(arguments.param))
     except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError.of(error, arguments) from error
     if arguments.without_diagonal:
         mask = mask.without_diagonal()
     try:
         mask.save(arguments.output)
     except OSError as error:
+        if error.strerror is None:  # ours, and complete
+            raise UsageError.of(error, arguments) from error
         raise UsageError(f"cannot write {arguments.output}: {error.strerror}") from error
     print(f"{arguments.output}: {mask!r}")
     return OK

@@ -91,7 +91,7 @@ def verify_mask(arguments: argparse.Namespace) -> int:
         try:
             outcomes = verify(case)
         except (TypeError, ValueError) as error:
-            raise UsageError(str(error)) from error
+            raise UsageError.of(error, arguments) from error
         print(f"  {'quantity':<9}{'max error':>11}{'budget':>11}")
         for outcome in outcomes:
             verdict = "ok" if outcome.passed else "FAILED"

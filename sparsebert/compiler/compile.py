@@ -31,6 +31,7 @@ from sparsebert.compiler.cost import (
 from sparsebert.compiler.cover import Cover, best_cover
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import Area, Pricing, Time
+from sparsebert.compiler.targets import about_targets
 from sparsebert.mask_input import refused
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
@@ -94,7 +95,7 @@ def compile_plan(
     if target is not None and not is_target(target):
         raise ValueError(
             f"compile_plan: target must be 'cpu', 'sm90', 'gfx942' or the like, got {target!r}; "
-            "leave it out for the machine at hand"
+            f"leave it out for the machine at hand; {about_targets(target)}"
         )
     target = machine_target() if target is None else target
     name, heads = "compile_plan", mask.num_heads
