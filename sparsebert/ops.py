@@ -9,7 +9,6 @@ the operations that these are composed of.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import Literal, overload
@@ -22,9 +21,14 @@ from sparsebert.executor import attention, library, plain
 from sparsebert.executor.call import can_look_at, expand_heads, is_transformed
 from sparsebert.executor.program import FlatProgram, from_tensors
 from sparsebert.masks import AttentionMask
+from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
+from sparsebert.plan_cache import compile_for
 
 __all__ = ["BACKENDS", "sparse_attention"]
+
+_plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
+"""Plans of masks that were passed, by content, device and kind of call."""
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -236,17 +240,12 @@ def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
     heads, head_dim = q.shape[1], q.shape[3]
     if mask.num_heads not in (1, heads):  # refused later, with what is known of the plan
         heads = mask.num_heads
-    return _plan_on(mask, q.device, head_dim, heads, torch.get_num_threads())
-
-
-@functools.lru_cache(maxsize=64)
-def _plan_on(
-    mask: AttentionMask, device: torch.device, head_dim: int, heads: int, threads: int
-) -> AttentionPlan:
-    """The plan of a mask on a device for such calls, remembered by the mask's content."""
-    from sparsebert.plan_cache import compile_for
-
-    return compile_for(mask, device, head_dim, heads).to(device)
+    key = mask.fingerprint, mask.positions, q.device, head_dim, heads, torch.get_num_threads()
+    plan = _plans.get(key)
+    if plan is None:
+        plan = compile_for(mask, q.device, head_dim, heads).to(q.device)
+        _plans.put(key, plan)
+    return plan
 
 
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -8,8 +8,9 @@ decision that the head runs dense. `sparsebert.compile_plan` makes plans,
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +23,14 @@ from sparsebert.executor.program import (
     mixed_program,
 )
 from sparsebert.masks import AttentionMask
+from sparsebert.memory import has_grown
 from sparsebert.planfile import load_plan, save_plan
 from sparsebert.report import PlanReport
 from sparsebert.tiles import TileSet
 from sparsebert.untraced import untraced
+
+if TYPE_CHECKING:
+    from sparsebert.compiler.covers import Covers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,8 +45,10 @@ class AttentionPlan:
         target: the machine that the cost model had in mind ("cpu", "sm90", ...).
         objective: "time" or "area".
         report: the compiler's own account, see `explain`.
-        programs: what runs, as tensors on one device, see `program_for`; all but "auto" are made
-            when they are first asked for.
+        covers: the owner of what is compiled once: `tiles`, the tiles of all heads and those of
+            the transposed mask. Plans made of this one by `to`, `crop` and copying share it.
+        device: where the plan's tensors lie.
+        programs: what runs, as tensors, see `program_for`; made when they are first asked for.
     """
 
     mask: AttentionMask
@@ -51,6 +58,8 @@ class AttentionPlan:
     target: str
     objective: str
     report: PlanReport
+    covers: Covers = dataclasses.field(repr=False)
+    device: torch.device
     programs: dict[str, FlatProgram] = dataclasses.field(repr=False)
 
     @classmethod
@@ -64,12 +73,25 @@ class AttentionPlan:
         target: str,
         objective: str,
         report: PlanReport,
+        whole: Covers | None = None,
     ) -> AttentionPlan:
-        """A plan on the CPU, ready for its first call."""
-        with untraced():
-            program = build_program(mask, head_map, dense_heads, tiles).flatten()
-            programs = {"auto": program.to("cpu")}
-        return cls(mask, head_map, dense_heads, tiles, target, objective, report, programs)
+        """A plan on the CPU; `whole` are the covers of the plan that it is cropped from."""
+        from sparsebert.compiler.covers import Covers, aim_of
+
+        firsts = [head.heads[0] for head in report.per_head]
+        covers = Covers(mask, firsts, tiles, ~dense_heads, aim_of(report, head_map), whole)
+        return cls(
+            mask=mask,
+            head_map=head_map,
+            dense_heads=dense_heads,
+            tiles=tiles,
+            target=target,
+            objective=objective,
+            report=report,
+            covers=covers,
+            device=torch.device("cpu"),
+            programs={},
+        )
 
     @property
     def q_len(self) -> int:
@@ -87,30 +109,35 @@ class AttentionPlan:
         return self.report.num_heads
 
     @property
-    def device(self) -> torch.device:
-        """Where the plan's tensors lie."""
-        return self.programs["auto"].tensors[0].device
-
-    @property
     def fingerprint(self) -> str:
         """Identifies the mask and everything that shaped the plan."""
         calls = f"d{self.report.head_dim}-t{self.report.threads}-c{self.report.copies}"
         return f"{self.mask.fingerprint}-{self.target}-{self.objective}-{calls}"
 
-    @functools.cached_property
+    @property
     def transposed(self) -> TileSet:
         """Tiles of the transposed mask, all heads: key rows, gathered queries; for dK and dV."""
-        from sparsebert.compiler import compile_tiles
-
-        return compile_tiles(self, transposed=True)
+        return self.covers.transposed
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The same plan with its tensors on `device`."""
         with untraced():
-            if torch.empty(0, device=device).device == self.device:  # "cuda" is its current one
+            device = torch.empty(0, device=device).device  # "cuda" is its current one
+            if device == self.device:
                 return self
-            programs = {name: program.to(device) for name, program in self.programs.items()}
-        return dataclasses.replace(self, programs=programs)
+            made = list(self.programs.items())
+            programs = {name: program.to(device) for name, program in made}
+        return dataclasses.replace(self, device=device, programs=programs)
+
+    def buffers(self) -> Iterator[np.ndarray | torch.Tensor]:
+        """The arrays and tensors that the plan keeps alive."""
+        yield from (self.head_map, self.dense_heads)
+        yield from self.covers.arrays()
+        for program in list(self.programs.values()):
+            yield from program.tensors
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPlan:
+        return self  # a value that does not change
 
     def program_for(self, backend: str) -> FlatProgram:
         """What runs for a backend.
@@ -136,6 +163,7 @@ class AttentionPlan:
                 return
             with untraced():
                 self.programs[backend] = self._build_program(backend).to(self.device)
+            has_grown(self)
 
     def _same_program(self, backend: str) -> str | None:
         """The backend whose program this one shares, if any."""
@@ -149,16 +177,16 @@ class AttentionPlan:
 
     def _build_program(self, backend: str) -> FlatProgram:
         if backend == "mixed":
-            dense = from_tensors(*self.programs["auto"]).without_tiles()
+            dense = from_tensors(*self.program_for("auto")).without_tiles()
             return mixed_program(dense, self._kernel_program(only_tiled=True))
         if backend == "triton":
             return self._kernel_program(only_tiled=False)
         if backend == "dense":
             dense_heads, tiles = np.ones_like(self.dense_heads), self.tiles
+        elif backend == "auto":
+            dense_heads, tiles = self.dense_heads, self.tiles
         else:
-            from sparsebert.compiler import compile_tiles
-
-            dense_heads, tiles = np.zeros_like(self.dense_heads), compile_tiles(self)
+            dense_heads, tiles = np.zeros_like(self.dense_heads), self.covers.every
         return build_program(self.mask, self.head_map, dense_heads, tiles).flatten()
 
     def _kernel_program(self, *, only_tiled: bool) -> FlatProgram:

@@ -1,15 +1,14 @@
 """The plans of one mask, for the sequence lengths that a model meets.
 
 A model's mask covers its longest sequence; shorter ones use its top-left part. `MaskPlans` holds
-the mask, compiles it when it is first used, and crops the plan to each length that comes up,
-keeping the latest few. Plans are for the calls that come: head size, heads, and on a CPU threads.
+the mask, compiles it when it is first used, and crops the plan to each length that comes up. What
+was compiled it keeps; crops, which are cheap to make again, as long as `sparsebert.memory` has
+room. Plans are for the calls that come: head size, heads, and on a CPU threads.
 """
 
 from __future__ import annotations
 
-import collections
 import operator
-import threading
 from collections.abc import Hashable
 from typing import Any
 
@@ -18,17 +17,18 @@ import torch
 
 from sparsebert.compiler import compile_plan
 from sparsebert.compiler.cost import DEFAULT_HEAD_DIM
+from sparsebert.forks import ForkSafeLock
 from sparsebert.masks import AttentionMask
+from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
-
-_KEPT = 16
-"""Lengths whose plans are remembered. Plans are small beside activations, but not nothing."""
+from sparsebert.untraced import untraced
 
 
 class MaskPlans:
     """A mask of one layer and its recently used plans.
 
-    Copies share nothing but the mask, which is immutable; pickles hold the mask alone.
+    Copies share the mask and what was compiled of it, which is immutable; pickles hold the mask
+    alone.
 
     >>> import sparsebert as sb
     >>> plans = MaskPlans(sb.patterns.star(512))
@@ -41,12 +41,11 @@ class MaskPlans:
         # Plain attributes, because torch.compile cannot look into a mask.
         self.fingerprint = mask.fingerprint
         self.length = mask.q_len
-        self.by_length: collections.OrderedDict[Hashable, AttentionPlan] = (
-            collections.OrderedDict()
-        )
+        self._shelf: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
+        self.by_length = self._shelf.items
         self._whole: dict[Hashable, AttentionPlan] = {}  # by the kind of device and of calls
         self._packed: dict[torch.device, torch.Tensor] = {}
-        self._lock = threading.Lock()  # torch.nn.DataParallel runs replicas in threads
+        self._lock = ForkSafeLock()  # torch.nn.DataParallel runs replicas in threads
 
     def get(
         self,
@@ -63,15 +62,18 @@ class MaskPlans:
         """
         key = (q_len, kv_len, device, head_dim, heads, _threads(device))
         with self._lock:
-            plan = self.by_length.get(key)
+            plan = self._shelf.get(key)
             if plan is None:
                 plan = self._compiled(device, head_dim, heads).crop(q_len, kv_len).to(device)
-                self.by_length[key] = plan
-                if len(self.by_length) > _KEPT:
-                    self.by_length.popitem(last=False)
-            self.by_length.move_to_end(key)
-            plan.program_for(backend)  # made here, where torch.compile does not trace it
+                plan.make_program(backend)
+                self._shelf.put(key, plan)
+            else:
+                plan.make_program(backend)
         return plan
+
+    def keep(self, key: Hashable) -> None:
+        """Never forget the plan with this key in `by_length`: a compiled graph looks it up."""
+        self._shelf.fix(key)
 
     def _compiled(self, device: torch.device, head_dim: int, heads: int | None) -> AttentionPlan:
         key = (device.type, head_dim, heads, _threads(device))
@@ -91,11 +93,15 @@ class MaskPlans:
     def packed(self, device: torch.device) -> torch.Tensor:
         """The mask's bits on `device`, uint8 [H, N, ceil(M / 8)], kept there once asked for."""
         if device not in self._packed:
-            self._packed[device] = torch.from_numpy(self.mask.bits[0].copy()).to(device)
+            with untraced():  # kept, so it must be a real tensor
+                self._packed[device] = torch.from_numpy(self.mask.bits[0].copy()).to(device)
         return self._packed[device]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskPlans:
-        return MaskPlans(self.mask)
+        copy = MaskPlans(self.mask)
+        with self._lock:
+            copy._whole.update(self._whole)
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MaskPlans, (self.mask,)
@@ -147,8 +153,10 @@ def _make_plan(
     heads: int | None,
 ) -> int:
     """Make the plan; returns the threads that it is for."""
+    threads = _threads(device)
     plans.get(q_len, kv_len, device, backend, head_dim, heads)
-    return _threads(device)
+    plans.keep((q_len, kv_len, device, head_dim, heads, threads))
+    return threads
 
 
 def rows_for(

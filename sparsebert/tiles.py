@@ -66,6 +66,11 @@ class TileSet:
         return len(self.head)
 
     @property
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays."""
+        return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
+
+    @property
     def padded_width(self) -> np.ndarray:
         """int64 [T], columns with padding."""
         return np.diff(self.col_start)
@@ -252,8 +257,19 @@ def _crop_tiles(
 
 def without_heads(tiles: TileSet, dropped: np.ndarray) -> TileSet:
     """The tiles of all distinct heads but those that `dropped`, bool [U], names."""
-    chosen = np.flatnonzero(~dropped[tiles.head])
-    piece = {
+    pieces = [_part(tiles, np.flatnonzero(~dropped[tiles.head]))]
+    return _join(pieces, tiles.num_heads, tiles.num_rows, tiles.num_cols)
+
+
+def join_heads(parts: list[TileSet]) -> TileSet:
+    """One set of the tiles of several, for different heads of the same mask."""
+    pieces = [_part(tiles, np.arange(tiles.num_tiles)) for tiles in parts]
+    return _join(pieces, parts[0].num_heads, parts[0].num_rows, parts[0].num_cols)
+
+
+def _part(tiles: TileSet, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """The chosen tiles as `_join` takes them."""
+    return {
         "head": tiles.head[chosen],
         "height": tiles.height[chosen],
         "rows": tiles.rows[_ranges(tiles.row_start, chosen)],
@@ -264,7 +280,6 @@ def without_heads(tiles: TileSet, dropped: np.ndarray) -> TileSet:
         "word_bytes": np.diff(tiles.word_start)[chosen],
         "words": tiles.words[_ranges(tiles.word_start, chosen)],
     }
-    return _join([piece], tiles.num_heads, tiles.num_rows, tiles.num_cols)
 
 
 def _ranges(starts: np.ndarray, chosen: np.ndarray) -> np.ndarray:

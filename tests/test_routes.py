@@ -114,7 +114,8 @@ def fake_cuda(plan: AttentionPlan) -> tuple[AttentionPlan, dict[int, torch.Tenso
         name: FlatProgram([fake(x) for x in program.tensors], program.sizes)
         for name, program in plan.programs.items()
     }
-    return dataclasses.replace(plan, programs=programs), real
+    cuda = torch.empty(0, device="cuda").device
+    return dataclasses.replace(plan, device=cuda, programs=programs), real
 
 
 @pytest.mark.parametrize("options", OPTIONS)

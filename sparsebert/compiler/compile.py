@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import threading
-from collections.abc import Hashable
 
 import numpy as np
 import torch
 
 from sparsebert import checks
-from sparsebert.compiler import bits
 from sparsebert.compiler.account import (
     Mask,
     report_dense,
@@ -23,29 +19,25 @@ from sparsebert.compiler.account import (
 from sparsebert.compiler.cost import (
     DEFAULT_HEAD_DIM,
     CostModel,
-    cost_model,
     is_target,
     machine_target,
     usual_copies,
 )
-from sparsebert.compiler.cover import Cover, best_cover
+from sparsebert.compiler.cover import Cover
+from sparsebert.compiler.covers import Aim, Calls, tiles_of
 from sparsebert.compiler.pieces import all_tiles
-from sparsebert.compiler.pricing import Area, Pricing, Time
 from sparsebert.compiler.targets import about_targets
 from sparsebert.mask_input import refused
 from sparsebert.masks import AttentionMask
+from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
 from sparsebert.report import HeadReport, PlanReport
-from sparsebert.tiles import TileGroup, TileSet, build_tile_set, crop_tiles, without_heads
+from sparsebert.tiles import TileSet, crop_tiles, without_heads
 
 _OBJECTIVES = ("time", "area")
-_CACHE_SIZE = 64
 
-Calls = tuple[int, int, int]
-"""The calls that a plan is for: D, threads, batch x heads."""
-
-_cache: collections.OrderedDict[Hashable, AttentionPlan] = collections.OrderedDict()
-_cache_lock = threading.Lock()
+_plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
+"""Plans by mask and aim."""
 
 
 def compile_plan(
@@ -110,51 +102,30 @@ def compile_plan(
     )
     # Equal bits over other positions make a plan that is cropped in another way.
     key = (mask.fingerprint, mask.positions, target, objective, *calls)
-    with _cache_lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key]
-    plan = _compile(mask, target, objective, calls)
-    with _cache_lock:
-        _cache[key] = plan
-        while len(_cache) > _CACHE_SIZE:
-            _cache.popitem(last=False)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _compile(mask, target, objective, calls)
+        _plans.put(key, plan)
     return plan
-
-
-def _model(target: str, calls: Calls, head_map: np.ndarray) -> CostModel:
-    """The cost model for calls of this kind with a mask of these heads."""
-    head_dim, threads, copies = calls
-    tile_sets = len(head_map) if head_map.any() else 1
-    return cost_model(
-        target, head_dim=head_dim, threads=threads, copies=copies, tile_sets=tile_sets
-    )
-
-
-def _model_of(plan: AttentionPlan) -> CostModel:
-    """The cost model that the plan was compiled with."""
-    was = plan.report
-    return _model(plan.target, (was.head_dim, was.threads, was.copies), plan.head_map)
 
 
 def _compile(mask: AttentionMask, target: str, objective: str, calls: Calls) -> AttentionPlan:
     lengths = mask.q_len, mask.kv_len
     head_map = _head_map(mask)
-    model = _model(target, calls, head_map)
-    covers, reports, abouts = [], [], []
-    for head in range(int(head_map.max()) + 1):
-        members = tuple(np.flatnonzero(head_map == head).tolist())
-        packed = mask.bits[0, members[0]]
-        abouts.append(_about(mask, members))
-        cover, report = _compile_head(packed, abouts[-1], model, objective)
-        covers.append(cover)
-        reports.append(report)
+    distinct = range(int(head_map.max()) + 1)
+    aim = Aim(target, objective, calls, len(head_map) if len(distinct) > 1 else 1)
+    model = aim.model
+    abouts = [_about(mask, tuple(np.flatnonzero(head_map == u).tolist())) for u in distinct]
+    covers = aim.search([mask.bits[0, about.heads[0]] for about in abouts], *lengths)
+    reports = [
+        _report_head(cover, about, model, objective)
+        for cover, about in zip(covers, abouts, strict=True)
+    ]
     if objective == "time":
-        tiles_of = [all_tiles(cover.pieces) for cover in covers]
-        reports = settle(reports, tiles_of, abouts, model)
+        reports = settle(reports, [all_tiles(c.pieces) for c in covers], abouts, model)
     dense_heads = np.array([report.route == "dense" for report in reports])
     tiled = {head: cover for head, cover in enumerate(covers) if not dense_heads[head]}
-    tiles = _build_tiles(tiled, len(covers), *lengths)
+    tiles = tiles_of(tiled, len(covers), *lengths)
     account = PlanReport(
         *lengths,
         mask.num_heads,
@@ -171,22 +142,17 @@ def _compile(mask: AttentionMask, target: str, objective: str, calls: Calls) -> 
     )
 
 
-def _compile_head(
-    packed: np.ndarray, mask: Mask, model: CostModel, objective: str
-) -> tuple[Cover, HeadReport]:
-    """The cover of one distinct head, and its report, which says on which route it runs."""
-    cover = best_cover(packed, mask.kv_len, _pricing(model, objective, mask.q_len, mask.kv_len))
+def _report_head(cover: Cover, mask: Mask, model: CostModel, objective: str) -> HeadReport:
+    """The report of one distinct head, which says on which route it runs."""
     tiles = all_tiles(cover.pieces)
     reason = f"least {'area' if objective == 'area' else 'forward time'} of the covers tried"
     report = report_tiles(mask, tiles, cover.name, cover.tried, reason, model)
-    if objective == "time":
-        report = with_fallback(report, mask, model)
-    return cover, report
+    return with_fallback(report, mask, model) if objective == "time" else report
 
 
 def crop_plan(plan: AttentionPlan, mask: AttentionMask) -> AttentionPlan:
     """The plan of `mask`, the top-left part of the plan's mask; see `AttentionPlan.crop`."""
-    model = _model_of(plan)
+    model = plan.covers.aim.model
     tiles = crop_tiles(plan.tiles, mask.q_len, mask.kv_len)
     reports, abouts = [], []
     for head, was in enumerate(plan.report.per_head):
@@ -201,8 +167,8 @@ def crop_plan(plan: AttentionPlan, mask: AttentionMask) -> AttentionPlan:
         abouts.append(about)
         reports.append(report)
     if plan.objective == "time":
-        tiles_of = [tiles_of_head(tiles, head) for head in range(len(reports))]
-        reports = settle(reports, tiles_of, abouts, model)
+        each = [tiles_of_head(tiles, head) for head in range(len(reports))]
+        reports = settle(reports, each, abouts, model)
     dense_heads = np.array([report.route == "dense" for report in reports])
     if (dense_heads > plan.dense_heads).any():
         tiles = without_heads(tiles, dense_heads)
@@ -216,19 +182,14 @@ def crop_plan(plan: AttentionPlan, mask: AttentionMask) -> AttentionPlan:
         report=dataclasses.replace(
             plan.report, q_len=mask.q_len, kv_len=mask.kv_len, per_head=tuple(reports)
         ),
+        whole=plan.covers,
     )
-    if "transposed" in vars(plan):  # compiled already; else it is compiled if it is needed
-        vars(cropped)["transposed"] = crop_tiles(plan.transposed, mask.kv_len, mask.q_len)
     return cropped.to(plan.device)
 
 
 def _about(mask: AttentionMask, heads: tuple[int, ...]) -> Mask:
     entries = int(np.bitwise_count(mask.bits[0, heads[0]]).sum(dtype=np.int64))
     return Mask(heads, entries, mask.q_len, mask.kv_len)
-
-
-def _pricing(model: CostModel, objective: str, q_len: int, kv_len: int) -> Pricing:
-    return Area() if objective == "area" else Time(model, q_len, kv_len)
 
 
 def _head_map(mask: AttentionMask) -> np.ndarray:
@@ -242,22 +203,4 @@ def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
 
     With `transposed` they are tiles of the transposed mask: key rows, gathered queries.
     """
-    lengths = plan.q_len, plan.kv_len
-    first = [report.heads[0] for report in plan.report.per_head]
-    head_bits = [plan.mask.bits[0, head] for head in first]
-    if transposed:
-        head_bits = [bits.transpose(packed, lengths[1]) for packed in head_bits]
-        lengths = lengths[1], lengths[0]
-    pricing = _pricing(_model_of(plan), plan.objective, *lengths)
-    covers = [best_cover(packed, lengths[1], pricing) for packed in head_bits]
-    return _build_tiles(dict(enumerate(covers)), len(head_bits), *lengths)
-
-
-def _build_tiles(covers: dict[int, Cover], num_heads: int, q_len: int, kv_len: int) -> TileSet:
-    groups = [
-        TileGroup(head, bits.to_bytes(piece.words, kv_len), tiles.rows)
-        for head, cover in covers.items()
-        for piece in cover.pieces
-        for tiles in piece.tiles
-    ]
-    return build_tile_set(groups, num_heads, q_len, kv_len)
+    return plan.covers.transposed if transposed else plan.covers.every

@@ -1,0 +1,160 @@
+"""What is compiled once for a mask, and shared by every plan that is made of it.
+
+A plan moved to another device, a copy of it and its crops need the same tiles, and other covers
+than those of the plan's own route only now and then: of the transposed mask, for dK and dV, and
+of all heads, for a backend that runs no head dense. `Covers` finds each of them once, when it is
+first asked for. Those of a crop are cropped, not searched for again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from sparsebert.compiler import bits
+from sparsebert.compiler.cost import CostModel, cost_model
+from sparsebert.compiler.cover import Cover, best_cover
+from sparsebert.compiler.pricing import Area, Pricing, Time
+from sparsebert.forks import ForkSafeLock
+from sparsebert.masks import AttentionMask
+from sparsebert.report import PlanReport
+from sparsebert.tiles import TileGroup, TileSet, build_tile_set, crop_tiles, join_heads
+
+Calls = tuple[int, int, int]
+"""The calls that a plan is for: D, threads, batch x heads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """What a search for covers goes by.
+
+    Attributes:
+        target, objective: of the plan.
+        calls: the calls to come.
+        tile_sets: heads with tiles of their own: 1 if all share one mask, else all.
+    """
+
+    target: str
+    objective: str
+    calls: Calls
+    tile_sets: int
+
+    @property
+    def model(self) -> CostModel:
+        """The cost model for such calls."""
+        head_dim, threads, copies = self.calls
+        return cost_model(
+            self.target,
+            head_dim=head_dim,
+            threads=threads,
+            copies=copies,
+            tile_sets=self.tile_sets,
+        )
+
+    def search(self, heads: Sequence[np.ndarray], q_len: int, kv_len: int) -> list[Cover]:
+        """The best cover of each head's bits, uint8 [N, ceil(M / 8)]."""
+        pricing: Pricing = Area() if self.objective == "area" else Time(self.model, q_len, kv_len)
+        return [best_cover(packed, kv_len, pricing) for packed in heads]
+
+
+class Covers:
+    """The covers of one mask; see the module's text.
+
+    Args:
+        mask: one layer.
+        firsts: for each distinct head, a head of the mask that has it.
+        tiles: of the heads that run in tiles.
+        in_tiles: bool [U], which these are.
+        aim: what the search for the others goes by.
+        whole: the covers of the mask that this one is cropped from, which are cropped too.
+    """
+
+    def __init__(
+        self,
+        mask: AttentionMask,
+        firsts: Sequence[int],
+        tiles: TileSet,
+        in_tiles: np.ndarray,
+        aim: Aim,
+        whole: Covers | None = None,
+    ) -> None:
+        self._mask = mask
+        self._firsts = list(firsts)
+        self._tiles = tiles
+        self._in_tiles = in_tiles
+        self._aim = aim
+        self._whole: Covers | None = whole.whole if whole else None
+        self._found: dict[str, TileSet] = {}
+        self._lock = ForkSafeLock()
+
+    @property
+    def aim(self) -> Aim:
+        """What searches go by."""
+        return self._aim
+
+    @property
+    def whole(self) -> Covers:
+        """Those of the mask that was compiled, of which this may be a crop."""
+        return self if self._whole is None else self._whole
+
+    @property
+    def every(self) -> TileSet:
+        """Tiles of all heads, those that the plan runs dense included."""
+        if self._in_tiles.all():
+            return self._tiles
+        return self._once("every")
+
+    @property
+    def transposed(self) -> TileSet:
+        """Tiles of the transposed mask, all heads: key rows, gathered queries."""
+        return self._once("transposed")
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        """The arrays of what was found so far."""
+        for covers in {self, self.whole}:
+            yield covers._mask.bits
+            for tiles in (covers._tiles, *list(covers._found.values())):
+                yield from tiles.arrays
+
+    def _once(self, which: str) -> TileSet:
+        with self._lock:  # threads that need the same wait for it
+            if which not in self._found:
+                self._found[which] = self._crop(which) if self._whole else self._search(which)
+            return self._found[which]
+
+    def _crop(self, which: str) -> TileSet:
+        lengths = self._mask.q_len, self._mask.kv_len
+        if which == "transposed":
+            return crop_tiles(self.whole.transposed, *reversed(lengths))
+        return crop_tiles(self.whole.every, *lengths)
+
+    def _search(self, which: str) -> TileSet:
+        lengths = self._mask.q_len, self._mask.kv_len
+        if which == "transposed":
+            heads = [bits.transpose(self._mask.bits[0, h], lengths[1]) for h in self._firsts]
+            covers = self._aim.search(heads, *reversed(lengths))
+            return tiles_of(dict(enumerate(covers)), len(heads), lengths[1], lengths[0])
+        missing = np.flatnonzero(~self._in_tiles).tolist()
+        heads = [self._mask.bits[0, self._firsts[u]] for u in missing]
+        covers = self._aim.search(heads, *lengths)
+        found = dict(zip(missing, covers, strict=True))
+        return join_heads([self._tiles, tiles_of(found, len(self._firsts), *lengths)])
+
+
+def aim_of(report: PlanReport, head_map: np.ndarray) -> Aim:
+    """What the plan with this report and these distinct heads was searched for by."""
+    calls = report.head_dim, report.threads, report.copies
+    return Aim(report.target, report.objective, calls, len(head_map) if head_map.any() else 1)
+
+
+def tiles_of(covers: dict[int, Cover], num_heads: int, q_len: int, kv_len: int) -> TileSet:
+    """The tiles of the covers of some distinct heads."""
+    groups = [
+        TileGroup(head, bits.to_bytes(piece.words, kv_len), tiles.rows)
+        for head, cover in covers.items()
+        for piece in cover.pieces
+        for tiles in piece.tiles
+    ]
+    return build_tile_set(groups, num_heads, q_len, kv_len)

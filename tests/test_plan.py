@@ -1,0 +1,132 @@
+"""Plans as values: what is compiled once stays, wherever they go; programs come on demand."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import sparsebert as sb
+from sparsebert import patterns
+from sparsebert.compiler import covers as covers_module
+from sparsebert.masks import AttentionMask
+from sparsebert.plan import AttentionPlan
+from sparsebert.plan_cache import MaskPlans
+from sparsebert.tilecheck import check_cover, check_format
+
+META = torch.device("meta")
+
+
+def a_mask(width: int) -> AttentionMask:
+    """Two heads that run in tiles, one of them twice, and one that runs dense."""
+    n = 700
+    window, wider = patterns.sliding_window(n, width), patterns.sliding_window(n, width + 3)
+    return AttentionMask.stack_heads([window, patterns.random(n, 0.5, seed=width), wider, window])
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the masks that a cover was searched for, one for each search."""
+    found: list[int] = []
+    search = covers_module.best_cover
+
+    def count(packed, columns, pricing):
+        found.append(columns)
+        return search(packed, columns, pricing)
+
+    monkeypatch.setattr(covers_module, "best_cover", count)
+    return found
+
+
+def use(plan: AttentionPlan) -> None:
+    """All that calls may ask of a plan, forward and backward, on any backend."""
+    for backend in ("auto", "torch", "dense", "triton", "mixed"):
+        assert plan.program_for(backend).tensors[-1].device == plan.device
+
+
+def test_covers_are_searched_for_once_wherever_the_plan_goes(searches: list[int]) -> None:
+    plan = sb.compile_plan(a_mask(5), target="cpu")
+    assert plan.dense_heads.tolist() == [False, True, False]
+    assert len(searches) == 3  # the distinct heads
+    moved = plan.to("meta")  # before anything else was searched for
+    use(moved)
+    assert len(searches) == 3 + 3 + 1  # the transposed mask, and the head that runs dense
+    again = pickle.loads(pickle.dumps(plan))
+    for each in (plan, moved, copy.copy(plan), copy.deepcopy(plan), again):
+        use(each)
+        for length in (650, 300):
+            use(each.crop(length))
+            use(each.crop(length).to("meta").crop(200))
+        use(each.crop(400, 700).crop(350, 350).to("meta"))
+    assert len(searches) == 7
+
+
+def test_crops_made_first_search_in_the_whole_plan(searches: list[int]) -> None:
+    """Also where no one asked the whole plan itself, the search is not done for each length."""
+    plan = sb.compile_plan(a_mask(6), target="cpu")
+    for length in (650, 600, 300):
+        use(plan.crop(length).to("meta"))
+    use(plan)
+    assert searches == [700] * 7
+
+
+def test_a_models_plans_on_another_device_search_once(searches: list[int]) -> None:
+    """A GPU's plans keep what the CPU found; `meta` stands in for the GPU."""
+    plans = MaskPlans(a_mask(7))
+    for length in (700, 640, 600, 300):
+        for backend in ("mixed", "triton", "torch"):
+            plan = plans.get(length, length, META, backend)
+            assert plan.device == META
+    assert searches == [700] * len(searches) and len(searches) <= 3 + 3 + 3
+    copied = copy.deepcopy(plans)
+    for length in (700, 500):
+        copied.get(length, length, META, "triton")
+    assert len(searches) <= 9
+
+
+def test_cropped_covers_are_covers_of_the_cropped_mask() -> None:
+    plan = sb.compile_plan(a_mask(8), target="cpu")
+    for rows, columns in ((700, 700), (333, 333), (700, 90), (17, 700)):
+        cropped = plan.crop(rows, columns)
+        firsts = [head.heads[0] for head in cropped.report.per_head]
+        dense = plan.mask.crop(rows, columns).dense()[0].numpy()[firsts]
+        none = np.zeros(len(firsts), dtype=bool)
+        for tiles, wanted in (
+            (cropped.covers.every, dense),
+            (cropped.covers.transposed, dense.transpose(0, 2, 1)),
+        ):
+            check_format(tiles)
+            check_cover(tiles, np.packbits(wanted, axis=-1, bitorder="little"), none)
+
+
+def test_programs_are_made_when_they_are_asked_for() -> None:
+    """A compiled plan that only its crops are used of holds no program of its own."""
+    plan = sb.compile_plan(a_mask(9), target="cpu")
+    assert plan.programs == {}
+    moved = plan.crop(100).to("meta")
+    assert moved.program_for("auto").tensors[0].device == META
+    assert plan.programs == {} and list(moved.programs) == ["auto"]
+    assert plan.to("cpu") is plan and moved.to(META) is moved
+
+
+def test_garbage_in_keys_of_nobody_reaches_nothing_after_a_crop() -> None:
+    """Keys that only cropped queries attended to are not gathered any more."""
+    n, left = 256, 100
+    mask = patterns.sliding_window(n, 4).dense()[0, 0]
+    mask[:, 70:90] = False
+    mask[left:, 70:90] = True  # these keys serve the later queries alone
+    plan = sb.compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    q, k, v = torch.randn(3, 1, 2, n, 16)
+    k[:, :, 70:90] = v[:, :, 70:90] = float("nan")
+    for backend in ("auto", "torch", "dense"):
+        inputs = [q[:, :, :left].clone(), k.clone(), v.clone()]
+        for x in inputs:
+            x.requires_grad_()
+        o = sb.sparse_attention(*inputs, plan.crop(left, n), backend=backend)
+        gradients = torch.autograd.grad(o.sum(), inputs)
+        assert o.isfinite().all()
+        assert all(g.isfinite().all() for g in gradients)
+        assert not gradients[1][:, :, 70:90].any() and not gradients[2][:, :, 70:90].any()
