@@ -52,9 +52,12 @@ class Ready:
         executed: share of the N x N scores that it computes.
         around: a context for its calls, entered once for many of them.
         note: what a reader should know.
+        stores_scores: it writes attention out in torch operations, see
+            `sparsebert.testing.Arithmetic`.
     """
 
     attention: Attention
     executed: float
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     note: str = ""
+    stores_scores: bool = False

@@ -33,6 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import sparsebert as sb
 from sparsebert.masks import AttentionMask
+from sparsebert.testing import root_mean_square, route_bound
 
 VOCABULARY = 1024
 _EAGER = "benchmark_eager"
@@ -191,8 +192,8 @@ def attention_calls(
 def check(model: nn.Module, sparse: nn.Module, mask: AttentionMask, batch: dict[str, Any]) -> None:
     """Refuse to time a sparse model whose hidden states differ from eager attention's.
 
-    Eager attention with the same mask, in fp64, is exact. The budget is twice the error that it
-    makes in the model's own dtype, and one rounding step.
+    Eager attention with the same mask, in fp64, is exact; what it errs in the model's own dtype is
+    the measure (`sparsebert.testing.route_bound`).
     """
     allowed = mask.dense()[0].to(next(model.parameters()).device)
     with torch.no_grad():
@@ -200,12 +201,12 @@ def check(model: nn.Module, sparse: nn.Module, mask: AttentionMask, batch: dict[
         theirs = _eager(model, allowed, batch).double()
         wide = {key: x.double() if x.is_floating_point() else x for key, x in batch.items()}
         exact = _eager(copy.deepcopy(model).double(), allowed, wide)
-    step = torch.finfo(model.dtype).eps * exact.abs().max().item()
-    budget = 2 * (theirs - exact).abs().max().item() + step
-    error = (found - exact).abs().max().item()
-    if not error <= budget:
+    bound = route_bound(exact, [theirs], model.dtype)
+    error = root_mean_square(found - exact)
+    if not error <= bound:
         raise SystemExit(
-            f"hidden states are off by {error:.2e}, more than {budget:.2e}: not timed"
+            f"hidden states are off by {error:.2e} (root mean square), more than {bound:.2e}: not "
+            "timed"
         )
 
 

@@ -87,7 +87,9 @@ def _half_only(case: Case, device: str) -> str:
 
 def _eager(setup: Setup) -> Ready:
     allowed, p = setup.allowed(), setup.case.dropout
-    return Ready(lambda q, k, v: eager_attention(q, k, v, allowed, dropout_p=p), 1.0)
+    return Ready(
+        lambda q, k, v: eager_attention(q, k, v, allowed, dropout_p=p), 1.0, stores_scores=True
+    )
 
 
 def _eager_refusal(case: Case, device: str) -> str:

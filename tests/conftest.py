@@ -1,4 +1,4 @@
-"""Settings shared by all tests: one thread per process, fixed seeds, no network.
+"""Settings shared by all tests: OMP_NUM_THREADS threads (1) a process, fixed seeds, no network.
 
 Hypothesis draws the same examples each time, so that a commit is either green or not. Look for new
 ones with `make test PYTEST_ARGS=--hypothesis-profile=search`.
@@ -22,7 +22,8 @@ if not torch.cuda.is_available():
     # defined, so it has to be set before any test imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-torch.set_num_threads(1)  # tests run two processes at a time; more threads only get in the way
+# Tests run two processes at a time; more threads only get in the way.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -197,24 +197,12 @@ class Run:
             {k: p.grad.double() for k, p in model.named_parameters() if p.grad is not None},
         )
 
-    def distance(self, other: Run) -> dict[str, float]:
-        """Largest differences: hidden states, logits, loss, all gradients together."""
-        assert self.gradients.keys() == other.gradients.keys()
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Hidden states, logits, loss, and all gradients in one."""
+        gradients = [self.gradients[name].flatten() for name in sorted(self.gradients)]
         return {
-            **{
-                name: _largest(getattr(self, name) - getattr(other, name))
-                for name in ("hidden", "logits", "loss")
-            },
-            "gradients": max(
-                _largest(self.gradients[name] - other.gradients[name]) for name in self.gradients
-            ),
-        }
-
-    def size(self) -> dict[str, float]:
-        """Largest values, likewise."""
-        return {
-            **{name: _largest(getattr(self, name)) for name in ("hidden", "logits", "loss")},
-            "gradients": max(_largest(g) for g in self.gradients.values()),
+            **{name: getattr(self, name) for name in ("hidden", "logits", "loss")},
+            "gradients": torch.cat(gradients),
         }
 
 

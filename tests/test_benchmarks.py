@@ -144,7 +144,8 @@ def test_masked_rivals_compute_what_we_compute(
     case = dataclasses.replace(TINY, direction=FORWARD, padding=padding)
     setup, gate = ready(case)
     rival = next(rival for rival in rivals.RIVALS if rival.name == name)
-    assert gate.refusal(rival.prepare(setup).attention) == ""
+    contender = rival.prepare(setup)
+    assert gate.refusal(contender.attention, stores_scores=contender.stores_scores) == ""
 
 
 def ready(case: Case) -> tuple[Setup, Gate]:
@@ -278,7 +279,7 @@ def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(attention, "rivals_on", lambda device: (wrong,))
     (row,) = attention.rows_of(TINY, "cpu", ROOFS, 0.0)
-    assert str(row["note"]).startswith("WRONG: o ")
+    assert str(row["note"]).startswith("WRONG: o is off by ")
     assert "ms_50" not in row
 
 

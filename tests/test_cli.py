@@ -310,7 +310,7 @@ def test_verify_fails(
     monkeypatch.setattr(verification, "sparse_attention", wrong)
     assert main(["verify", star]) == 1
     captured = capsys.readouterr()
-    assert "exceeds its budget" in captured.err
+    assert "exceeds its bound" in captured.err
     failed = {line.split()[0] for line in captured.out.splitlines() if "FAILED" in line}
     assert {"o", "dq"} <= failed
     assert "lse" not in failed

@@ -25,8 +25,7 @@ from hf_models import (
 import sparsebert as sb
 from sparsebert.dam.importance import group_importance, position_groups
 from sparsebert.dam.search import MaskSearch
-
-EPS32 = torch.finfo(torch.float32).eps
+from sparsebert.testing import root_mean_square, route_bound
 
 
 def with_dam(name: str, **more: Any) -> tuple[Any, sb.DifferentiableAttentionMask]:
@@ -48,14 +47,14 @@ def test_hard_mask_is_eager_attention_under_it(name: str) -> None:
         dam.alpha.copy_(torch.where(masks, 2.0, -2.0).flatten(-2))
     judge = judged(build(name), masks)
     arguments, real = inputs(name)
-    exact = Run.of(copy.deepcopy(judge).double(), arguments, real)
-    rounding, size = Run.of(judge, arguments, real).distance(exact), exact.size()
+    exact = Run.of(copy.deepcopy(judge).double(), arguments, real).parts()
+    rounded = Run.of(judge, arguments, real).parts()
     found = Run.of(model, arguments, real)
     for key in [key for key in found.gradients if "sparsebert_dam" in key]:
         del found.gradients[key]
-    error = found.distance(exact)
-    for what, largest in size.items():
-        assert error[what] <= 2.0 * rounding[what] + EPS32 * largest, what
+    for what, result in found.parts().items():
+        bound = route_bound(exact[what], [rounded[what]], torch.float32)
+        assert root_mean_square(result - exact[what]) <= bound, what
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -92,3 +92,40 @@ def test_zero_and_tiny_probabilities():
     assert dropout.keep_mask(1, 1, 64, 64, 0.0, seed=torch.tensor([3])).all()
     with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\)"):
         dropout.keep_mask(1, 1, 2, 2, 1.0)
+    with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\)"):
+        dropout.keep_mask(1, 1, 2, 2, -0.1)
+
+
+def test_thresholds_are_shares_of_all_hash_values():
+    """Rounded to the nearest; never all of them, so that a probability below 1 keeps some."""
+    shares = {0.0: 0, 2.0**-33: 0, 2.0**-32: 1, 0.25: 2**30, 0.5: 2**31, 0.75: 3 * 2**30}
+    for p, count in shares.items():
+        assert dropout.drop_threshold(p) == count
+    assert dropout.drop_threshold(1.0 - 2.0**-32) == 2**32 - 1
+    assert dropout.drop_threshold(1.0 - 2.0**-40) == 2**32 - 1
+
+
+def test_seeds():
+    """int64 [1], on the device asked for, of 62 bits: no two draws are alike."""
+    torch.manual_seed(0)
+    seeds = [dropout.draw_seed() for _ in range(64)]
+    assert all(seed.shape == (1,) and seed.dtype == torch.int64 for seed in seeds)
+    values = [int(seed) for seed in seeds]
+    assert len(set(values)) == 64 and 2**61 < max(values) < 2**62 and min(values) >= 0
+    assert dropout.draw_seed("meta").device.type == "meta"
+
+
+def test_every_batch_and_head_has_a_key_of_its_own():
+    """Of 32 bits, by all 64 bits of the seed."""
+    keys = dropout.head_keys(torch.tensor([5]), 8, 16)
+    assert keys.shape == (8, 16) and keys.unique().numel() == 8 * 16
+    assert keys.min() >= 0 and 2**31 < keys.max() < 2**32
+    for bit in (0, 31, 32, 61):
+        other = dropout.head_keys(torch.tensor([5 ^ (1 << bit)]), 8, 16)
+        assert not (other == keys).any()
+
+
+def test_keep_masks_are_on_the_device_of_the_call():
+    seed = torch.tensor([1])
+    assert dropout.keep_mask(1, 2, 4, 5, 0.5, seed=seed, device="meta").device.type == "meta"
+    assert dropout.keep_mask(1, 2, 4, 5, 0.5, device="meta").shape == (1, 2, 4, 5)

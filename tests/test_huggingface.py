@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from hf_models import (
 
 import sparsebert as sb
 from sparsebert.integrations.hf_attention import LayerMask
+from sparsebert.testing import root_mean_square, route_bound
 
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
@@ -37,19 +39,19 @@ def check_against_judge(
 ) -> None:
     """`model` (sparse, fp32) does in fp32 and in fp64 what `judge` (dense, fp32) does in fp64.
 
-    Budgets follow from the judge: in fp32 twice its own fp32 error and one rounding step of the
-    largest value; in fp64 the same times the ratio of the rounding steps, as the operations are
-    the same.
+    The bounds follow from the judge's own fp32 error (`route_bound`); in fp64 from the same times
+    the ratio of the rounding steps, as the operations are the same.
     """
-    exact = Run.of(copy.deepcopy(judge).double(), arguments, real)
-    rounding, size = Run.of(judge, arguments, real).distance(exact), exact.size()
-    error32 = Run.of(model, arguments, real).distance(exact)
-    error64 = Run.of(copy.deepcopy(model).double(), arguments, real).distance(exact)
-    for what, largest in size.items():
-        budget = 2.0 * rounding[what] + EPS32 * largest
-        assert 0.0 < largest < float("inf") and rounding[what] < 1e-3 * largest, what
-        assert error32[what] <= budget, (what, error32[what], budget)
-        assert error64[what] <= budget * EPS64 / EPS32, (what, error64[what])
+    exact = Run.of(copy.deepcopy(judge).double(), arguments, real).parts()
+    rounded = Run.of(judge, arguments, real).parts()
+    found32 = Run.of(model, arguments, real).parts()
+    found64 = Run.of(copy.deepcopy(model).double(), arguments, real).parts()
+    for what, truth in exact.items():
+        bound = route_bound(truth, [rounded[what]], torch.float32)
+        error32, error64 = (root_mean_square(x[what] - truth) for x in (found32, found64))
+        assert 0.0 < bound < 1e-3 * root_mean_square(truth) < math.inf, what
+        assert error32 <= bound, (what, error32, bound)
+        assert error64 <= bound * EPS64 / EPS32, (what, error64)
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -84,9 +84,20 @@ GROUPS = (
         ("kernels/pack.py", "kernels/program.py"),
         ("tests/test_kernels_pack*.py", "tests/test_kernels_attention*.py"),
     ),
-    Group("kernels", ("kernels/*.py",), ("tests/test_kernels_[c-lt]*.py",)),
+    Group(
+        "kernels",
+        ("kernels/launch.py", "kernels/prepared.py"),
+        (
+            "tests/test_kernels_launch*.py",
+            "tests/test_kernels_configs*.py",
+            "tests/test_kernels_attention*.py",
+        ),
+    ),
+    Group(
+        "kernels", ("kernels/*.py",), ("tests/test_kernels_co*.py", "tests/test_kernels_tune*.py")
+    ),
     Group("dam", ("sparsebert/dam/importance.py",), ("tests/test_dam_huggingface*.py",)),
-    Group("dam", ("sparsebert/dam/*.py",), ("tests/test_dam.py", "tests/test_dam_[!ht]*.py")),
+    Group("dam", ("sparsebert/dam/*.py",), ("tests/test_dam.py", "tests/test_dam_[!cht]*.py")),
     Group(
         "integrations",
         (
@@ -94,7 +105,7 @@ GROUPS = (
             "sparsebert/integrations/hf_dam*.py",
             "sparsebert/integrations/trainer*.py",
         ),
-        ("tests/test_dam_huggingface*.py", "tests/test_dam_trainer*.py"),
+        ("tests/test_dam_callback*.py", "tests/test_dam_huggingface*.py", "tests/test_dam_tr*.py"),
     ),
     Group(
         "integrations",

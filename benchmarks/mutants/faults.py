@@ -96,6 +96,7 @@ class _Finder(ast.NodeVisitor):
         for line in self.data.split(b"\n"):
             self.starts.append(self.starts[-1] + len(line) + 1)
         self.edits: list[tuple[str, int, int, str]] = []
+        self.modules: set[str] = set()  # names that imports bind
 
     # -- places ----------------------------------------------------------------------------
 
@@ -119,6 +120,12 @@ class _Finder(ast.NodeVisitor):
             self.edits.append((kind, start + found.start(), start + found.end(), new))
 
     # -- what is left alone ----------------------------------------------------------------
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.modules |= {(name.asname or name.name).split(".")[0] for name in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.modules |= {name.asname or name.name for name in node.names}
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
@@ -250,13 +257,18 @@ class _Finder(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         name = _name(node)
-        if isinstance(node.func, ast.Attribute) and not node.args and not node.keywords:
+        root = node.func
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        of_module = isinstance(root, ast.Name) and root.id in self.modules
+        of_value = isinstance(node.func, ast.Attribute) and not of_module
+        if of_value and len(node.args) + len(node.keywords) < 2:  # x.any(), x.astype(int)
             self.edit("call dropped", node, self.text(node.func.value))
+        elif len(node.args) == 1 and not (node.keywords or isinstance(node.args[0], ast.Starred)):
+            self.edit("call dropped", node, f"({self.text(node.args[0])})")
         if name in SWAPPED:
             end = self.span(node.func)[1]
             self.edits.append(("call swapped", end - len(name), end, SWAPPED[name]))
-        if len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Starred):
-            self.edit("call dropped", node, f"({self.text(node.args[0])})")
         for keyword in node.keywords:
             if keyword.arg is not None:
                 self.keyword_dropped(node, keyword)

@@ -27,10 +27,6 @@ SLOWER, GRACE_S = 4.0, 20.0
 LONGEST_BASELINE_S = 1800.0
 
 
-class RedBaseline(Exception):
-    """Tests fail, or none runs, without any fault."""
-
-
 @dataclass(frozen=True)
 class Trial:
     """What became of one fault: caught, timed out, survived or explained."""
@@ -144,14 +140,12 @@ class Campaign:
         self.owner = sources_of(root, groups)
         self.baselines: dict[tuple[str, ...], float] = {}
         self.locks: dict[tuple[str, ...], threading.Lock] = defaultdict(threading.Lock)
+        self.red: dict[tuple[str, ...], str] = {}  # tests that fail without a fault, and how
         self.catches: dict[str, Counter[str]] = defaultdict(Counter)
+        self.trials: list[Trial] = []
 
     def run(self, faults: list[Fault], jobs: int, minutes: float) -> list[Trial]:
-        """Trials of the faults in their order; fewer where the minutes ran out.
-
-        Raises:
-            RedBaseline: the tests of an area fail without any fault.
-        """
+        """Trials of the faults; fewer where the minutes ran out or tests are red without them."""
         until = time.monotonic() + 60 * minutes
         with ExitStack() as stack:
             idle: SimpleQueue[Worker] = SimpleQueue()
@@ -161,55 +155,57 @@ class Campaign:
                 stack.callback(worker.close)
                 idle.put(worker)
 
-            def task(fault: Fault) -> Trial | None:
+            def task(fault: Fault) -> None:
                 if time.monotonic() > until:
-                    return None
+                    return
                 worker = idle.get()
                 try:
-                    return self.try_one(worker, fault)
+                    self.try_one(worker, fault)
                 finally:
                     idle.put(worker)
 
             pool = ThreadPoolExecutor(jobs)
             try:
-                trials = list(pool.map(task, faults))
+                list(pool.map(task, faults))  # raises what a task raised
             finally:
                 # Also on Ctrl-C: what waits is dropped, and a closed worker ends its thread.
                 pool.shutdown(wait=False, cancel_futures=True)
-        return [trial for trial in trials if trial is not None]
+        return self.trials
 
-    def try_one(self, worker: Worker, fault: Fault) -> Trial:
+    def try_one(self, worker: Worker, fault: Fault) -> None:
+        """Run the tests of the fault's group, if they pass without it; keeps the trial."""
         group = self.owner[fault.file]
         tests = tests_of(worker.copy, fault.file, group)
-        limit = SLOWER * self.baseline(worker, tests, group) + GRACE_S
+        baseline = self.baseline(worker, tests, group)
+        if baseline is None:
+            return
         caught_by = self.catches[fault.file]
         tests.sort(key=lambda test: -caught_by[test])  # stable: else those of its name first
         # The copy's: the project may be worked on meanwhile.
         source = (worker.copy / fault.file).read_text(encoding="utf-8")
-        answer = worker.run(tests, limit, fault, source)
+        answer = worker.run(tests, SLOWER * baseline + GRACE_S, fault, source)
         outcome = "survived" if answer["code"] == 0 else "caught"
         if answer["timeout"]:
             outcome = "timed out"
         elif outcome == "caught":
             caught_by[answer["node"].split("::")[0]] += 1
-        trial = Trial(group.area, fault, outcome, answer["seconds"], answer["node"])
+        self.trials.append(Trial(group.area, fault, outcome, answer["seconds"], answer["node"]))
         place = f"{fault.file}:{fault.line} {fault.kind}"
         self.say(f"{outcome:9s} {answer['seconds']:6.1f} s  {place}  {answer['node']}")
         if outcome == "survived":
             self.say(f"    - {fault.before}\n    + {fault.after}")
-        return trial
 
-    def baseline(self, worker: Worker, tests: list[str], group: Group) -> float:
-        """Seconds that these tests take without a fault; measured once, and they must pass."""
+    def baseline(self, worker: Worker, tests: list[str], group: Group) -> float | None:
+        """Seconds that these tests take without a fault, measured once; None if they fail."""
         key = tuple(sorted(tests))
         with self.locks[key]:
-            if key not in self.baselines:
+            if key not in self.baselines and key not in self.red:
                 answer = worker.run(tests, LONGEST_BASELINE_S)
                 self.say(f"no fault  {answer['seconds']:6.1f} s  {group.area}: {len(tests)} files")
-                if answer["code"] != 0:
-                    raise RedBaseline(
-                        f"the tests of {group.sources} fail without any fault: "
-                        f"{answer['node'] or 'pytest exit status ' + str(answer['code'])}"
-                    )
-                self.baselines[key] = answer["seconds"]
-        return self.baselines[key]
+                if answer["code"] == 0:
+                    self.baselines[key] = answer["seconds"]
+                else:
+                    how = answer["node"] or f"pytest exit status {answer['code']}"
+                    self.red[key] = f"{group.area}: tests fail without any fault: {how}"
+                    self.say(self.red[key])
+        return self.baselines.get(key)

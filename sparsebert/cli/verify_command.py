@@ -13,10 +13,9 @@ _EXAMPLES = """\
   sparsebert verify star.safetensors --dtype bfloat16 --head-dim 80 --key-padding 0.3
   sparsebert verify star.safetensors --dropout 0.1 --backend torch
 
-The budget of each quantity is twice the error that dense PyTorch attention makes in the same
-dtype, plus one rounding step of that dtype (for dq and dk also one fp32 step of the terms that
-cancel in them). Both errors are against the reference in fp64.
-The exit code is 1 if an error exceeds its budget.
+Errors are against the reference in fp64. Each element of a result has a bound of its own, which
+follows from the roundings of the dtype and of sums in fp32; shown is the largest error, and the
+largest share of its bound that an error reaches. The exit code is 1 if one exceeds its bound.
 """
 
 
@@ -62,7 +61,7 @@ def register(commands: Commands) -> None:
 
 
 def verify_mask(arguments: argparse.Namespace) -> int:
-    """Compare each selected layer with the reference and print errors and budgets."""
+    """Compare each selected layer with the reference and print the errors and their bounds."""
     import torch
 
     from sparsebert.cli.verification import Case, verify
@@ -92,11 +91,11 @@ def verify_mask(arguments: argparse.Namespace) -> int:
             outcomes = verify(case)
         except (TypeError, ValueError) as error:
             raise UsageError.of(error, arguments) from error
-        print(f"  {'quantity':<9}{'max error':>11}{'budget':>11}")
+        print(f"  {'quantity':<9}{'max error':>11}{'of its bound':>14}")
         for outcome in outcomes:
             verdict = "ok" if outcome.passed else "FAILED"
-            print(f"  {outcome.name:<9}{outcome.error:>11.2e}{outcome.budget:>11.2e}  {verdict}")
+            print(f"  {outcome.name:<9}{outcome.error:>11.2e}{outcome.ratio:>14.3g}  {verdict}")
         passed = passed and all(outcome.passed for outcome in outcomes)
     if not passed:
-        print("sparsebert: verify: an error exceeds its budget", file=sys.stderr)
+        print("sparsebert: verify: an error exceeds its bound", file=sys.stderr)
     return OK if passed else CHECK_FAILED

@@ -36,6 +36,6 @@ def route_bound(exact: torch.Tensor, routes: Iterable[torch.Tensor], dtype: torc
     them it may be 1 + lambda / sqrt(n) times its scale, as the norm of a Gaussian vector may.
     """
     largest = max(root_mean_square(route.double() - exact) for route in routes)
-    spread = 1.0 + concentration(1) / max(1, exact.numel()) ** 0.5
+    spread = 1.0 + concentration(1) / math.sqrt(max(1, exact.numel()))
     step = torch.finfo(dtype).eps * root_mean_square(exact)
     return 2.0 * spread * largest + step

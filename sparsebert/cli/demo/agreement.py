@@ -2,10 +2,7 @@
 
 The reference is transformers' own eager attention, which adds a 4-D mask (0 or the lowest float)
 to the scores; run in fp64 it is the truth. What rounding alone does in fp32, eager attention and
-torch's SDPA show: the budget is twice the larger of their errors plus one rounding step. Errors
-are root mean squares, not the largest: what six layers make of the roundings of the single worst
-token differs more than twofold from one correct route to the next. A wrong row of attention stands
-out in either.
+torch's SDPA show; `sparsebert.testing.route_bound` makes the budget of their errors.
 """
 
 from __future__ import annotations
@@ -24,6 +21,7 @@ from sparsebert.integrations.huggingface import densify, sparsify
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.progress import Progress
+from sparsebert.testing import root_mean_square, route_bound
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 FAILED, NOT_CHECKED = "FAILED", "not checked"
@@ -91,9 +89,9 @@ def check_patterns(
             others.append((by_eager[real], by_sdpa[real]))
             similarity.append((pool(ours, real) * pool(before, real)).sum(-1))
         truth = torch.cat(truths)
-        error = _size(torch.cat(results) - truth)
-        rounding = max(_size(torch.cat(other) - truth) for other in zip(*others, strict=True))
-        budget = 2.0 * rounding + torch.finfo(torch.float32).eps * _size(truth)
+        error = root_mean_square(torch.cat(results) - truth)
+        routes = [torch.cat(route) for route in zip(*others, strict=True)]
+        budget = route_bound(truth, routes, torch.float32)
         rows.append(
             {
                 "pattern": name,
@@ -148,8 +146,3 @@ def _allowed(mask: AttentionMask, real: torch.Tensor) -> torch.Tensor:
         # Adding the lowest float to a whole row leaves a plain average, not our zero.
         raise ValueError("check_patterns: a real token has nothing to attend to under this mask")
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-
-
-def _size(x: torch.Tensor) -> float:
-    """Root mean square."""
-    return x.double().square().mean().sqrt().item()
