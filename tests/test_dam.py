@@ -218,6 +218,23 @@ def test_binarize_by_threshold() -> None:
     assert dam.binarize() == dam.binarize(threshold=0.5)
 
 
+def test_binarize_at_the_threshold_and_without_the_diagonal() -> None:
+    """A probability must be above the threshold; a forbidden diagonal is, at any probability."""
+    dam = make("full", n=4)
+    eye = torch.eye(4, dtype=torch.bool)
+    with torch.no_grad():
+        dam.alpha.zero_()  # probability 0.5, exactly
+    assert not dam.binarize(threshold=0.5, allow_empty_rows=True).dense().any()
+    assert dam.binarize(threshold=0.4999, allow_empty_rows=True).dense().all()
+    kept = dam.binarize(threshold=0.4999, without_diagonal=True).dense()
+    assert torch.equal(kept, (~eye).expand_as(kept))
+    with torch.no_grad():
+        dam.alpha[:] = torch.where(eye, 5.0, -5.0).reshape(dam.alpha.shape[1:])
+    assert torch.equal(dam.binarize(threshold=0.5).dense(), eye.expand_as(kept))
+    kept = dam.binarize(threshold=0.5, without_diagonal=True, allow_empty_rows=True).dense()
+    assert not kept.any()
+
+
 @pytest.mark.parametrize("scope", ["head", "global"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.75, 0.8])
 def test_binarize_by_sparsity(scope: str, sparsity: float) -> None:

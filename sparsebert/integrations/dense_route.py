@@ -31,9 +31,9 @@ def dense_attention(
     alive = allowed.any(dim=-1, keepdim=True)  # [B, H, N, 1]
     # A row without any allowed position sees everything, so that its softmax is finite, and is
     # set to zero afterwards, which also makes its gradients exactly zero.
+    if bias is not None:  # which may hold -inf in all of such a row
+        bias = bias.to(q.dtype).masked_fill(~allowed, -torch.inf).masked_fill(~alive, 0.0)
     allowed = allowed | ~alive
-    if bias is not None:
-        bias = bias.to(q.dtype).masked_fill(~allowed, -torch.inf)
     if not need_weights:
         out = functional.scaled_dot_product_attention(
             q,
