@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +21,9 @@ from sparsebert.compiler.cost import (
     machine_target,
     usual_copies,
 )
-from sparsebert.compiler.orders import equal_rows, folded, in_order, union_growth
-from sparsebert.compiler.pieces import Tiles, cut, give_back, peel, split_wide
+from sparsebert.compiler.cover import _Peeling, _Search
+from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
+from sparsebert.compiler.pieces import Piece, Tiles, cut, give_back, peel, split_wide
 from sparsebert.compiler.pricing import Area, Time
 from sparsebert.compiler.strides import distance_profile, find_strides
 
@@ -243,6 +245,57 @@ def test_only_wide_tiles_are_split() -> None:
     ]
 
 
+# ------------------------------------------------------------------------ the search
+
+
+class Scripted(_Search):
+    """A search whose peelings have the costs of a script: [round][order] -> costs."""
+
+    def __init__(self, script: list[dict[str, list[float]]]) -> None:
+        super().__init__(AREA)
+        self._cost, self.script, self.seen = 100.0, script, []
+
+    def _peel(self, state: _Peeling, order: Order) -> Iterator[_Peeling]:
+        depth = len(state.pieces)
+        self.seen.append((depth, state.cost, order.name))
+        for scripted_cost in self.script[depth].get(order.name, []):
+            piece = Piece(order.name, state.rest, (), scripted_cost)
+            yield _Peeling(scripted_cost, (*state.pieces, piece), state.rest)
+
+
+def scripted(*script: dict[str, list[float]]) -> list[tuple[int, float, str]]:
+    search = Scripted(list(script))
+    names = "abcde"
+    orders = [Order(name, np.zeros((1, 16), dtype=np.int32)) for name in names]
+    search.peel_repeatedly(np.zeros((1, 1), dtype=np.uint64), orders)
+    return search.seen
+
+
+def test_peeling_goes_on_from_the_best_with_the_three_best_orders() -> None:
+    seen = scripted(
+        {"a": [70.0, 90.0], "b": [95.0], "c": [60.0, 99.0], "d": [65.0], "e": [80.0]},
+        {"a": [50.0], "c": [55.0], "d": [59.0]},
+        {"a": [49.9]},
+    )
+    assert [(depth, name) for depth, _, name in seen] == [
+        *((0, name) for name in "abcde"),
+        *((1, name) for name in "cda"),  # the cheapest first
+        *((2, name) for name in "acd"),
+    ]
+    assert {(depth, cost) for depth, cost, _ in seen} == {(0, 100.0), (1, 60.0), (2, 50.0)}
+
+
+@pytest.mark.parametrize(("cost", "rounds"), [(99.1, 1), (98.9, 2), (120.0, 1)])
+def test_a_peel_that_gains_less_than_one_percent_is_the_last(cost: float, rounds: int) -> None:
+    seen = scripted({"b": [cost]}, {})
+    assert max(depth for depth, _, _ in seen) == rounds - 1
+
+
+def test_there_are_at_most_three_peels() -> None:
+    seen = scripted({"a": [90.0]}, {"a": [80.0]}, {"a": [70.0]}, {"a": [60.0]})
+    assert max(depth for depth, _, _ in seen) == 2
+
+
 # ------------------------------------------------------------------------ cost
 
 
@@ -358,6 +411,8 @@ def test_what_each_objective_may_use() -> None:
     assert AREA.height_choices == ((16, 32, 64),) and AREA.split_limits == ()
     assert AREA.tile(16, np.array([3]), np.array([32])).tolist() == [512.0]
     gpu, cpu = (Time(cost_model(target), 64, 64) for target in ("sm90", "cpu"))
+    assert (AREA.greedy_height, AREA.peel_heights) == (16, (16, 64))
+    assert (gpu.greedy_height, gpu.peel_heights) == (64, (16, 64))
     assert gpu.height_choices[0] == (16, 32, 64, 128)
     assert sorted(gpu.height_choices[1:]) == [(16,), (32,), (64,), (128,)]
     model = cost_model("sm90")

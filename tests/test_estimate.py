@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsebert import patterns
 from sparsebert.cli import main
 from sparsebert.compiler import compile_plan
-from sparsebert.compiler.cost import all_constants
+from sparsebert.compiler.cost import all_constants, cost_model
 from sparsebert.estimate import (
     Estimate,
     ModelShape,
     Rates,
+    _least_seconds,
     calibrate,
     estimate,
     stored_rates,
@@ -107,6 +110,71 @@ def test_calibration_measures_something_sane() -> None:
     assert 1e7 < rates.linear_flops < 1e14
     assert rates.attention > 0.0
     assert "measured here" in rates.source
+
+
+def test_training_is_the_forward_and_the_backward_pass() -> None:
+    mask = patterns.longformer(512, 8, 2)
+    rates = Rates(linear_flops=1e12, attention=2.0, source="made up")
+    found = estimate(BERT, mask, batch=2, target="cpu", threads=1, rates=rates)
+    report = compile_plan(mask, target="cpu", threads=1, copies=24).explain()
+    model = cost_model("cpu", copies=24)
+    plain = [cost.dense(512, 512, masked=False) for cost in (model.forward, model.backward)]
+    whole = 2 * 24 * 12 / 1e3  # ms of all heads, batches and layers
+    step = report.predicted_us + report.predicted_backward_us
+    assert found.sparse_ms[1] == pytest.approx(whole * step)
+    step = report.dense_us + report.dense_backward_us
+    assert found.masked_ms[1] == pytest.approx(whole * step)
+    assert found.plain_ms == pytest.approx((whole * plain[0], whole * sum(plain)))
+    assert found.rest_ms[1] == pytest.approx(3 * found.rest_ms[0])  # of a matrix: two more
+    assert (found.length, found.batch, found.dtype, found.threads) == (512, 2, "float32", 1)
+    assert found.density == mask.density and found.source == "made up"
+    assert found.cost_source == model.source
+
+
+def test_calibration_by_scripted_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of 2 s, attention of 3 s: rates are operations and predictions over them."""
+    times = iter([2.0, 3.0])
+
+    def seconds(call: Callable[[], object]) -> float:
+        call()
+        return next(times)
+
+    monkeypatch.setattr("sparsebert.estimate._least_seconds", seconds)
+    shape = ModelShape(64, 2, 4, 128)
+    rates = calibrate(shape)
+    tokens = 512
+    assert rates.linear_flops == pytest.approx(tokens * shape.linear_flops / 2.0)
+    threads = torch.get_num_threads()
+    model = cost_model("cpu", head_dim=16, threads=threads, copies=4)
+    predicted_us = 4 * model.forward.dense(256, 256, masked=False)
+    assert rates.attention == pytest.approx(3e6 / predicted_us)
+    assert f"{threads} thread(s)" in rates.source
+
+
+def test_the_least_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven, after a first call without the clock."""
+    calls, clock = [], iter([0, 9, 10, 14, 20, 23, 30, 38, 40, 45, 50, 56, 60, 69])
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    assert _least_seconds(lambda: calls.append(1)) == 3.0
+    assert len(calls) == 8
+
+
+def test_the_report_and_the_table_say_the_figures() -> None:
+    found = made()
+    text = str(found).splitlines()
+    assert text[0] == "model: 12 layers, 12 heads of D = 64, hidden 768, feed-forward 3072"
+    assert text[1].split("call")[1].strip() == "N = 512, batch 1, float32, cpu, 2 thread(s)"
+    assert text[2].split("mask")[1].strip() == "density 0.1000, executed 0.2000 of the scores"
+    rows = {line[:20].strip(): line[20:].split() for line in text[4:12]}
+    assert rows["attention, dense"][:2] == ["30", "90"]
+    assert rows["by the plan"][:2] == ["10", "30"]
+    assert rows["rest of the layers"][:2] == ["70", "210"]
+    assert rows["attention's share"][:2] == ["30.0%", "30.0%"]
+    assert rows["attention"][:2] == ["3.00", "3.00"]
+    assert rows["whole model"][:2] == ["1.25", "1.25"]
+    assert rows["best possible"][:2] == ["1.43", "1.43"]
+    row = table([found]).splitlines()[-1].split()
+    assert row == ["512", "0.2000", "30.0%", "3.00x", "1.25x", "1.43x", "1.25x", "1.43x"]
 
 
 @pytest.mark.parametrize(

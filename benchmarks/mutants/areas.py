@@ -7,6 +7,7 @@ from pathlib import Path
 
 ATTENTION = (
     "tests/test_sparse_attention*.py",
+    "tests/test_routes*.py",
     "tests/test_autograd.py",
     "tests/test_reference.py",
     "tests/test_dropout.py",
@@ -63,8 +64,14 @@ GROUPS = (
     Group("executor", ("sparsebert/executor/*.py",), ("tests/test_executor*.py", *ATTENTION)),
     Group(
         "ops",
-        ("sparsebert/ops*.py", "sparsebert/dropout*.py", "sparsebert/reference*.py"),
-        ATTENTION,
+        (
+            "sparsebert/ops*.py",
+            "sparsebert/call_checks.py",
+            "sparsebert/dropout*.py",
+            "sparsebert/reference*.py",
+            "sparsebert/untraced.py",
+        ),
+        (*ATTENTION, "tests/test_torch*.py", "tests/test_tracing*.py"),
     ),
     Group("ops", ("sparsebert/modules*.py",), ("tests/test_modules*.py",)),
     Group(
