@@ -229,7 +229,7 @@ def test_binarize_at_the_threshold_and_without_the_diagonal() -> None:
     kept = dam.binarize(threshold=0.4999, without_diagonal=True).dense()
     assert torch.equal(kept, (~eye).expand_as(kept))
     with torch.no_grad():
-        dam.alpha[:] = torch.where(eye, 5.0, -5.0).reshape(dam.alpha.shape[1:])
+        dam.alpha[:] = torch.where(eye, 5.0, -5.0).flatten()
     assert torch.equal(dam.binarize(threshold=0.5).dense(), eye.expand_as(kept))
     kept = dam.binarize(threshold=0.5, without_diagonal=True, allow_empty_rows=True).dense()
     assert not kept.any()
