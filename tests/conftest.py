@@ -4,6 +4,7 @@ Hypothesis draws the same examples each time, so that a commit is either green o
 ones with `make test PYTEST_ARGS=--hypothesis-profile=search`.
 """
 
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +22,10 @@ if not torch.cuda.is_available():
     # Without a GPU the kernels run in Triton's interpreter. Triton reads this when a kernel is
     # defined, so it has to be set before any test imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton"):
+        from interpreter import round_to_nearest
+
+        round_to_nearest()
 
 # Tests run two processes at a time; more threads only get in the way.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -29,3 +34,11 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, visibly, what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA or HIP device"))
