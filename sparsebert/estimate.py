@@ -23,7 +23,6 @@ import dataclasses
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from sparsebert.compiler.cost import (
 from sparsebert.compiler.targets import about_targets
 from sparsebert.mask_input import refused
 from sparsebert.masks import AttentionMask
+from sparsebert.timing import own_clock
 
 _KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -208,19 +208,23 @@ def calibrate(shape: ModelShape) -> Rates:
     return Rates(
         rate,
         attention_s / predicted,
-        f"measured here, {threads} thread(s): {rate / 1e9:.0f} GFLOP/s in a layer without "
-        f"attention; dense attention takes {attention_s / predicted:.2f} of the fitted time",
+        f"measured here, {threads} thread(s), {own_clock()[1]}: {rate / 1e9:.0f} GFLOP/s in "
+        f"a layer without attention; dense attention takes {attention_s / predicted:.2f} of the fitted time",
     )
 
 
 def _least_seconds(call: Callable[[], object]) -> float:
-    """The least of a few times: other work on the machine only adds to it."""
+    """The least of a few times: other work on the machine only adds to it.
+
+    With one thread it is CPU time, to which others add little even if they never pause.
+    """
+    clock, _ = own_clock()
     call()
     times = []
     for _ in range(7):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -154,9 +155,21 @@ def test_calibration_by_scripted_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_least_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of seven, after a first call without the clock."""
     calls, clock = [], iter([0, 9, 10, 14, 20, 23, 30, 38, 40, 45, 50, 56, 60, 69])
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("sparsebert.estimate.own_clock", lambda: (lambda: float(next(clock)), ""))
     assert _least_seconds(lambda: calls.append(1)) == 3.0
     assert len(calls) == 8
+
+
+def test_one_thread_is_calibrated_by_its_own_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time that others take from the thread must not make the machine slower than it is."""
+    before, wall = torch.get_num_threads(), itertools.count()
+    try:
+        torch.set_num_threads(1)
+        monkeypatch.setattr("time.perf_counter", lambda: 100.0 * next(wall))
+        assert _least_seconds(lambda: None) < 1.0
+        assert "1 thread(s), CPU time: " in calibrate(ModelShape(64, 2, 4, 128)).source
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_report_and_the_table_say_the_figures() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sparsebert.cli.errors import OK, UsageError
 from sparsebert.cli.options import Commands, add_command, load_mask, positive
 from sparsebert.cli.pattern_commands import parse_parameters
+from sparsebert.machine import threads_for
 
 if TYPE_CHECKING:
     from sparsebert.estimate import ModelShape
@@ -74,7 +76,10 @@ def register(commands: Commands) -> None:
         "--target", metavar="T", help="machine: cpu, sm80, sm90, gfx942, ... (default: this)"
     )
     command.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of the CPU (default: torch's)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of the CPU (default: torch's, fewer where a busy one is timed)",
     )
     command.add_argument(
         "--calibrate", action=argparse.BooleanOptionalAction,
@@ -101,15 +106,18 @@ def estimate_model(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"--calibrate: only this machine's CPU can be timed, not {target}; leave it out"
             )
-        if arguments.threads and here:
-            torch.set_num_threads(arguments.threads)
         wanted = here if arguments.calibrate is None else arguments.calibrate
+        rates, threads = None, arguments.threads
+        if wanted:
+            with threads_for(given=threads, keep=arguments.embedded) as machine:
+                print(machine, file=sys.stderr, flush=True)
+                rates, threads = calibrate(shape), torch.get_num_threads()
         options = {
             "batch": arguments.batch,
             "target": target,
             "dtype": arguments.dtype,
-            "threads": arguments.threads,
-            "rates": calibrate(shape) if wanted else None,
+            "threads": threads,
+            "rates": rates,
         }
         print(estimate(shape, mask_of(length), **options))
         lengths = [n for n in LENGTHS if longest is None or n <= longest]

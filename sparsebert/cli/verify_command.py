@@ -7,6 +7,7 @@ import sys
 
 from sparsebert.cli.errors import CHECK_FAILED, OK, UsageError
 from sparsebert.cli.options import Commands, add_command, add_mask, load_layers, positive, share
+from sparsebert.machine import threads_for
 
 _EXAMPLES = """\
   sparsebert verify star.safetensors
@@ -62,6 +63,12 @@ def register(commands: Commands) -> None:
 
 def verify_mask(arguments: argparse.Namespace) -> int:
     """Compare each selected layer with the reference and print the errors and their bounds."""
+    with threads_for(keep=arguments.embedded) as machine:
+        print(machine, file=sys.stderr, flush=True)
+        return _verify(arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
     import torch
 
     from sparsebert.cli.verification import Case, verify
