@@ -143,6 +143,8 @@ def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
 
 
 def _length_remedy(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
+    if q_len == 0 or kv_len == 0:
+        return "an empty sequence has nothing to attend, leave it out"
     if q_len <= plan.q_len and kv_len <= plan.kv_len:
         if why := why_not_crop(plan.mask.positions):
             return f"the mask cannot be cropped to them: {why}"

@@ -67,6 +67,8 @@ def keep_bits(
     has the broadcast shape. Runs in pieces that stay in the cache: the hash is bound by memory
     otherwise.
     """
+    if _is_wrapped(keys):
+        return _philox_2x32(keys, query, key) >= threshold
     shape = torch.broadcast_shapes(keys.shape, query.shape, key.shape)
     kept = torch.empty(shape, dtype=torch.bool, device=query.device)
     axis = max(range(len(shape)), key=lambda i: shape[i])
@@ -84,17 +86,23 @@ def _philox_2x32(keys: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> 
     The first round works on the arguments as they are, which mostly are a column and a row; from
     the second on everything has the full shape, and memory is used again.
     """
+    again = not _is_wrapped(keys)
     product = query * _MULTIPLIER_2X32
     c0 = ((product >> 32) ^ (key ^ keys)).bitwise_and_(_MASK32)
     c1, free = product, torch.empty_like(c0)
     for done in range(1, ROUNDS_PER_ELEMENT):
         keys = (keys + _WEYL) & _MASK32
-        product = torch.mul(c0, _MULTIPLIER_2X32, out=free)
+        product = torch.mul(c0, _MULTIPLIER_2X32, out=free if again else None)
         # Bits above the 32nd, of c1 and of the sign that is shifted in, are cut off at the end.
-        torch.bitwise_right_shift(product, 32, out=c0)
+        c0 = torch.bitwise_right_shift(product, 32, out=c0 if again else None)
         c0.bitwise_xor_(c1).bitwise_xor_(keys).bitwise_and_(_MASK32)
         c1, free = product, c1 if done > 1 else torch.empty_like(c0)
     return c0
+
+
+def _is_wrapped(x: torch.Tensor) -> bool:
+    """Whether x is one of torch.func's, which no result of an operation can be written to."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def keep_mask(

@@ -148,6 +148,10 @@ class SparseSelfAttention(nn.Module):
         elif not self.batch_first:
             x = x.transpose(0, 1)
         batch, length, _ = x.shape
+        if length == 0:
+            raise ValueError(
+                f"{_NAME}: x has N=0, an empty sequence has nothing to attend; leave it out"
+            )
         if length > self._plans.length:
             raise ValueError(
                 f"{_NAME}: x has N={length} but the mask covers N={self._plans.length}; "

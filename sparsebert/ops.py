@@ -227,6 +227,8 @@ def _composed(
             "sparse_attention: the Triton kernels have no rules for torch.func transforms and "
             "forward-mode differentiation; use backend='torch' or 'dense', or 'auto'"
         )
+    if q.shape[0] == 0:  # which some of torch's rules cannot take
+        return q.clone(), q.sum(-1)
     whole = from_tensors(*program)
     return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p, differentiable=True)
 
@@ -251,7 +253,9 @@ def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """What torch's own attention does under autocast: lower precision where that is asked for."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+    if tensors[0].dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return tensors
+    if not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 

@@ -8,10 +8,56 @@ with the executors and kernels that it judges, so a bug in one cannot hide in th
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 import torch
 
 from sparsebert.masks import AttentionMask
+
+
+@overload
+def reference_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: AttentionMask | torch.Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+    return_lse: Literal[False] = False,
+    keep_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor: ...
+
+
+@overload
+def reference_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: AttentionMask | torch.Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+    return_lse: Literal[True],
+    keep_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def reference_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: AttentionMask | torch.Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+    return_lse: bool,
+    keep_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def reference_attention(
@@ -50,11 +96,15 @@ def reference_attention(
     """
     batch, heads, q_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1], k.shape[2]
+    if heads == 0 or kv_heads == 0:
+        raise ValueError(
+            f"reference_attention: q has H={heads} heads and k H_kv={kv_heads}; both need one"
+        )
     if heads % kv_heads:
         raise ValueError(
             f"reference_attention: q has H={heads} heads, not a multiple of k's H_kv={kv_heads}"
         )
-    allowed = _allowed_positions(mask, batch, heads, q_len, kv_len, key_mask)  # [B, H, N, M]
+    allowed = _allowed_positions(mask, batch, heads, q_len, kv_len, key_mask, q.device)
     if (dropout_p > 0.0) != (keep_mask is not None):
         raise ValueError(
             "reference_attention: dropout_p and keep_mask go together; draw the mask with "
@@ -98,6 +148,7 @@ def _allowed_positions(
     q_len: int,
     kv_len: int,
     key_mask: torch.Tensor | None,
+    device: torch.device,
 ) -> torch.Tensor:
     """The mask and the key mask as one bool tensor [B, H, N, M]."""
     if isinstance(mask, AttentionMask):
@@ -125,7 +176,6 @@ def _allowed_positions(
             f"reference_attention: key_mask must be bool [{batch}, {kv_len}], got "
             f"{key_mask.dtype} {list(key_mask.shape)}"
         )
-    device = key_mask.device if key_mask is not None else None
     allowed = allowed.to(device).expand(heads, q_len, kv_len)[None]
     if key_mask is not None:
         allowed = allowed & key_mask[:, None, None, :]

@@ -21,7 +21,7 @@ def may_begin_with_padding(real: torch.Tensor) -> bool:
     is traced or captured, might be anything.
     """
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if traced or type(real) is not torch.Tensor:
+    if traced or type(real) is not torch.Tensor or real.is_meta:
         return True
     if real.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
