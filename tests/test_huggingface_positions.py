@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -273,24 +275,46 @@ def test_a_window_does_not_reach_past_the_mask() -> None:
 
 def image_model() -> transformers.PreTrainedModel:
     config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
-        image_size=36, patch_size=9,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        image_size=36,
+        patch_size=9,
+    )
     return transformers.ViTModel(config, add_pooling_layer=False).eval()
 
 
-def test_a_grid_is_not_used_for_an_image_of_another_size() -> None:
+NEAR = sb.patterns.neighborhood_2d(4, 4, 3, num_special=1)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_grid_is_not_used_for_an_image_of_another_size(knows: bool) -> None:
+    """Also where only the model knows that the mask is over its grid."""
     model = image_model()
-    near = sb.patterns.neighborhood_2d(4, 4, 3, num_special=1)
-    sb.sparsify(model, near)
+    sb.sparsify(model, NEAR if knows else NEAR.dense())
     model(torch.randn(1, 3, 36, 36))
     message = (
         r"10 tokens, but the masks are for 17, .* grid of 4 x 4 patches after 1 special token"
     )
     with pytest.raises(ValueError, match=message):
         model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
-    sb.sparsify(model, near.crop_grid(3, 3))  # as it advises
-    model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
+    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for arguments in ({"pixel_values": torch.randn(1, 3, 18, 72)}, {}):
+            images = () if arguments else (torch.randn(1, 3, 72, 18),)
+            with pytest.raises(ValueError, match=r"makes (2 x 8|8 x 2) patches .* grid of 4 x 4"):
+                same(*images, **arguments, interpolate_pos_encoding=True)
+        sb.sparsify(same, NEAR.crop_grid(3, 3))  # as it advises
+        same(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
+        sb.densify(same)
+        same(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
+        assert not same._forward_pre_hooks
+
+
+def test_a_line_longer_than_the_image_serves_any_image() -> None:
+    model = sb.sparsify(image_model(), sb.patterns.star(24))
+    for size in ((36, 36), (27, 27), (18, 72)):
+        model(torch.randn(1, 3, *size), interpolate_pos_encoding=True)
 
 
 def test_padding_of_this_file_begins_where_it_says() -> None:

@@ -49,13 +49,15 @@ class LayerMask(nn.Module):
         backend: str,
         positions: str,
         configs: tuple[ConfigSwap, ...],
+        only_whole: str | None = None,
     ) -> None:
         super().__init__()
         self.masks = masks  # of the whole model, to be saved
         self.index = index  # of the layer among them
         self.backend = backend
         self.positions = positions  # counted from the first of the "sequence", or of the "batch"
-        self.only_whole = why_not_crop(masks.positions)  # looked up here: Dynamo can guard it
+        # Why a shorter input has no part of the mask; looked up here, where Dynamo can guard it.
+        self.only_whole = only_whole or why_not_crop(masks.positions)
         self.configs = configs  # to be put back
         self.plans = MaskPlans(masks.layer(index))
         self.ruled: dict[int, MaskPlans] = {}

@@ -12,7 +12,8 @@
 What holds for every model:
 
 * A sequence shorter than the masks uses their top-left part; a longer one raises. Masks over a
-  grid (`patterns.neighborhood_2d`, `AttentionMask.on_grid`) have no part for other images.
+  grid (`patterns.neighborhood_2d`, `AttentionMask.on_grid`, or as many tokens as a vision model
+  makes of its own images) have no part for images of another size or shape, which raise.
 * Position 0 of a mask is the first real token of each sequence, wherever padding stands; see
   `sparsify`. Several sequences packed into one count on from the first, though they stay apart.
 * The model's own rules stay in force: padding (anywhere), a decoder's causal mask, the sliding
@@ -58,6 +59,7 @@ from sparsebert.integrations.hf_configs import (
     swap_configs,
 )
 from sparsebert.integrations.hf_files import POSITIONS, read_masks, write_masks
+from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
 from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.ops import BACKENDS
@@ -140,11 +142,14 @@ def sparsify(
     if sparse_modules(model):
         densify(model)
     configs = swap_configs(model, attention, IMPLEMENTATION)
+    only_whole = why_only_whole(attention.owner, whole)
     layers = [
-        LayerMask(whole, index, backend, positions, configs) for index in range(whole.num_layers)
+        LayerMask(whole, index, backend, positions, configs, only_whole)
+        for index in range(whole.num_layers)
     ]
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
+    watch_images(attention.owner, whole)
     hf_guards.watch(model)
     return model
 
@@ -162,6 +167,7 @@ def densify(model: Model) -> Model:
     swaps = {id(swap): swap for module in modules for swap in layer_of(module).configs}
     for module in modules:
         delattr(module, IMPLEMENTATION)
+    unwatch_images(model)
     restore_configs(model, swaps.values())
     return model
 
