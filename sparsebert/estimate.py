@@ -209,7 +209,8 @@ def calibrate(shape: ModelShape) -> Rates:
         rate,
         attention_s / predicted,
         f"measured here, {threads} thread(s), {own_clock()[1]}: {rate / 1e9:.0f} GFLOP/s in "
-        f"a layer without attention; dense attention takes {attention_s / predicted:.2f} of the fitted time",
+        f"a layer without attention; dense attention takes {attention_s / predicted:.2f} of the "
+        "fitted time",
     )
 
 
