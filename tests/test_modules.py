@@ -175,6 +175,34 @@ def test_repr_shows_the_mask() -> None:
     assert "mask=[1, 16, 16] at density 17.97%" in text
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_parameters_are_where_and_what_was_asked_for(bias: bool) -> None:
+    for dtype, device in ((torch.float64, "cpu"), (torch.bfloat16, "meta")):
+        ours = sb.SparseSelfAttention(E, H, random_mask(), bias=bias, dtype=dtype, device=device)
+        made = dict(ours.named_parameters())
+        assert len(made) == (4 if bias else 2)
+        assert {(x.dtype, x.device.type) for x in made.values()} == {(dtype, device)}
+
+
+def test_defaults() -> None:
+    """Those of torch's module, except that the batch comes first."""
+    ours = sb.SparseSelfAttention(E, H, random_mask())
+    assert (ours.dropout, ours.batch_first, ours.backend) == (0.0, True, "auto")
+    assert ours.in_proj_bias is not None and ours.out_proj.bias is not None
+    x = torch.randn(B, N, E)
+    assert torch.equal(ours.train()(x), ours.eval()(x))
+    text = repr(ours)
+    assert "embed_dim=32, num_heads=4" in text
+    assert "dropout=0.0, batch_first=True, backend='auto'" in text
+
+
+def test_the_smallest_module() -> None:
+    ours = sb.SparseSelfAttention(8, 1, torch.ones(1, 1, dtype=torch.bool))
+    x = torch.randn(1, 8)
+    value = torch.nn.functional.linear(x, ours.in_proj_weight[16:], ours.in_proj_bias[16:])
+    torch.testing.assert_close(ours(x), ours.out_proj(value))
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
@@ -208,6 +236,10 @@ def test_bad_inputs() -> None:
         ours(torch.randn(1, 25, E))
     with pytest.raises(ValueError, match=r"x must be \[B, N, E\] or \[N, E\] with E=32"):
         ours(torch.randn(B, N, E + 1))
+    with pytest.raises(ValueError, match=r"x must be \[B, N, E\] or \[N, E\] with E=32"):
+        ours(torch.randn(1, B, N, E))
+    with pytest.raises(ValueError, match=r"x must be \[N, B, E\] or \[N, E\] with E=32"):
+        sb.SparseSelfAttention(E, H, random_mask(), batch_first=False)(torch.randn(B, N, 5))
     with pytest.raises(ValueError, match="need_weights=True is not supported"):
         ours(x, need_weights=True)
     with pytest.raises(TypeError, match=r"must be bool .* True = padding, got torch\.int64"):
