@@ -11,6 +11,7 @@ with Python 3.8, and its faults are in byte code, where Triton does not look.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import shlex
 import signal
@@ -41,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--file", action="append", default=[], help="only this source; repeatable")
     parse.add_argument("--minutes", type=float, default=60, help="start none after that (60)")
     parse.add_argument("--jobs", type=int, default=1, help="faults tried at a time (1)")
+    parse.add_argument(
+        "--tests", nargs="+", metavar="PATTERN", help="only these tests, for a first look"
+    )
     parse.add_argument("--survivors", type=Path, help="also write the survivors to this file")
     parse.add_argument("--table", type=Path, help="also write the table, as Markdown, here")
     parse.add_argument("--pytest", default="", help="more arguments for pytest, in one string")
@@ -51,7 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when faults were tried; 1 when the tests of some are red without them."""
     options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies are removed
-    faults = all_faults(ROOT, GROUPS)
+    groups = GROUPS
+    if options.tests:
+        groups = tuple(dataclasses.replace(group, tests=options.tests) for group in GROUPS)
+    faults = all_faults(ROOT, groups)
     explained = read_explained(EXPLAINED)
     for entry in stale(explained, faults):
         print(f"{EXPLAINED.name}: matches no fault any more: {entry.file}: {entry.line}")
@@ -70,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     known = [fault for fault in drawn if any(entry.covers(fault) for entry in explained)]
     open_ = [fault for fault in drawn if fault not in known]
 
-    campaign = Campaign(ROOT, GROUPS, WARM, shlex.split(options.pytest))
+    campaign = Campaign(ROOT, groups, WARM, shlex.split(options.pytest))
     status = 0
     try:
         campaign.run(open_, options.jobs, options.minutes)
@@ -82,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     left = Counter(owner[f.file].area for f in open_) - Counter(t.area for t in trials)
     text = table(trials, {area: len(found) for area, found in by_area.items()})
     about = f"Seed {options.seed}, {options.count} faults an area, {commit()}, {today()}."
+    if options.tests:
+        about += f" By {' '.join(options.tests)} alone: other tests may notice what survived."
     if left.total():
         about += f" Drawn and not tried: {dict(left)}."
     listed = survivors(trials)

@@ -61,7 +61,16 @@ GROUPS = (
     Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/plan_*.py"), COMPILER),
     Group("testing", ("sparsebert/testing/*.py",), ("tests/test_error_bounds*.py",)),
     Group("compiler", ("sparsebert/estimate*.py",), ("tests/test_estimate*.py",)),
-    Group("executor", ("sparsebert/executor/*.py",), ("tests/test_executor*.py", *ATTENTION)),
+    Group(
+        "executor",
+        ("sparsebert/executor/*.py",),
+        (
+            "tests/test_executor*.py",
+            "tests/test_routes*.py",
+            "tests/test_autograd.py",
+            "tests/test_sparse_attention.py",
+        ),
+    ),
     Group(
         "ops",
         (
