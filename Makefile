@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test check format bench bench-quick mutants kernels-report gpu clean distclean
+.PHONY: help demo learn test test-isa check format bench bench-quick mutants kernels-report gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -31,6 +31,9 @@ learn: $(INSTALLED)  ## learn a mask on Python's own text, compare it, report ->
 
 test: $(INSTALLED) $(ENCODER)  ## run the tests, JOBS=2 at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-isa: $(INSTALLED) $(ENCODER)  ## run the numeric tests as on other processors, 1 and 2 threads
+	$(BIN)/python tests/isa.py --jobs $(JOBS) $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, then the tests
 	$(BIN)/ruff format --check .

@@ -1,0 +1,77 @@
+"""Run the numeric tests as on other processors: `make test-isa`, or `python tests/isa.py --one`.
+
+torch, oneDNN and MKL choose their code by the processor, and each choice rounds in another order.
+Together the settings hold every pair of ATen's instruction set with oneDNN's and with the number
+of threads. What the processor at hand lacks is left out, and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ATEN = "ATEN_CPU_CAPABILITY"
+ORDER = ("default", "avx2", "avx512")
+NUMERIC = (
+    "test_autograd.py", "test_dam_gates.py", "test_dam_huggingface.py", "test_dropout.py",
+    "test_error_bounds.py", "test_huggingface.py", "test_huggingface_masks.py",
+    "test_huggingface_positions.py", "test_modules.py", "test_reference.py", "test_routes.py",
+    "test_sparse_attention.py",
+)  # fmt: skip
+OLD = {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+SETTINGS: tuple[dict[str, str], ...] = (
+    {ATEN: "default", "OMP_NUM_THREADS": "1", **OLD},
+    {ATEN: "default", "OMP_NUM_THREADS": "2"},
+    {ATEN: "avx2", "OMP_NUM_THREADS": "2", **OLD},
+    {ATEN: "avx2", "OMP_NUM_THREADS": "1"},
+    {ATEN: "avx512", "OMP_NUM_THREADS": "1", **OLD},
+    {ATEN: "avx512", "OMP_NUM_THREADS": "2"},
+)
+
+
+def machine_capability() -> str:
+    """What ATen chooses by itself here: "default", "avx2" or "avx512" (others count as none)."""
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    plain = {name: value for name, value in os.environ.items() if name != ATEN}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True
+    ).stdout
+    name = shown.strip().lower()
+    return name if name in ORDER else "default"
+
+
+def selected(capability: str, *, one: bool) -> list[dict[str, str]]:
+    """The settings that this processor can run; with `one` the first that is not its own."""
+    able = [s for s in SETTINGS if ORDER.index(s[ATEN]) <= ORDER.index(capability)]
+    return able[:1] if one else able
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run pytest once for each setting; 1 if one of them fails."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--one", action="store_true", help="one that is not the machine's own")
+    parser.add_argument("--jobs", default="2", help="processes (default: 2)")
+    arguments, pytest_args = parser.parse_known_args(argv)
+    capability = machine_capability()
+    runs = selected(capability, one=arguments.one)
+    failed = 0
+    for setting in runs:
+        print("==>", *(f"{name}={value}" for name, value in setting.items()), flush=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-n", arguments.jobs, *pytest_args]
+        files = [str(Path(__file__).with_name(name)) for name in NUMERIC]
+        done = subprocess.run([*command, *files], env={**os.environ, **setting}, cwd=ROOT)
+        failed += done.returncode != 0
+    if not arguments.one:
+        left_out = [name for name in ORDER if ORDER.index(name) > ORDER.index(capability)]
+        for name in left_out:
+            print(f"==> left out: {ATEN}={name}, which this processor lacks")
+    print(f"==> {len(runs) - failed} of {len(runs)} settings passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
