@@ -61,8 +61,10 @@ class Arithmetic:
         accumulate = torch.promote_types(x.dtype, torch.float32)
         product = unit_roundoff(accumulate)
         if x.dtype == torch.float32 and x.is_cuda:
-            allowed = torch.backends.cuda.matmul.allow_tf32
-            product = 2.0**-10 if allowed else _THREE_TF32  # tf32 may cut instead of rounding
+            # Not allow_tf32, which raises an error after the newer setting was made. The hardware
+            # may cut to tf32 instead of rounding.
+            tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+            product = 2.0**-10 if tf32 else _THREE_TF32
         return cls(x.dtype, accumulate, product, stores_scores)
 
     @property
