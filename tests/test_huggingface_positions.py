@@ -311,6 +311,19 @@ def test_a_grid_is_not_used_for_an_image_of_another_size(knows: bool) -> None:
         assert not same._forward_pre_hooks
 
 
+def test_a_mask_learned_on_a_grid_is_not_cropped_as_a_line() -> None:
+    model = sb.attach_dam(image_model(), sb.DifferentiableAttentionMask(1, 4, 17))
+    model(torch.randn(1, 3, 36, 36))
+    with pytest.raises(ValueError, match=r"10 tokens, but the DAM is for 17, .* 4 x 4 patches"):
+        model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match=r"makes 2 x 8 patches .* grid of 4 x 4"):
+        model(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
+    sb.detach_dam(model)
+    assert not model._forward_pre_hooks
+    sb.attach_dam(model, sb.DifferentiableAttentionMask(1, 4, 24))
+    model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
+
+
 def test_a_line_longer_than_the_image_serves_any_image() -> None:
     model = sb.sparsify(image_model(), sb.patterns.star(24))
     for size in ((36, 36), (27, 27), (18, 72)):

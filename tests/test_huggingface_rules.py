@@ -85,7 +85,7 @@ def test_chunks_are_no_window() -> None:
     rule = chunked_causal_mask_function(6, torch.zeros(2, dtype=torch.long))
     settings = {"batch_size": 2, "q_length": LENGTH, "kv_length": LENGTH, "mask_function": rule}
     given = sparsebert_mask(**settings, local_size=6, allow_is_causal_skip=True)
-    read = read_mask(given, True, LENGTH)
+    read = read_mask(given, True, LENGTH, LENGTH)
     assert read.rule is None and read.key_mask is None and read.full_mask is not None
     expected = sdpa_mask(**settings, allow_is_causal_skip=False)
     assert read.full_mask.equal(expected.expand_as(read.full_mask))
@@ -132,3 +132,25 @@ def test_an_additive_padding_mask_is_not_taken_the_wrong_way_round() -> None:
     for weights in (False, True):
         with pytest.raises(ValueError, match=r"must be bool, .* write attention_mask == 0"):
             sparsebert_attention(module, *qkv(), additive, output_attentions=weights)
+
+
+@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+def test_padding_in_four_dimensions_is_padding(additive: bool, weights: bool) -> None:
+    """As LayoutLM makes it, on the left too."""
+    module, mask = one_module()
+    q, k, v = qkv()
+    real = torch.ones(2, LENGTH, dtype=torch.bool)
+    real[0, :6] = real[1, -3:] = False
+    given = real[:, None, None, :]
+    if additive:
+        given = torch.zeros(given.shape, dtype=torch.float64).masked_fill(~given, LOWEST)
+    settings = {"is_causal": False, "output_attentions": weights}
+    got, _ = sparsebert_attention(module, q, k, v, given, **settings)
+    expected, _ = sparsebert_attention(module, q, k, v, real, **settings)
+    assert_equal_in_fp64(got[real], expected[real])
+    none = torch.zeros(()).double()
+    alone = softmax_attention(
+        *(x[:1, :, 6:] for x in (q, k, v)), mask[:, : LENGTH - 6, : LENGTH - 6], none
+    )
+    assert_equal_in_fp64(got[:1, 6:], alone)

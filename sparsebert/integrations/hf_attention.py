@@ -30,7 +30,6 @@ from sparsebert.integrations.hf_rules import (
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
 from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
-from sparsebert.positions import why_not_crop
 
 # transformers' record of what the caller wants returned; not a public name.
 _collector: Any = getattr(output_capturing, "_active_collector", None)
@@ -49,15 +48,14 @@ class LayerMask(nn.Module):
         backend: str,
         positions: str,
         configs: tuple[ConfigSwap, ...],
-        only_whole: str | None = None,
+        only_whole: str | None,
     ) -> None:
         super().__init__()
         self.masks = masks  # of the whole model, to be saved
         self.index = index  # of the layer among them
         self.backend = backend
         self.positions = positions  # counted from the first of the "sequence", or of the "batch"
-        # Why a shorter input has no part of the mask; looked up here, where Dynamo can guard it.
-        self.only_whole = only_whole or why_not_crop(masks.positions)
+        self.only_whole = only_whole  # why a shorter input has no part of the mask, if so
         self.configs = configs  # to be put back
         self.plans = MaskPlans(masks.layer(index))
         self.ruled: dict[int, MaskPlans] = {}
@@ -157,7 +155,7 @@ def sparsebert_attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    rules = read_mask(attention_mask, is_causal, kv_len)
+    rules = read_mask(attention_mask, is_causal, q_len, kv_len)
     check_key_mask(rules.key_mask, query.shape[0], kv_len)
     tokens = rules.offset + kv_len
     _check_length(layer, tokens)

@@ -35,6 +35,7 @@ from sparsebert.integrations.hf_configs import (
     restore_configs,
     swap_configs,
 )
+from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.hf_padding import values_from_first
 from sparsebert.integrations.hf_rules import (
@@ -45,6 +46,7 @@ from sparsebert.integrations.hf_rules import (
     rule_mask,
     sparsebert_mask,
 )
+from sparsebert.positions import LINE
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,11 +58,16 @@ class SharedDraw:
     """
 
     def __init__(
-        self, dam: DifferentiableAttentionMask, gate: str, configs: tuple[ConfigSwap, ...]
+        self,
+        dam: DifferentiableAttentionMask,
+        gate: str,
+        configs: tuple[ConfigSwap, ...],
+        only_whole: str | None,
     ) -> None:
         self.dam = dam
         self.gate = gate
         self.configs = configs  # the model's own, to be put back
+        self.only_whole = only_whole  # why a shorter input has no part of the mask, if so
         self.hook: RemovableHandle | None = None
         self._values: torch.Tensor | None = None  # [L, H, P]
 
@@ -138,7 +145,9 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
             f"attach_dam: dam has num_heads={dam.num_heads} but {name} has {heads}; give 1 (for "
             f"all) or {heads}"
         )
-    shared = SharedDraw(dam, gate, swap_configs(model, attention, DAM))
+    only_whole = why_only_whole(attention.owner, dam.seq_len, LINE)
+    shared = SharedDraw(dam, gate, swap_configs(model, attention, DAM), only_whole)
+    watch_images(attention.owner, dam.seq_len, LINE)
     owner: nn.Module = attention.owner
     owner.add_module(DAM, dam.to(attention.owner.device).train(owner.training))
     shared.hook = owner.register_forward_pre_hook(shared.start)
@@ -168,6 +177,7 @@ def detach_dam(model: Model) -> Model:
             delattr(module, DAM)
     assert shared.hook is not None
     shared.hook.remove()
+    unwatch_images(model)
     restore_configs(model, shared.configs)
     return model
 
@@ -218,9 +228,14 @@ def dam_attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    rules = read_mask(attention_mask, is_causal, length)
+    rules = read_mask(attention_mask, is_causal, length, length)
     rule, key_mask, full_mask = rules.rule, rules.key_mask, rules.full_mask
     check_key_mask(key_mask, batch, length)
+    if length < handle.shared.dam.seq_len and handle.shared.only_whole:
+        raise ValueError(
+            f"sparsebert: a sequence of {length} tokens, but the DAM is for "
+            f"{handle.shared.dam.seq_len}, and {handle.shared.only_whole}"
+        )
     mask = handle.shared.of_layer(handle.layer, length)  # [H, N, N]
     if rules.first is not None:
         mask = values_from_first(mask, rules.first)  # [B, H, N, N]

@@ -13,33 +13,38 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from sparsebert.masks import AttentionMask
-from sparsebert.positions import LINE, Grid
+from sparsebert.positions import LINE, Grid, Positions, why_not_crop
 
 
-def grid_of(owner: PreTrainedModel, masks: AttentionMask) -> Grid | None:
-    """The grid that the masks are for: their own, or the model's, if they are as long as that."""
-    if masks.positions != LINE:
-        return masks.positions if isinstance(masks.positions, Grid) else None
+def grid_of(owner: PreTrainedModel, tokens: int, positions: Positions) -> Grid | None:
+    """The grid that masks are for: their own, or the model's, if they are as long as that.
+
+    Args:
+        tokens, positions: of the masks.
+    """
+    if positions != LINE:
+        return positions if isinstance(positions, Grid) else None
     config: Any = owner.config
     image, patch = (_pair(getattr(config, name, None)) for name in ("image_size", "patch_size"))
     if owner.main_input_name != "pixel_values" or image is None or patch is None:
         return None
     height, width = image[0] // patch[0], image[1] // patch[1]
-    special = masks.q_len - height * width
+    special = tokens - height * width
     # None, [CLS], [CLS] and a distillation token, [CLS] and registers.
     usual = {0, 1, 2, 1 + (getattr(config, "num_register_tokens", None) or 0)}
     return Grid(height, width, special) if special in usual else None
 
 
-def why_only_whole(owner: PreTrainedModel, masks: AttentionMask) -> str | None:
-    """Why masks that are a line all the same serve no shorter input; None if they do."""
-    grid = grid_of(owner, masks)
-    if grid is None or masks.positions != LINE:
+def why_only_whole(owner: PreTrainedModel, tokens: int, positions: Positions) -> str | None:
+    """Why masks serve no shorter input; None if they do."""
+    if positions != LINE:
+        return why_not_crop(positions)
+    grid = grid_of(owner, tokens, positions)
+    if grid is None:
         return None
     return (
         f"that is {grid}, as {type(owner).__name__} makes of its own images; the patches of "
-        "another image are not the first of these: sparsify again with masks for its size"
+        "another image are not the first of these: make masks for its size"
     )
 
 
@@ -60,13 +65,16 @@ class GridCheck:
         if same_number and height != self.grid.height:  # other numbers raise in the attention
             raise ValueError(
                 f"sparsebert: {type(module).__name__} makes {height} x {width} patches of this "
-                f"image, but the masks are for {self.grid}; sparsify again with masks for its size"
+                f"image, but the masks are for {self.grid}; make masks for its size"
             )
 
 
-def watch_images(owner: PreTrainedModel, masks: AttentionMask) -> None:
+def watch_images(owner: PreTrainedModel, tokens: int, positions: Positions) -> None:
     """Let `owner` raise ValueError for images that make another grid than that of the masks."""
-    grid, patch = grid_of(owner, masks), _pair(getattr(owner.config, "patch_size", None))
+    grid, patch = (
+        grid_of(owner, tokens, positions),
+        _pair(getattr(owner.config, "patch_size", None)),
+    )
     if grid is None or patch is None:
         return
     check = GridCheck(grid, patch)

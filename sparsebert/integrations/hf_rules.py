@@ -17,8 +17,10 @@ s is 2 where a sequence may begin with padding, else 1. These are views, cheap, 
 that models make. (A tensor passes through any model code; an object of our own may not.) What
 does not come from the mask function:
 
-    [B, M]                     which keys are real tokens, bidirectional
-    [B, 1 or H, N, M]          all of it, bool or additive, from the user
+    [B, M] or [B, 1, 1, M]     which keys are real tokens, bidirectional (N > 1)
+    [B, 1 or H, N, M]          all of it, from the user
+
+where those of four dimensions are bool or additive.
 """
 
 from __future__ import annotations
@@ -159,14 +161,14 @@ class Rules:
     first: torch.Tensor | None = None
 
 
-def read_mask(attention_mask: torch.Tensor | None, is_causal: bool, kv_len: int) -> Rules:
-    """What the mask function said, or the user; `kv_len` is M."""
+def read_mask(
+    attention_mask: torch.Tensor | None, is_causal: bool, q_len: int, kv_len: int
+) -> Rules:
+    """What the mask function said, or the model, or the user, of N x M scores."""
     if attention_mask is None:
         return Rules(CAUSAL if is_causal else None)
     if attention_mask.dim() == 2:
-        begins = may_begin_with_padding(attention_mask)
-        first = first_tokens(attention_mask) if begins else None
-        return Rules(key_mask=attention_mask, first=first)
+        return Rules(key_mask=attention_mask, first=_first_of(attention_mask))
     if attention_mask.dim() == 7:
         rows = attention_mask[:, 0, 0, 0, 0]
         real = rows[:, -1]
@@ -180,12 +182,29 @@ def read_mask(attention_mask: torch.Tensor | None, is_causal: bool, kv_len: int)
     if attention_mask.dim() == 4 and (
         attention_mask.dtype == torch.bool or attention_mask.is_floating_point()
     ):
-        return Rules(full_mask=attention_mask)
+        if q_len == 1 or attention_mask.shape[1:3] != (1, 1):
+            return Rules(full_mask=attention_mask)
+        real = _allows(attention_mask)[:, 0, 0]
+        if attention_mask.dtype == torch.bool:
+            return Rules(key_mask=real, first=_first_of(real))
+        return Rules(full_mask=attention_mask, first=_first_of(real))
     raise ValueError(
         f"sparsebert: the attention gets a mask {attention_mask.dtype} "
         f"{list(attention_mask.shape)}, which is neither [B, M] nor [B, 1, N, M], bool (True = "
         "may attend) or additive"
     )
+
+
+def _first_of(real: torch.Tensor) -> torch.Tensor | None:
+    return first_tokens(real) if may_begin_with_padding(real) else None
+
+
+def _allows(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask, bool or additive, does not forbid."""
+    if mask.dtype == torch.bool:
+        return mask
+    # transformers writes "forbidden" as the most negative number.
+    return mask > torch.finfo(mask.dtype).min / 2
 
 
 def check_key_mask(key_mask: torch.Tensor | None, batch: int, kv_len: int) -> None:
@@ -220,10 +239,8 @@ def combine(
     """
     if key_mask is not None:
         allowed = allowed & key_mask.bool()[:, None, None, :]
-    if full_mask is not None and full_mask.dtype == torch.bool:
-        allowed = allowed & full_mask
-    elif full_mask is not None:
-        # transformers writes "forbidden" as the most negative number.
-        allowed = allowed & (full_mask > torch.finfo(full_mask.dtype).min / 2)
-        bias = full_mask if bias is None else bias + full_mask
+    if full_mask is not None:
+        allowed = allowed & _allows(full_mask)
+        if full_mask.dtype != torch.bool:
+            bias = full_mask if bias is None else bias + full_mask
     return allowed, bias

@@ -142,14 +142,14 @@ def sparsify(
     if sparse_modules(model):
         densify(model)
     configs = swap_configs(model, attention, IMPLEMENTATION)
-    only_whole = why_only_whole(attention.owner, whole)
+    only_whole = why_only_whole(attention.owner, whole.q_len, whole.positions)
     layers = [
         LayerMask(whole, index, backend, positions, configs, only_whole)
         for index in range(whole.num_layers)
     ]
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
-    watch_images(attention.owner, whole)
+    watch_images(attention.owner, whole.q_len, whole.positions)
     hf_guards.watch(model)
     return model
 
