@@ -40,7 +40,7 @@ def with_dam(name: str, **more: Any) -> tuple[Any, sb.DifferentiableAttentionMas
 
 @pytest.mark.parametrize("name", MODELS)
 def test_hard_mask_is_eager_attention_under_it(name: str) -> None:
-    """Hidden states, logits, loss and every gradient, padding included, as test_huggingface."""
+    """Hidden states, logits and every gradient, padding included, as test_huggingface."""
     model, dam = with_dam(name)
     masks = random_masks(model)
     with torch.no_grad():

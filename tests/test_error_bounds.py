@@ -188,5 +188,8 @@ def test_routes_bound_a_model_by_mean_squares():
     wrong = noise[2].clone()
     wrong[50] += 3e-4  # one row
     assert wrong.square().mean().sqrt() > bound
-    assert route_bound(exact[0, :1], [exact[0, :1] + 1e-5], torch.float32) > 1e-4  # one draw
+    few = exact[0, :64]
+    assert 3e-5 < route_bound(few, [few + 1e-5], torch.float32) < 4e-5
+    with pytest.raises(ValueError, match="has 63 elements"):
+        route_bound(few[1:], [few[1:]], torch.float32)
     assert route_bound(exact, [exact * math.nan], torch.float32) == math.inf

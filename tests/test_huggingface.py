@@ -57,7 +57,7 @@ def check_against_judge(
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_agrees_with_eager_attention(name: str, padded: bool) -> None:
-    """Hidden states, logits, loss and every gradient; another mask for each layer and head.
+    """Hidden states, logits and every gradient; another mask for each layer and head.
 
     Only real tokens are compared: what a padding token sees is nobody's business, and where it
     sees nothing we give zeros, and eager attention a mean over everything.
