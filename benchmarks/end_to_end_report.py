@@ -150,6 +150,16 @@ def _amdahl(share: float | np.ndarray) -> Any:
     return 1.0 / np.maximum(1.0 - share, 0.01)
 
 
+def _reach(ours: Sequence[Row], dense: Sequence[Row]) -> list[list[float]]:
+    """How far the bars of speed-ups reach down and up, from the times' 20 and 80 % quantiles."""
+    low, high = [], []
+    for row, other in zip(ours, dense, strict=True):
+        speedup = float(row["speedup"])
+        low.append(speedup - float(other["ms_20"]) / float(row["ms_80"]))
+        high.append(float(other["ms_80"]) / float(row["ms_20"]) - speedup)
+    return [[max(0.0, x) for x in low], [max(0.0, x) for x in high]]
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Gain over the share of attention with Amdahl's line, and throughput over N."""
     figure = new_figure(11, 4.6)
@@ -160,6 +170,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for row in timed
         if row["route"] == SDPA
     }
+    dense = {(r["model"], r["N"], r["mode"]): r for r in timed if r["route"] == SDPA}
     routes = [r for r in dict.fromkeys(row["route"] for row in timed) if r.startswith(OURS)]
     names = list(dict.fromkeys(row["model"] for row in timed))
     for colour, route in zip(COLOURS, routes, strict=False):
@@ -169,10 +180,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     row for row in timed
                     if (row["route"], row["model"], row["mode"]) == (route, name, mode)
                 ]  # fmt: skip
-                gain.plot(
+                gain.errorbar(
                     [shares[row["model"], row["N"], mode] for row in chosen],
                     [float(row["speedup"]) for row in chosen],
-                    marker, color=colour, markersize=6,
+                    yerr=_reach(chosen, [dense[row["model"], row["N"], mode] for row in chosen]),
+                    fmt=marker, color=colour, markersize=6, capsize=2, elinewidth=1,
                     markerfacecolor=colour if mode == "inference" else "none",
                     label=f"{name}, {route.split(', ')[1]}" if mode == "inference" else None,
                 )  # fmt: skip
@@ -182,13 +194,22 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     gain.axhline(1.0, color="gray", linewidth=0.8, linestyle=":")
     gain.set_xlabel("share of the dense model's time in attention")
     gain.set_ylabel("dense model's time over the sparse one's")
-    gain.set_title("Whole model (hollow: training)")
+    gain.set_title("Whole model (hollow: training; bars: 20 to 80 % of the calls)", fontsize=10)
     gain.legend(fontsize=7)
 
     chosen = [row for row in timed if row["model"] == names[0] and row["mode"] == "inference"]
     for colour, route in zip(COLOURS, dict.fromkeys(row["route"] for row in chosen), strict=False):
-        points = [(int(r["N"]), float(r["tokens_per_s"])) for r in chosen if r["route"] == route]
-        speed.plot(*zip(*points, strict=True), marker="o", color=colour, label=route)
+        of_route = [row for row in chosen if row["route"] == route]
+        rates = np.array([float(row["tokens_per_s"]) for row in of_route])
+        fast, slow = (
+            np.array([float(row["ms_50"]) / float(row[name]) for row in of_route])
+            for name in ("ms_20", "ms_80")
+        )
+        speed.errorbar(
+            [int(row["N"]) for row in of_route], rates,
+            yerr=(rates * np.maximum(0.0, 1 - slow), rates * np.maximum(0.0, fast - 1)),
+            marker="o", color=colour, capsize=2, elinewidth=1, label=route,
+        )  # fmt: skip
     speed.set_xscale("log", base=2)
     lengths = sorted({int(row["N"]) for row in chosen})
     speed.set_xticks(lengths, [str(length) for length in lengths])

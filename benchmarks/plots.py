@@ -7,21 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.cases import DIRECTIONS, PAPER
 from benchmarks.masks import LEARNED_LOOKING, NO_DIAGONAL
-from benchmarks.results import BEST_DENSE, Row, with_best_dense
+from benchmarks.results import BEST_DENSE, Row, key_of, with_best_dense
 from benchmarks.rivals import OURS, SDPA_MASK
 from sparsebert.cli.plots import COLOURS, new_figure, save_figure
 
+_BARS = "bars: times of 20 to 80 % of the calls"
 _GROUPS = ("paper-short", "paper-long", "no-gain", "learned", "quick")
 _MASKS = (*PAPER, LEARNED_LOOKING, NO_DIAGONAL)
 _STYLES = dict(zip(_MASKS, zip((*COLOURS, "#888888"), "osD^vP*X", strict=True), strict=True))
-Points = dict[int, float]
+Points = dict[int, tuple[float, float, float]]
+"""For each length the lowest, middle and highest value that the times of 20 to 80 % give."""
 
 
 def speedups(rows: Sequence[Row], path: Path) -> None:
     """SDPA's time with the same mask over ours, over N, a line for each mask."""
-    figure, panels = _panels("SDPA's time with the same mask, over ours")
+    figure, panels = _panels(f"SDPA's time with the same mask, over ours ({_BARS})")
     for axis, direction in zip(panels, DIRECTIONS, strict=True):
         for name, points in _lines(rows, SDPA_MASK, direction, "speedup").items():
             _draw(axis, name, points)
@@ -39,14 +43,14 @@ def speedups(rows: Sequence[Row], path: Path) -> None:
 
 def bounds(rows: Sequence[Row], path: Path) -> None:
     """Share of the bound that our plans reach, over N; dense attention without a mask dashed."""
-    figure, panels = _panels("share of the bound that is reached")
+    figure, panels = _panels(f"share of the bound that is reached ({_BARS})")
     for axis, direction in zip(panels, DIRECTIONS, strict=True):
         for name, points in _lines(rows, OURS, direction, "of_bound").items():
             _draw(axis, name, points)
         # Without a mask all masks of a length are the same work, timed several times.
         dense: dict[int, list[float]] = {}
         for points in _lines(with_best_dense(rows), BEST_DENSE, direction, "of_bound").values():
-            for length, share in points.items():
+            for length, (_, share, _) in points.items():
                 dense.setdefault(length, []).append(share)
         if dense:
             lengths = sorted(dense)
@@ -59,12 +63,28 @@ def bounds(rows: Sequence[Row], path: Path) -> None:
 
 def _lines(rows: Sequence[Row], contender: str, direction: str, column: str) -> dict[str, Points]:
     """For each mask the values over N."""
+    ours = {(key_of(row)): row for row in rows if row["contender"] == OURS}
     lines: dict[str, Points] = {name: {} for name in _MASKS}
     for row in rows:
         wanted = row["contender"] == contender and row["direction"] == direction
         if wanted and row[column] and row["group"] in _GROUPS and row["mask"] in lines:
-            lines[row["mask"]][int(row["length"])] = float(row[column])
+            fastest, slowest = _spread(row)
+            if column == "speedup":  # their time over ours
+                our_fastest, our_slowest = _spread(ours.get(key_of(row), {}))
+                fastest, slowest = fastest / our_slowest, slowest / our_fastest
+            else:
+                fastest, slowest = 1.0 / slowest, 1.0 / fastest
+            value = float(row[column])
+            lines[row["mask"]][int(row["length"])] = value * fastest, value, value * slowest
     return {name: points for name, points in lines.items() if points}
+
+
+def _spread(row: Row) -> tuple[float, float]:
+    """The times below and above which a fifth of the calls are, over the median."""
+    if not all(row.get(name) for name in ("ms_20", "ms_50", "ms_80")):
+        return 1.0, 1.0
+    middle = float(row["ms_50"])
+    return float(row["ms_20"]) / middle, float(row["ms_80"]) / middle
 
 
 def _panels(title: str) -> tuple[Any, Sequence[Any]]:
@@ -77,12 +97,16 @@ def _panels(title: str) -> tuple[Any, Sequence[Any]]:
 def _draw(axis: Any, name: str, points: Points) -> None:
     colour, marker = _STYLES[name]
     lengths = sorted(points)
-    axis.plot(
+    low, middle, high = (np.array([points[n][part] for n in lengths]) for part in range(3))
+    axis.errorbar(
         lengths,
-        [points[n] for n in lengths],
+        middle,
+        yerr=(np.maximum(0.0, middle - low), np.maximum(0.0, high - middle)),
         marker=marker,
         markersize=5,
         color=colour,
+        capsize=2,
+        elinewidth=1,
         label=name,
     )
 

@@ -362,6 +362,40 @@ class AttentionMask:
         """The mask as a fresh bool tensor [L, H, N, M] on the CPU, True = may attend."""
         return torch.from_numpy(unpack(self._bits, self._kv_len))
 
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
+        """What `numpy.asarray` makes of a mask: the same as `dense`, as an array."""
+        if copy is False:
+            raise ValueError(
+                "AttentionMask: its bits are packed, so an array of it is a copy; leave out "
+                "copy=False"
+            )
+        return unpack(self._bits, self._kv_len).astype(dtype or np.bool_, copy=False)
+
+    def plot(self, layer: int | None = None, head: int | None = None, ax: Any = None) -> Any:
+        """Draw the mask with matplotlib: queries downwards, keys to the right, blue = may attend.
+
+        Args:
+            layer, head: draw only this one; None means all that are different, at most 48.
+            ax: a matplotlib axes to draw on, for a single head.
+
+        Returns the axes of a single head (as ``ax.figure`` has its figure), the figure of several.
+
+        Raises:
+            ImportError: matplotlib is not installed; the message says how to.
+            IndexError: no such layer or head.
+            ValueError: `ax` for a mask of several different heads.
+        """
+        from sparsebert.drawing import plot_mask
+
+        return plot_mask(self, layer, head, ax)
+
+    def _repr_html_(self) -> str:
+        from sparsebert.notebook import mask_html
+
+        return mask_html(self)
+
     def to_block_mask(
         self,
         block_size: int | tuple[int, int] = 128,

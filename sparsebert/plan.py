@@ -246,8 +246,21 @@ class AttentionPlan:
         return torch.from_numpy(distinct[self.head_map])
 
     def explain(self) -> PlanReport:
-        """What the plan executes, what that should cost, and why it was chosen."""
-        return self.report
+        """What the plan executes, what that should cost, and why it was chosen.
+
+        In a notebook the report shows itself as a table with pictures of the tiles.
+        """
+        return self.report.with_pictures(self._tiles_html)
+
+    def _tiles_html(self) -> str:
+        from sparsebert.notebook import tiles_html
+
+        return tiles_html(self)
+
+    def _repr_html_(self) -> str:
+        from sparsebert.notebook import plan_html
+
+        return plan_html(self)
 
     def __repr__(self) -> str:
         return (

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+_IN_FULL = 4  # different heads whose account str() gives in full, if there are no more
+_IN_LINES = 12  # if there are more, so many of them get a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,11 @@ class HeadReport:
     reason: str
 
     @property
+    def label(self) -> str:
+        """Which heads of the mask it is about, in words."""
+        return _name_heads(self.heads)
+
+    @property
     def padding_waste(self) -> float:
         """Share of the computed scores that the mask does not need."""
         return 1.0 - self.density / self.executed_fraction if self.executed_fraction else 0.0
@@ -55,10 +67,16 @@ class HeadReport:
         """Predicted forward time of dense attention over that of the chosen route."""
         return _ratio(self.dense_us, self.predicted_us)
 
+    def __repr__(self) -> str:
+        return f"<HeadReport {_summarise_head(self)}>"
+
 
 @dataclasses.dataclass(frozen=True)
 class PlanReport:
-    """What a plan executes and should cost; `str()` of it is the readable report.
+    """What a plan executes and should cost; it shows itself as a readable report.
+
+    `str()` gives the whole first and, of many different heads, a line for the first ones;
+    `details` gives all there is.
 
     Attributes:
         q_len, kv_len, num_heads: the mask's size.
@@ -79,6 +97,8 @@ class PlanReport:
     head_dim: int = 64
     threads: int = 1
     copies: int = 12
+
+    _pictures: ClassVar[Any] = None  # or what `with_pictures` got; no field, it is not stored
 
     def _mean(self, field: str) -> float:
         weighted = sum(getattr(head, field) * len(head.heads) for head in self.per_head)
@@ -145,32 +165,94 @@ class PlanReport:
         """Share of the rows in tiles that an earlier tile covers too, mean over heads."""
         return self._mean("merge_share")
 
-    def __str__(self) -> str:
-        forward, backward = self.predicted_us, self.predicted_backward_us
-        lines = [
+    @property
+    def title(self) -> str:
+        """What the plan is for, in a line."""
+        return (
             f"plan for {self.num_heads} head(s) of {self.q_len} x {self.kv_len}, "
-            f"target {self.target}, objective {self.objective}",
-            f"  calls planned for  D = {self.head_dim}, batch x heads = {self.copies}"
-            + (f", {self.threads} thread(s)" if self.target == "cpu" else ""),
-            f"  density            {self.density:8.4f}   share of ones in the mask",
-            f"  executed fraction  {self.executed_fraction:8.4f}   share of the scores computed",
-            f"  padding waste      {self.padding_waste:8.4f}   of these, not needed by the mask",
-            f"  merge share        {self.merge_share:8.4f}   of the rows in tiles, merged",
-            f"  tiles              {_name_tiles(self.tiles)}",
-            f"  predicted time     {forward:8.4g} us a head forward, {backward:.4g} us backward",
-            f"  predicted speed-up {self.predicted_speedup:8.2f}x  over dense attention, forward",
-            f"                     {self.predicted_step_speedup:8.2f}x  forward and backward",
-            f"  bound              {self._mean('bound_us'):8.4g} us a head, for any cover",
-            f"  cost model         {self.cost_source}",
+            f"target {self.target}, objective {self.objective}"
+        )
+
+    def figures(self) -> list[tuple[str, str, str]]:
+        """The totals: name, value, and what it is, all as text."""
+        calls = f"D = {self.head_dim}, batch x heads = {self.copies}"
+        calls += f", {self.threads} thread(s)" if self.target == "cpu" else ""
+        backward = f"{self.predicted_backward_us:.4g} us backward"
+        executed = f"{self.executed_fraction:8.4f}"
+        speedup, step = f"{self.predicted_speedup:8.2f}x", f"{self.predicted_step_speedup:8.2f}x"
+        return [
+            ("calls planned for", calls, ""),
+            ("routes", self.routes, ""),
+            ("density", f"{self.density:8.4f}", "share of ones in the mask"),
+            ("executed fraction", executed, "share of the scores computed"),
+            ("padding waste", f"{self.padding_waste:8.4f}", "of these, not needed by the mask"),
+            ("merge share", f"{self.merge_share:8.4f}", "of the rows in tiles, merged"),
+            ("tiles", _name_tiles(self.tiles), ""),
+            ("predicted time", f"{self.predicted_us:8.4g} us", f"a head forward, {backward}"),
+            ("predicted speed-up", speedup, "over dense attention, forward"),
+            ("", step, "forward and backward"),
+            ("bound", f"{self._mean('bound_us'):8.4g} us", "a head, for any cover"),
+            ("cost model", self.cost_source, ""),
         ]
+
+    def details(self) -> str:
+        """The report with the account of every different head."""
+        return self._text(in_full=len(self.per_head))
+
+    def with_pictures(self, pictures: Callable[[], str]) -> PlanReport:
+        """The same report; in a notebook it shows the HTML that `pictures` returns."""
+        report = copy.copy(self)
+        object.__setattr__(report, "_pictures", pictures)
+        return report
+
+    @property
+    def routes(self) -> str:
+        """How many heads go which way, and how many of them differ, in words."""
+        heads = Counter[str]()
         for head in self.per_head:
-            lines += _describe_head(head, "us" if self.objective == "time" else "scores")
-        return "\n".join(lines)
+            heads[head.route] += len(head.heads)
+        routes = ", ".join(f"{count} head(s) {route}" for route, count in heads.items())
+        return f"{routes}; {len(self.per_head)} of {self.num_heads} different"
+
+    def _text(self, in_full: int) -> str:
+        lines = [self.title]
+        for name, value, meaning in self.figures():
+            lines.append(f"  {name:<18} {value}{'  ' if meaning else ''}{meaning}")
+        if len(self.per_head) <= in_full:
+            for head in self.per_head:
+                lines += _describe_head(head, "us" if self.objective == "time" else "scores")
+            return "\n".join(lines)
+        lines += [f"  {_summarise_head(head)}" for head in self.per_head[:_IN_LINES]]
+        more = len(self.per_head) - _IN_LINES
+        lines += [f"  ... and {more} more different heads"] if more > 0 else []
+        return "\n".join([*lines, "  report.details() has each head in full"])
+
+    def __str__(self) -> str:
+        return self._text(_IN_FULL)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        from sparsebert.notebook import report_html
+
+        return report_html(self, self._pictures() if self._pictures else "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_pictures"}
+
+
+def _summarise_head(head: HeadReport) -> str:
+    return (
+        f"{head.label}: {head.route}, {head.cover}; density {head.density:.4f}, executed "
+        f"{head.executed_fraction:.4f}, {head.predicted_us:.4g} us forward, "
+        f"{head.predicted_speedup:.2f}x"
+    )
 
 
 def _describe_head(head: HeadReport, unit: str) -> list[str]:
     lines = [
-        f"  {_name_heads(head.heads)}: {head.route}, {head.cover}",
+        f"  {head.label}: {head.route}, {head.cover}",
         f"    density {head.density:.4f}, executed {head.executed_fraction:.4f}, "
         f"waste {head.padding_waste:.3f}, tiles {_name_tiles(head.tiles)}, "
         f"gathered columns {head.gathered_columns}, merge share {head.merge_share:.3f}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, compare, readme, report, results, rivals
+from benchmarks import cases, compare, plots, readme, report, results, rivals
 from benchmarks.cases import FORWARD, Case, select
 
 
@@ -63,6 +63,25 @@ def test_the_report_shows_losses_refusals_and_what_is_missing(tmp_path: Path) ->
     assert gpu.count(report.NOT_MEASURED) == 5 + len(cases.group_names(select("cuda")))
     for name in ("speedup", "bound"):
         assert (tmp_path / f"attention_cpu_{name}.png").stat().st_size > 10_000
+
+
+def test_plots_show_the_spread_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their time over ours: at worst their fastest over our slowest, at best the reverse."""
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    plots.speedups(small_table(), Path("speedup.png"))
+    plots.bounds(small_table(), Path("bound.png"))
+    bars = []
+    for figure in drawn:
+        (container,) = figure.axes[0].containers
+        assert container.has_yerr
+        segments = container.lines[2][0].get_segments()
+        bars.append({int(x): (low, high) for (x, low), (_, high) in segments})
+    assert set(bars[0]) == {128, 512, 1024} == set(bars[1])
+    for length, speedup in ((128, 0.5), (512, 2.0), (1024, 8.0)):
+        expected = speedup * 0.95 / 1.05, speedup * 1.05 / 0.95
+        assert bars[0][length] == pytest.approx(expected)
+        assert bars[1][length] == pytest.approx((0.5 / 1.05, 0.5 / 0.95))
 
 
 def test_the_aims_are_read_from_the_rows() -> None:

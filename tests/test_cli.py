@@ -243,12 +243,27 @@ def test_distinct_heads(layered: str) -> None:
     assert labels == ["layer 0, head 0 and 1 more", "layer 0, head 1", "layer 1, head 1"]
 
 
-def test_drawing_a_long_mask_keeps_thin_lines() -> None:
-    """Each cell of a picture is the share of its positions that are allowed."""
-    cells = plots._cells(patterns.star(1000), 300)
-    assert cells.shape == (300, 300)
-    assert (cells[0] > 0).all() and (cells[:, 0] > 0).all() and (cells.diagonal() > 0).all()
-    assert cells.max() <= 1.0
+def test_explain_of_many_heads_begins_with_the_total_and_is_bounded(
+    tmp_path: Path, capsys: Output
+) -> None:
+    """12 layers of 12 heads, all different, were 877 lines."""
+    layers = [patterns.random(32, density=0.2, seed=seed, num_heads=12) for seed in range(12)]
+    file = tmp_path / "many.safetensors"
+    AttentionMask.stack_layers(layers).save(file)
+    assert main(["explain", str(file), "--text"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("12 layers, each a plan for 12 head(s) of 32 x 32")
+    assert "predicted speed-up" in lines[4]
+    assert len(lines) < 30
+    assert [line.split()[0] for line in lines[6:18]] == [str(index) for index in range(12)]
+    assert main(["explain", str(file), "--text", "--details"]) == 0
+    full = capsys.readouterr().out
+    assert full.count("    why: ") == 144 and full.startswith("\n".join(lines[:5]))
+    assert main(["explain", str(file), "--text", "--layer", "3"]) == 0
+    one = capsys.readouterr().out.splitlines()
+    assert len(one) < 35 and one[0].startswith("plan for 12 head(s)")
+    assert main(["explain", str(file), "--text", "--layer", "3", "--details"]) == 0
+    assert capsys.readouterr().out.count("    why: ") == 12
 
 
 def test_explain(star: str, layered: str, tmp_path: Path, capsys: Output) -> None:

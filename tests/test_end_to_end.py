@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import sparsebert as sb
-from benchmarks import end_to_end
+from benchmarks import end_to_end, end_to_end_report
 from benchmarks import end_to_end_models as models
 from benchmarks.end_to_end_report import COLUMNS, write_report
 
@@ -66,6 +66,14 @@ def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixt
                      "Of 8 sparse cases 0", "Not measured yet"):  # fmt: skip
         assert expected in before
     assert (tmp_path / "end_to_end_cpu.png").read_bytes().startswith(b"\x89PNG")
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(end_to_end_report, "save_figure", lambda figure, _: drawn.append(figure))
+        end_to_end_report.draw(rows, tmp_path / "drawn.png")
+    for axis in drawn[0].axes:
+        assert axis.containers and all(each.has_yerr for each in axis.containers)
+    (_, low), (_, high) = drawn[0].axes[0].containers[0].lines[2][0].get_segments()[0]
+    assert (low, high) == pytest.approx((1.4 / 2.6, 2.6 / 1.4))  # quantiles of 1, 2 and 3 ms
     write_report(tmp_path)  # from the CSV alone
     assert (tmp_path / "end_to_end.md").read_text() == before
 

@@ -12,6 +12,9 @@ from sparsebert.cli.options import Commands, add_command, add_mask, load_layers,
 
 if TYPE_CHECKING:
     from sparsebert.masks import AttentionMask
+    from sparsebert.report import PlanReport
+
+_FEW_HEADS = 8  # of all layers together, for which each layer is reported at length
 
 
 def register(commands: Commands) -> None:
@@ -44,6 +47,9 @@ def register(commands: Commands) -> None:
         type=_target,
         metavar="T",
         help="machine to plan for: cpu, sm80, sm90, gfx942, ... (default: this)",
+    )
+    explain.add_argument(
+        "--details", action="store_true", help="report every different head in full"
     )
     explain.add_argument(
         "--objective",
@@ -92,15 +98,15 @@ def explain_mask(arguments: argparse.Namespace) -> int:
 
     layers = load_layers(arguments)
     plans = {}
+    reports: dict[int, PlanReport] = {}
     for index, mask in layers:
         try:
             plan = compile_plan(mask, target=arguments.target, objective=arguments.objective)
         except ValueError as error:
             raise UsageError.of(error, arguments) from error
-        if len(layers) > 1:
-            print(f"layer {index}")
-        print(plan.explain())
+        reports[index] = plan.explain()
         plans[f"layer {index}, head " if len(layers) > 1 else "head "] = plan
+    print(accounts(reports, arguments.details))
     if not arguments.text:
         from sparsebert.cli.plots import draw_covers
 
@@ -108,6 +114,42 @@ def explain_mask(arguments: argparse.Namespace) -> int:
         draw_covers(plans, f"{Path(arguments.mask).stem}, planned for {plan.target}", picture)
         print(f"  picture            {picture}")
     return OK
+
+
+def accounts(reports: dict[int, PlanReport], details: bool) -> str:
+    """The reports of numbered layers: the total first, then each layer, at length if they are few.
+
+    With `details` every different head of every layer gets its full account.
+    """
+    if len(reports) == 1:
+        (report,) = reports.values()
+        return report.details() if details else str(report)
+    every = list(reports.values())
+
+    def mean(field: str) -> float:
+        return float(sum(getattr(report, field) for report in every) / len(every))
+
+    lines = [
+        f"{len(every)} layers, each a {every[0].title}",
+        f"  density            {mean('density'):8.4f}   share of ones in the masks",
+        f"  executed fraction  {mean('executed_fraction'):8.4f}   share of the scores computed",
+        f"  predicted time     {mean('predicted_us'):8.4g} us a head forward, "
+        f"{mean('predicted_backward_us'):.4g} us backward",
+        f"  predicted speed-up {mean('dense_us') / mean('predicted_us'):8.2f}x  over dense "
+        "attention, forward",
+    ]
+    if details or sum(len(report.per_head) for report in every) <= _FEW_HEADS:
+        for index, report in reports.items():
+            lines += [f"layer {index}", report.details() if details else str(report)]
+        return "\n".join(lines)
+    lines.append("  layer   density  executed  speed-up  routes")
+    for index, report in reports.items():
+        lines.append(
+            f"  {index:>5}  {report.density:8.4f}  {report.executed_fraction:8.4f}  "
+            f"{report.predicted_speedup:7.2f}x  {report.routes}"
+        )
+    lines.append("  --layer I shows one layer, --details every different head of all")
+    return "\n".join(lines)
 
 
 def summary(mask: AttentionMask) -> str:

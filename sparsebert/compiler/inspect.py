@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sparsebert.pictures import NOT_COMPUTED as NOT_COMPUTED
+from sparsebert.pictures import WASTE as WASTE
 from sparsebert.plan import AttentionPlan
-
-NOT_COMPUTED = -1
-WASTE = -2
 
 
 def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:

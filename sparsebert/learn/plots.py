@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from sparsebert.cli.plots import COLOURS, MAX_PANELS, new_figure, save_figure
+from sparsebert.cli.plots import COLOURS, new_figure, save_figure
 from sparsebert.dam.importance import GROUPS
+from sparsebert.drawing import MAX_PANELS, draw_cells, draw_mask
 from sparsebert.masks import AttentionMask
 
 History = Sequence[Mapping[str, float]]
@@ -88,25 +89,19 @@ def draw_probabilities(
         upper, lower = axes[2 * band][column], axes[2 * band + 1][column]
         kept = mask.layer(layer).head(head)
         name = f"layer {layer}, head {head}" if layers > 1 else f"head {head}"
-        image = upper.imshow(  # one scale, so that heads compare
-            probabilities[layer, head].numpy(), cmap="viridis", vmin=0.0, vmax=largest,
-            interpolation="nearest", extent=(0, n, n, 0),
+        image = draw_cells(  # one scale, so that heads compare
+            upper, probabilities[layer, head].numpy(), 1, n, n, most=768, cmap="viridis",
+            vmin=0.0, vmax=largest,
         )  # fmt: skip
-        lower.imshow(
-            kept.dense()[0, 0].numpy(), cmap="Blues", vmin=0.0, vmax=1.0,
-            interpolation="nearest", extent=(0, n, n, 0),
-        )  # fmt: skip
+        draw_mask(lower, kept, most=768)
         upper.set_title(f"{name}\nprobability", fontsize=8)
         lower.set_title(f"mask, {kept.density:.1%} allowed", fontsize=8)
         for axis in (upper, lower):
             axis.set_axis_on()
             axis.spines[:].set_color("lightgrey")
-            axis.set_xticks([0, n])
-            axis.set_yticks([0, n])
             axis.tick_params(labelsize=7, length=2)
-            if column == 0:
-                axis.set_ylabel("query", fontsize=8)
-        lower.set_xlabel("key", fontsize=8)
+            axis.set_ylabel("query" if column == 0 else "", fontsize=8)
+            axis.set_xlabel("key" if axis is lower else "", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.5, aspect=30).ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
