@@ -19,12 +19,15 @@ from transformers.utils import output_capturing
 from sparsebert.integrations.dense_route import dense_attention
 from sparsebert.integrations.hf_configs import IMPLEMENTATION, ConfigSwap
 from sparsebert.integrations.hf_padding import ToFront, rows_from_first
+from sparsebert.integrations.hf_positions import FirstCall
 from sparsebert.integrations.hf_rules import (
+    Rules,
     check_key_mask,
     combine,
     read_mask,
     refuse_unsupported,
     rule_mask,
+    rule_rows,
     sparsebert_mask,
 )
 from sparsebert.masks import AttentionMask
@@ -35,11 +38,29 @@ from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
 _collector: Any = getattr(output_capturing, "_active_collector", None)
 
 
-class LayerMask(nn.Module):
-    """The sparse mask of one attention module (or of several with the same mask).
+class AttachedLayer(nn.Module):
+    """What is attached to every attention module of a sparse model.
 
-    Attached as a submodule; it has no parameters and no buffers, so state_dicts are unchanged.
+    A submodule; it has no parameters and no buffers, so state_dicts are unchanged.
     """
+
+    def __init__(self, configs: tuple[ConfigSwap, ...]) -> None:
+        super().__init__()
+        self.configs = configs  # to be put back
+
+    @property
+    def unused_for(self) -> str | None:
+        """The attention that the model is set to instead of ours, None while ours is used."""
+        names = (swap.copy._attn_implementation for swap in self.configs)
+        return next((str(name) for name in names if name != IMPLEMENTATION), None)
+
+
+class DenseLayer(AttachedLayer):
+    """Attached where the caller chose other modules for the masks: nothing is masked out."""
+
+
+class LayerMask(AttachedLayer):
+    """The sparse mask of one attention module (or of several with the same mask)."""
 
     def __init__(
         self,
@@ -49,14 +70,15 @@ class LayerMask(nn.Module):
         positions: str,
         configs: tuple[ConfigSwap, ...],
         only_whole: str | None,
+        first_call: FirstCall | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(configs)
         self.masks = masks  # of the whole model, to be saved
         self.index = index  # of the layer among them
         self.backend = backend
         self.positions = positions  # counted from the first of the "sequence", or of the "batch"
         self.only_whole = only_whole  # why a shorter input has no part of the mask, if so
-        self.configs = configs  # to be put back
+        self.first_call = first_call  # which is still to be checked
         self.plans = MaskPlans(masks.layer(index))
         self.ruled: dict[int, MaskPlans] = {}
 
@@ -72,12 +94,6 @@ class LayerMask(nn.Module):
         _intersect(self, rule)
         return self.ruled[rule]
 
-    @property
-    def unused_for(self) -> str | None:
-        """The attention that the model is set to instead of ours, None while the mask is used."""
-        names = (swap.copy._attn_implementation for swap in self.configs)
-        return next((str(name) for name in names if name != IMPLEMENTATION), None)
-
     def extra_repr(self) -> str:
         mask = self.mask
         unused = self.unused_for
@@ -92,6 +108,13 @@ class LayerMask(nn.Module):
 def sparse_modules(model: nn.Module) -> list[nn.Module]:
     """The attention modules of `model` that carry a mask, in order."""
     return [m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), LayerMask)]
+
+
+def attached_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of `model` that carry a mask or stand beside such, in order."""
+    return [
+        m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), AttachedLayer)
+    ]
 
 
 def layer_of(module: nn.Module) -> LayerMask:
@@ -144,7 +167,7 @@ def sparsebert_attention(
     Returns the output [B, N, H, D], and the attention weights if the caller wants them.
     """
     layer = getattr(module, IMPLEMENTATION, None)
-    if not isinstance(layer, LayerMask):
+    if not isinstance(layer, AttachedLayer):
         raise ValueError(
             f"sparsebert: {type(module).__name__} has no mask, though its model is set to the "
             f"'{IMPLEMENTATION}' attention; call sparsebert.sparsify(model, masks)"
@@ -158,11 +181,17 @@ def sparsebert_attention(
     rules = read_mask(attention_mask, is_causal, q_len, kv_len)
     check_key_mask(rules.key_mask, query.shape[0], kv_len)
     tokens = rules.offset + kv_len
+    if not isinstance(layer, LayerMask):
+        allowed = rule_rows(rules, tokens - q_len, q_len, kv_len, query.device)
+        return _all_scores(
+            query, key, value, allowed, rules, position_bias, scaling, dropout, kwargs
+        )
+    if layer.first_call is not None:
+        layer.first_call.saw(module, query, key, value)
     _check_length(layer, tokens)
     first = rules.first if layer.positions == "sequence" else None
-    need_weights = _weights_wanted(kwargs)
-
-    if q_len == tokens and rules.full_mask is None and position_bias is None and not need_weights:
+    whole = q_len == tokens and rules.full_mask is None and position_bias is None
+    if whole and not _weights_wanted(kwargs):
         plan = plan_for(
             layer.under(rules.rule),
             q_len,
@@ -202,6 +231,21 @@ def sparsebert_attention(
         allowed = rows_for(plans, start, q_len, tokens, query.device)[None, ..., rules.offset :]
     else:
         allowed = rows_from_first(plans, first, start, q_len, rules.offset, kv_len)
+    return _all_scores(query, key, value, allowed, rules, position_bias, scaling, dropout, kwargs)
+
+
+def _all_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor,
+    rules: Rules,
+    position_bias: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The dense route, over what both `allowed` and the model's masks allow."""
     allowed, bias = combine(allowed, rules.key_mask, rules.full_mask, position_bias)
     out, weights = dense_attention(
         query,
@@ -211,7 +255,7 @@ def sparsebert_attention(
         bias=bias,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout_p=dropout,
-        need_weights=need_weights,
+        need_weights=_weights_wanted(kwargs),
     )
     return out.transpose(1, 2).contiguous(), weights
 

@@ -39,18 +39,27 @@ def swap_configs(
 ) -> tuple[ConfigSwap, ...]:
     """Replace the configuration that the attention reads by a copy that names `implementation`.
 
-    `model` is the one that was asked about, in which no mask and no DAM is attached yet.
+    `model` is the one that was asked about, in which no mask and no DAM is attached yet (in the
+    owner of the attention, if the caller chose modules).
     """
-    _replace_ours(model, attention.owner)
-    used: list[Any] = [attention.owner.config, *(m.config for m in attention.modules.values())]
+    if not attention.chosen:
+        _replace_ours(model, attention.owner)
+    modules = (*attention.modules.values(), *attention.others.values())
+    used: list[Any] = [attention.owner.config, *(m.config for m in modules)]
     swaps = []
     for original in {id(config): config for config in used}.values():
         # Shallow: nested configurations belong to other parts of the model.
         substitute = copy.copy(original)
         setattr(substitute, _ATTN, implementation)
         swaps.append(ConfigSwap(original, substitute, dict(vars(original))))
-    _replace_configs(attention.root, {id(swap.original): swap.copy for swap in swaps})
+    spread_configs(attention, swaps)
     return tuple(swaps)
+
+
+def spread_configs(attention: SelfAttention, swaps: Iterable[ConfigSwap]) -> None:
+    """Let everything in the model that has an original use its copy."""
+    root = attention.owner if attention.chosen else attention.root
+    _replace_configs(root, {id(swap.original): swap.copy for swap in swaps})
 
 
 def restore_configs(model: nn.Module, swaps: Iterable[ConfigSwap]) -> None:

@@ -38,6 +38,7 @@ from sparsebert.integrations.hf_configs import (
 from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.hf_padding import values_from_first
+from sparsebert.integrations.hf_positions import check_positions
 from sparsebert.integrations.hf_rules import (
     check_key_mask,
     combine,
@@ -125,6 +126,7 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
     if gate not in GATES:
         raise ValueError(f"attach_dam: gate must be one of {GATES}, got {gate!r}")
     attention = find_self_attention("attach_dam", model)
+    check_positions("attach_dam", model, attention)
     name = type(attention.owner).__name__
     for module in attention.modules.values():
         if isinstance(getattr(module, IMPLEMENTATION, None), LayerMask):

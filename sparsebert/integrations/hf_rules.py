@@ -67,14 +67,21 @@ _REFUSED = {
 }
 
 
-def refuse_unsupported(module: nn.Module, arguments: dict[str, Any]) -> None:
-    """Raise ValueError if the layer passes what our attention would have to ignore."""
+def unsupported(arguments: dict[str, Any]) -> str | None:
+    """What a layer passes that our attention would have to ignore, if it does."""
     for name, what in _REFUSED.items():
         if arguments.get(name) is not None:
-            raise ValueError(
-                f"sparsebert: {type(module).__name__} uses {what} ({name}), which the sparse "
-                "attention does not support; call sparsebert.densify(model) to run it dense"
-            )
+            return f"{what} ({name})"
+    return None
+
+
+def refuse_unsupported(module: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raise ValueError if the layer passes what our attention would have to ignore."""
+    if what := unsupported(arguments):
+        raise ValueError(
+            f"sparsebert: {type(module).__name__} uses {what}, which the sparse attention does "
+            "not support; call sparsebert.densify(model) to run it dense"
+        )
 
 
 def sparsebert_mask(
@@ -159,6 +166,17 @@ class Rules:
     full_mask: torch.Tensor | None = None
     offset: int = 0
     first: torch.Tensor | None = None
+
+
+def rule_rows(
+    rules: Rules, start: int, q_len: int, kv_len: int, device: torch.device
+) -> torch.Tensor:
+    """The model's own rule alone for `q_len` queries from position `start`, bool [1, 1, N, M]."""
+    if rules.rule is None:
+        return torch.ones(1, 1, q_len, kv_len, dtype=torch.bool, device=device)
+    queries = torch.arange(start, start + q_len, device=device)[:, None]
+    ahead = torch.arange(rules.offset, rules.offset + kv_len, device=device) - queries
+    return (ahead <= 0 if rules.rule == CAUSAL else ahead.abs() <= rules.rule)[None, None]
 
 
 def read_mask(

@@ -42,7 +42,7 @@ What holds for every model:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -51,16 +51,27 @@ import torch
 from torch import nn
 
 from sparsebert.integrations import hf_guards
-from sparsebert.integrations.hf_attention import LayerMask, layer_of, masks_of, sparse_modules
+from sparsebert.integrations.hf_attention import (
+    AttachedLayer,
+    DenseLayer,
+    LayerMask,
+    attached_modules,
+    layer_of,
+    masks_of,
+    sparse_modules,
+)
 from sparsebert.integrations.hf_configs import (
     DAM,
     IMPLEMENTATION,
+    ConfigSwap,
     restore_configs,
+    spread_configs,
     swap_configs,
 )
 from sparsebert.integrations.hf_files import POSITIONS, read_masks, write_masks
 from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
+from sparsebert.integrations.hf_positions import FirstCall, check_positions
 from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.ops import BACKENDS
 
@@ -79,6 +90,7 @@ def sparsify(
     model: Model,
     masks: Masks | Sequence[Masks],
     *,
+    modules: str | nn.Module | Iterable[str | nn.Module] | None = None,
     backend: str = "auto",
     positions: str = "sequence",
 ) -> Model:
@@ -93,6 +105,10 @@ def sparsify(
               attention modules, and H = 1 (for all heads) or the number of heads;
             * a bool tensor or array [N, N], [H, N, N] or [L, H, N, N];
             * a sequence of such masks of one layer, one for each attention module.
+        modules: only these attention modules, or those inside these parts of the model: modules
+            or their names in ``model.named_modules()``. The rest of the model stays as it is, and
+            whether the masks' positions are those of the chosen modules is left to you. Further
+            calls with other modules add to these.
         backend: as for `sparse_attention`.
         positions: where position 0 of the masks is in a padded batch. "sequence": at each
             sequence's first real token, so that the same tokens attend to each other whatever
@@ -105,7 +121,10 @@ def sparsify(
             are columns from the first real one, padding between them too. A 4-D mask that you
             pass does not say where sequences begin: positions are those of the batch.
 
-    Sparsifying a sparse model replaces its masks.
+    Sparsifying a sparse model replaces its masks; with `modules`, those of the chosen modules.
+
+    One forward is made up, without values and without touching the model, to see what its
+    attention is given. Where no inputs can be made up, the model's first call is checked.
 
     The model gets a configuration of its own while it is sparse, so models that were built from
     one configuration object do not influence each other.
@@ -113,7 +132,10 @@ def sparsify(
     Raises:
         TypeError: not a transformers model, or masks that are not boolean.
         ValueError: masks of the wrong number, heads or shape; a model with hand-written attention
-            (DeBERTa, MPNet, Longformer, ...), with cross-attention, or with several encoders.
+            (DeBERTa, MPNet, Longformer, ...), with cross-attention, or with attention in several
+            parts of which the masks would reach only one; one in which position i of a mask is
+            not token i (windows, merged or shuffled tokens: Swin, Segformer, ViT-MAE, ...); one
+            whose scores the masks cannot follow (soft-capped, with sinks: Gemma 2, GPT-OSS).
 
     Example:
         >>> import sparsebert as sb
@@ -127,7 +149,11 @@ def sparsify(
         raise ValueError(f"sparsify: backend must be one of {BACKENDS}, got {backend!r}")
     if positions not in POSITIONS:
         raise ValueError(f"sparsify: positions must be one of {POSITIONS}, got {positions!r}")
-    attention = find_self_attention("sparsify", model)
+    attention = find_self_attention("sparsify", model, modules)
+    kept = _kept_configs(attention)
+    masked = [layer for layer in _attached(attention) if isinstance(layer, LayerMask)]
+    checked = kept is not None and len(masked) == len(attention.modules)
+    known = attention.chosen or checked or check_positions("sparsify", model, attention)
     whole = _whole_mask(masks, attention)
     if attention.owner.config.output_attentions:
         raise ValueError(
@@ -139,12 +165,21 @@ def sparsify(
             f"sparsify: {type(attention.owner).__name__} has a DAM; call "
             "sparsify(detach_dam(model), dam.binarize(...))"
         )
-    if sparse_modules(model):
-        densify(model)
-    configs = swap_configs(model, attention, IMPLEMENTATION)
+    if kept is None:
+        _detach(attention.owner if attention.chosen else model)
+        configs = swap_configs(model, attention, IMPLEMENTATION)
+        for module in attention.others.values():
+            module.add_module(IMPLEMENTATION, DenseLayer(configs))
+    else:
+        configs = kept
+        spread_configs(attention, configs)
+        if not attention.chosen:
+            unwatch_images(attention.owner)
+    pending = masked[0].first_call if checked else None
+    first_call = pending if known else FirstCall(attention)
     only_whole = why_only_whole(attention.owner, whole.q_len, whole.positions)
     layers = [
-        LayerMask(whole, index, backend, positions, configs, only_whole)
+        LayerMask(whole, index, backend, positions, configs, only_whole, first_call)
         for index in range(whole.num_layers)
     ]
     for index, module in enumerate(attention.modules.values()):
@@ -152,6 +187,32 @@ def sparsify(
     watch_images(attention.owner, whole.q_len, whole.positions)
     hf_guards.watch(model)
     return model
+
+
+def _attached(attention: SelfAttention) -> list[object]:
+    return [getattr(module, IMPLEMENTATION, None) for module in attention.modules.values()]
+
+
+def _kept_configs(attention: SelfAttention) -> tuple[ConfigSwap, ...] | None:
+    """What stands in for the configurations already, if the modules are attached together."""
+    first, *others = _attached(attention)
+    if not isinstance(first, AttachedLayer) or first.unused_for:
+        return None
+    together = all(isinstance(x, AttachedLayer) and x.configs is first.configs for x in others)
+    return first.configs if together else None
+
+
+def _detach(model: nn.Module) -> None:
+    """Remove all that is attached to attention modules, and restore the configurations."""
+    swaps: dict[int, ConfigSwap] = {}
+    for module in attached_modules(model):
+        layer = getattr(module, IMPLEMENTATION)
+        swaps |= {id(swap): swap for swap in layer.configs}
+        if isinstance(layer, LayerMask) and layer.first_call is not None:
+            layer.first_call.remove()
+        delattr(module, IMPLEMENTATION)
+    unwatch_images(model)
+    restore_configs(model, swaps.values())
 
 
 def densify(model: Model) -> Model:
@@ -163,12 +224,8 @@ def densify(model: Model) -> Model:
     Raises:
         ValueError: the model is not sparse.
     """
-    modules = _require_sparse("densify", model)
-    swaps = {id(swap): swap for module in modules for swap in layer_of(module).configs}
-    for module in modules:
-        delattr(module, IMPLEMENTATION)
-    unwatch_images(model)
-    restore_configs(model, swaps.values())
+    _require_sparse("densify", model)
+    _detach(model)
     return model
 
 
@@ -197,7 +254,8 @@ def save_masks(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         if not isinstance(getattr(module, IMPLEMENTATION, None), LayerMask):
             raise ValueError(
                 f"save_masks: {name} has no mask, though others have; call sparsify again for the "
-                "model as it is now"
+                "model as it is now; masks for chosen modules (modules=) are saved with "
+                "AttentionMask.save, each on its own"
             )
     masks = masks_of([layer_of(module) for module in attention.modules.values()])
     settings = {"backend": layer.backend, "positions": layer.positions}

@@ -1,0 +1,444 @@
+"""What `sparsify` takes and what it refuses: families of models, chosen modules, wrong things."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hf_families import ACCEPTED, REFUSED
+from hf_models import assert_equal_in_fp64, build, inputs, judged, random_masks
+from torch import nn
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
+
+import sparsebert as sb
+from sparsebert.integrations import hf_positions, huggingface
+from sparsebert.integrations.hf_attention import LayerMask, layer_of, sparse_modules
+from sparsebert.integrations.hf_modules import find_self_attention
+from sparsebert.integrations.hf_probe import Seen, probe
+
+STAR = sb.patterns.star(64)
+
+# ------------------------------------------------------------------------ families
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is needed to say so is known when `sparsify` is called."""
+    judged: list[Seen] = []
+    judge = hf_positions.judge
+    monkeypatch.setattr(
+        hf_positions,
+        "judge",
+        lambda *x: (judged.append(x[2]), judge(*x)),  # type: ignore[func-returns-value]
+    )
+    model = ACCEPTED[name]()
+    sb.sparsify(model, STAR)
+    attention = find_self_attention("test", model)
+    assert all(layer_of(module).first_call is None for module in attention.modules.values())
+    (seen,) = judged
+    assert seen.whole and seen.calls.keys() == attention.modules.keys()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    """In `sparsify`, before anything is changed, and by what the model does: no name is known."""
+    make, message = REFUSED[name]
+    model = make()
+    before = str(model), model.config.to_dict()
+    with pytest.raises(ValueError, match=f"^sparsify: .*{message}"):
+        sb.sparsify(model, STAR)
+    assert (str(model), model.config.to_dict()) == before
+
+
+def test_the_part_of_a_refused_model_is_accepted() -> None:
+    git = REFUSED["git"][0]()
+    sb.sparsify(git.image_encoder, STAR)
+    assert len(sparse_modules(git)) == len(git.image_encoder.vision_model.encoder.layers)
+    got_ocr2 = REFUSED["got-ocr2"][0]()
+    sb.sparsify(got_ocr2.language_model, STAR)
+
+
+def test_a_mask_cannot_be_learned_where_it_could_not_be_used() -> None:
+    dam = sb.DifferentiableAttentionMask(num_layers=1, num_heads=1, seq_len=16)
+    with pytest.raises(ValueError, match=r"^attach_dam: .* got 8 sequences of 16"):
+        sb.attach_dam(REFUSED["swin"][0](), dam)
+
+
+class _ByHand(nn.Module):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(states @ states.mT, dim=-1) @ states
+
+
+def test_attention_by_hand_inside_the_model_is_found() -> None:
+    """It has no telling name; that it attends over whole sequences gives it away."""
+    model = build("bert").bert
+    model.encoder.layer[1].output.dropout = _ByHand()
+    with pytest.raises(ValueError, match=r"attends in encoder\.layer\.1\.output\.dropout too"):
+        sb.sparsify(model, STAR)
+
+
+# ------------------------------------------------------------------------ the first call
+
+
+def _qwen_vision(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Its inputs, packed patches and the grids that they come from, cannot be made up."""
+    sizes: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
+    if name == "qwen2-vl":
+        config: Any = qwen2_vl.Qwen2VLVisionConfig(**sizes, embed_dim=32, mlp_ratio=2)
+        model: nn.Module = qwen2_vl.Qwen2VisionTransformerPretrainedModel(config)
+    else:
+        config = qwen2_5_vl.Qwen2_5_VLVisionConfig(
+            **sizes,
+            out_hidden_size=32,
+            intermediate_size=37,
+            window_size=16,
+            fullatt_block_indexes=[1],
+        )
+        model = qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel(config)
+    grids = torch.tensor([[1, 8, 8], [1, 4, 8]])  # two images, 64 and 32 patches
+    patches = torch.randn(96, 3 * 2 * 4 * 4)
+    return model.eval(), {"hidden_states": patches, "grid_thw": grids}
+
+
+def test_what_cannot_be_known_before_is_checked_in_the_first_call() -> None:
+    model, arguments = _qwen_vision("qwen2.5-vl")
+    hooks = len(model._forward_pre_hooks) + len(model._forward_hooks)
+    sb.sparsify(model, STAR)
+    for _ in range(2):  # and not only once
+        with pytest.raises(ValueError, match="not attend over the same sequences everywhere"):
+            model(**arguments)
+    with pytest.raises(ValueError, match="not attend over the same"):
+        copy.deepcopy(model)(**arguments)
+    sb.densify(model)
+    assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks
+    model(**arguments)
+
+
+def test_a_first_call_that_is_right_ends_the_checks() -> None:
+    model, arguments = _qwen_vision("qwen2-vl")
+    before = model(**arguments).last_hidden_state
+    hooks = len(model._forward_pre_hooks) + len(model._forward_hooks)
+    sb.sparsify(model, sb.patterns.dense(64))
+    assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks + 2
+    for _ in range(2):
+        torch.testing.assert_close(model(**arguments).last_hidden_state, before)
+        assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks
+
+
+def test_models_whose_first_call_is_still_to_be_checked_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(huggingface, "check_positions", lambda *_: False)
+    model = build("bert")
+    del model.bert.encoder.layer[1:]
+    sb.sparsify(model, random_masks(model))
+    arguments, _ = inputs("bert")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        got = compiled(**arguments).logits
+        assert len(model.bert._forward_hooks) == 1  # checked when it runs as it is written
+        torch.testing.assert_close(got, model(**arguments).logits)
+        assert not model.bert._forward_hooks
+        torch.testing.assert_close(compiled(**arguments).logits, got)
+
+
+# ------------------------------------------------------------------------ the probe
+
+
+def test_the_probe_does_not_touch_the_model() -> None:
+    model = build("bert").train()
+    called: list[nn.Module] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda m, *_: called.append(m))
+    model.bert.encoder.forward = called.append  # an instance's own, as accelerate sets it
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    state, text, names = torch.get_rng_state(), str(model), dir(model.bert)
+    addresses = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+    assert probe(model, find_self_attention("test", model)) is not None
+    assert not called
+    assert torch.get_rng_state().equal(state)
+    assert (str(model), dir(model.bert)) == (text, names) and model.bert.training
+    assert addresses == [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+    assert all(value.equal(kept[key]) for key, value in model.state_dict().items())
+
+
+def test_a_rope_that_follows_the_length_keeps_its_values() -> None:
+    """Its buffer is written anew in every forward; nothing fake may be left there."""
+    model = transformers.LlamaModel(
+        transformers.LlamaConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=37,
+            vocab_size=99,
+            max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+                "original_max_position_embeddings": 32,
+            },
+        )
+    ).eval()
+    before = model(torch.arange(9)[None]).last_hidden_state
+    sb.sparsify(model, sb.patterns.dense(64))
+    torch.testing.assert_close(model(torch.arange(9)[None]).last_hidden_state, before)
+
+
+def test_models_without_values_can_be_sparse() -> None:
+    with torch.device("meta"):
+        model = ACCEPTED["llama"]()
+    sb.sparsify(model, STAR)
+    assert all(layer_of(module).first_call is None for module in sparse_modules(model))
+
+
+# ------------------------------------------------------------------------ chosen modules
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_chosen_modules_are_sparse_and_the_rest_is_dense(padded: bool) -> None:
+    for name in ("bert", "modernbert", "gpt2"):
+        model = build(name).double()
+        arguments, real = inputs(name, padded=padded)
+        attention = find_self_attention("test", model)
+        first, *others = attention.modules
+        masks = random_masks(model)
+        masks[1:] = True
+        expected = judged(model, masks)(**arguments).logits
+        before = model(**arguments).logits
+        sb.sparsify(model, masks[0], modules=[attention.modules[first]])
+        assert [m for m in model.modules() if isinstance(m, LayerMask)] == [
+            layer_of(attention.modules[first])
+        ]
+        assert_equal_in_fp64(model(**arguments).logits[real], expected[real])
+        assert not torch.allclose(before[real], expected[real])
+        sb.densify(model)
+        assert model(**arguments).logits.equal(before)
+        assert others
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral"])
+def test_the_rest_of_a_decoder_keeps_its_rules_with_cached_keys(name: str) -> None:
+    """Mistral's window is four tokens here; one sequence begins with padding."""
+    model = ACCEPTED[name]()
+    ids = torch.randint(2, 99, (2, 12))
+    real = torch.ones(2, 12, dtype=torch.long)
+    real[1, :3] = 0
+
+    def steps() -> torch.Tensor:
+        cache, hidden = None, []
+        for start, stop in ((0, 7), (7, 8), (8, 12)):
+            out = model(ids[:, start:stop], attention_mask=real[:, :stop], past_key_values=cache)
+            cache = out.past_key_values
+            hidden.append(out.last_hidden_state)
+        return torch.cat(hidden, dim=1)[real.bool()]
+
+    with torch.no_grad():
+        before = steps()
+        first, *_ = find_self_attention("test", model).modules
+        sb.sparsify(model, sb.patterns.dense(64), modules=first)
+        torch.testing.assert_close(steps(), before)
+
+
+def test_ways_to_choose_modules() -> None:
+    model = build("bert")
+    names = list(find_self_attention("test", model).modules)
+    layers = model.bert.encoder.layer
+    for chosen, expected in (
+        (names[1], names[1:]),
+        (names, names),
+        ([layers[1]], names[1:]),
+        (layers[0].attention, names[:1]),
+        (["bert.encoder.layer.1", layers[0]], names),
+        (iter(["bert"]), names),
+    ):
+        sb.sparsify(model, STAR, modules=chosen)
+        sparse = {id(module) for module in sparse_modules(model)}
+        assert [key for key, module in model.named_modules() if id(module) in sparse] == expected
+        sb.densify(model)
+    with pytest.raises(ValueError, match="2 masks for 1 attention modules"):
+        sb.sparsify(model, [STAR, STAR], modules=names[0])
+
+
+def test_groups_of_modules_have_masks_of_their_own() -> None:
+    model = build("bert")
+    arguments, _ = inputs("bert")
+    dense = model(**arguments).logits
+    masks = random_masks(model)
+    expected = sb.sparsify(copy.deepcopy(model), masks)(**arguments).logits
+    first, second = find_self_attention("test", model).modules
+    sb.sparsify(model, ~masks[0], modules=first)
+    sb.sparsify(model, masks[1], modules=second)
+    sb.sparsify(model, masks[0], modules=first)  # replaces its mask, and only that
+    torch.testing.assert_close(model(**arguments).logits, expected)
+    sb.sparsify(model, list(masks), modules=[first, second])
+    assert model(**arguments).logits.equal(expected)
+    sb.sparsify(model, ~masks)
+    sb.sparsify(model, masks[1], modules=second)  # of a model that is sparse as a whole
+    sb.sparsify(model, masks[0], modules=first)
+    assert model(**arguments).logits.equal(expected)
+    sb.densify(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert model(**arguments).logits.equal(dense)
+
+
+def test_chosen_modules_of_a_model_that_is_refused() -> None:
+    """The last stage of this Swin is one window, which is the whole image."""
+    swin = REFUSED["swin"][0]()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = swin(pixels).last_hidden_state
+        sb.sparsify(swin, sb.patterns.dense(16), modules="encoder.layers.1")
+        torch.testing.assert_close(swin(pixels).last_hidden_state, before)
+        sb.sparsify(swin, sb.patterns.star(16), modules="encoder.layers.1")
+        assert (swin(pixels).last_hidden_state - before).abs().max() > 1e-4
+    clap = REFUSED["clap"][0]()
+    sb.sparsify(clap, STAR, modules="text_model")
+    decoder = ACCEPTED["bart"]()
+    sb.sparsify(decoder, STAR, modules=[f"decoder.layers.{i}.self_attn" for i in range(2)])
+    assert len(sparse_modules(decoder.decoder)) == 2
+
+
+@pytest.mark.parametrize(
+    ("modules", "kind", "message"),
+    [
+        ("bert.encoder.layer.7", ValueError, r"no such module; .* for example 'bert\.encoder"),
+        (["bert.embeddings"], ValueError, r"'bert\.embeddings', in which no attention goes"),
+        (nn.Linear(2, 2), ValueError, "a Linear that is no part of BertForMaskedLM"),
+        ([], ValueError, "modules is empty"),
+        ([0], TypeError, "attention modules of the model or their names, got int"),
+    ],
+)
+def test_bad_choices(modules: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=f"^sparsify: .*{message}"):
+        sb.sparsify(build("bert"), STAR, modules=modules)
+
+
+def test_choices_that_cannot_be_run() -> None:
+    bart = ACCEPTED["bart"]()
+    with pytest.raises(ValueError, match=r"cross-attention \(decoder\.layers\.0\.encoder_attn\)"):
+        sb.sparsify(bart, STAR, modules="decoder.layers.0")
+    with pytest.raises(ValueError, match=r"in several models .*; call it once for each"):
+        sb.sparsify(bart, STAR, modules=["encoder", "decoder.layers.0.self_attn"])
+
+
+# ------------------------------------------------------------------------ sparse already
+
+
+def test_a_part_of_a_sparse_model_can_be_sparsified_again_and_the_whole_densified() -> None:
+    model = build("bert")
+    config = model.config
+    arguments, _ = inputs("bert")
+    dense = model(**arguments).logits
+    masks = random_masks(model)
+    expected = sb.sparsify(copy.deepcopy(model), masks)(**arguments).logits
+    sb.sparsify(model, ~masks)
+    sb.sparsify(model.bert, masks)
+    assert model(**arguments).logits.equal(expected)
+    assert model.config is model.bert.config
+    sb.densify(model)
+    assert model.config is model.bert.config is config
+    assert model(**arguments).logits.equal(dense)
+
+    sb.sparsify(model.bert, ~masks)  # and the other way round
+    sb.sparsify(model, masks)
+    assert model(**arguments).logits.equal(expected)
+    sb.densify(model)
+    assert model.config is model.bert.config is config
+    assert model(**arguments).logits.equal(dense)
+
+
+def test_layers_that_are_dropped_from_a_sparse_model(tmp_path: Path) -> None:
+    model = build("bert")
+    arguments, _ = inputs("bert")
+    masks = random_masks(model)
+    expected = copy.deepcopy(model)
+    del expected.bert.encoder.layer[0]
+    sb.sparsify(expected, masks[1:])
+    sb.sparsify(model, masks)
+    del model.bert.encoder.layer[0]
+    assert model(**arguments).logits.equal(expected(**arguments).logits)
+    sb.save_masks(model, tmp_path)
+    with pytest.raises(ValueError, match="2 layers but BertModel has 1 attention modules"):
+        sb.sparsify(model, masks)
+    sb.sparsify(model, STAR)
+    sb.load_masks(model, tmp_path)
+    assert model(**arguments).logits.equal(expected(**arguments).logits)
+
+
+# ------------------------------------------------------------------------ no model at all
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("bert-base-uncased", r".bert-base-uncased.; load it first: .*AutoModel\.from_pretrained"),
+        (Path("a/folder"), r"AutoModel\.from_pretrained\('a/folder'\)"),
+        (
+            transformers.BertModel,
+            r"the class BertModel; pass BertModel\.from_pretrained\(\.\.\.\)",
+        ),
+        (transformers.BertConfig(), r"configuration BertConfig; .*AutoModel\.from_config"),
+        (transformers.PreTrainedTokenizerFast, "the class"),
+        (STAR, "got AttentionMask, a mask; the model comes first"),
+        (torch.ones(4, 4, dtype=torch.bool), "got Tensor, a mask; the model comes first"),
+        (None, "must be a transformers PreTrainedModel, got NoneType"),
+        (nn.MultiheadAttention(8, 2), "SparseSelfAttention takes the place"),
+        (nn.TransformerEncoderLayer(8, 2, 8), r"SparseSelfAttention takes .* torch\.nn\.Multi"),
+        (
+            nn.Sequential(nn.Linear(2, 2)),
+            r"got Sequential; .*\.SparseSelfAttention .*\.sparse_atten",
+        ),
+    ],
+)
+def test_what_is_no_model_gets_advice(model: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^sparsify: .*{message}"):
+        sb.sparsify(model, STAR)
+
+
+def test_an_encoder_of_torch_is_refused_with_advice() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    with pytest.raises(TypeError, match=r"TransformerEncoder uses .*\.SparseSelfAttention"):
+        sb.sparsify(nn.TransformerEncoder(layer, 1), STAR)
+
+
+def test_what_holds_a_model_names_it(tmp_path: Path) -> None:
+    model = build("bert")
+    for holder in ("Trainer", "FillMaskPipeline"):
+        thing = type(holder, (SimpleNamespace,), {})(model=model)
+        with pytest.raises(TypeError, match=rf"got {holder}; .* its \.model \(BertForMaskedLM\)"):
+            sb.sparsify(thing, STAR)
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True)
+    trainer = transformers.Trainer(model=model, args=arguments)
+    with pytest.raises(TypeError, match=r"got Trainer; pass the model in it, its \.model"):
+        sb.sparsify(trainer, STAR)
+
+
+def test_a_tokenizer_is_refused_with_advice() -> None:
+    tokenizer = transformers.BertTokenizer(vocab={"[UNK]": 0, "a": 1})
+    with pytest.raises(TypeError, match="BertTokenizer, which only prepares inputs; pass the mo"):
+        sb.sparsify(tokenizer, STAR)
+
+
+def test_a_module_around_a_model_is_as_good_as_the_model() -> None:
+    """As SentenceTransformer is, and distributed wrappers."""
+    model = build("bert")
+    arguments, _ = inputs("bert")
+    masks = random_masks(model)
+    expected = sb.sparsify(copy.deepcopy(model), masks)(**arguments).logits
+    wrapped = nn.Sequential(nn.ModuleDict({"auto_model": model}), nn.Linear(2, 2))
+    assert sb.sparsify(wrapped, masks) is wrapped
+    assert model(**arguments).logits.equal(expected)
+
+
+def test_a_part_of_a_model_says_how_to_choose_it() -> None:
+    with pytest.raises(TypeError, match=r"BertEncoder is a part .* modules=\[part\]"):
+        sb.sparsify(build("bert").bert.encoder, STAR)
