@@ -1,8 +1,9 @@
 """Real tensors, whatever watches torch at the moment.
 
-A plan is made once and kept for everybody. Made inside torch.export, a FakeTensorMode, a
-torch.func transform or `with torch.device(...)`, its tensors would be fakes, wrappers that die
-with the transform, or on that device. So whatever is kept is made inside `untraced()`.
+A plan is made once and kept for everybody. Made inside torch.export, torch.jit.trace, a
+FakeTensorMode, a torch.func transform or `with torch.device(...)`, its tensors would be fakes,
+part of a graph, wrappers that die with the transform, or on that device. So whatever is kept is
+made inside `untraced()`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
-    """Within it torch runs plainly: no dispatch modes, no transforms, no inference mode.
+    """Within it torch runs plainly: no modes, tracer or transforms, and no inference mode.
 
     Tensors that are made without a device lie on the CPU.
     """
@@ -26,4 +27,9 @@ def untraced() -> Iterator[None]:
         torch._C._DisableFuncTorch(),
         torch.inference_mode(False),  # or a later training could not use the tensors
     ):
-        yield
+        tracer = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            torch._C._set_tracing_state(tracer)  # type: ignore[attr-defined]
