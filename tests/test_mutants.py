@@ -47,6 +47,7 @@ FAULTS = {
     "x: a | b": [],
     "@f(1)\ndef g(x: a | b = c) -> a | b: ...": [],
     "assert a < b": [],
+    "for x in zip(a, b, strict=True):\n    x": [],
     'x = f"{a + b}"': [],
     "if TYPE_CHECKING:\n    f(a)": [],
 }
@@ -161,6 +162,8 @@ def test_red_tests_say_nothing(project):
     campaign = Campaign(project, GROUP, (), [], said.append)
     assert campaign.run(faults, 1, 1.0) == [] and len(said) == 2
     (message,) = campaign.red.values()
+    trusting = Campaign(project, GROUP, (), [], said.append, trust=True)
+    assert {trial.outcome for trial in trusting.run(faults[:1], 1, 1.0)} == {"caught"}
     assert message == said[1] and "fail without any fault: tests/test_small.py::test_co" in message
 
 

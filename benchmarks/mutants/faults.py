@@ -269,6 +269,7 @@ class _Finder(ast.NodeVisitor):
         if name in SWAPPED:
             end = self.span(node.func)[1]
             self.edits.append(("call swapped", end - len(name), end, SWAPPED[name]))
+        node.keywords = [each for each in node.keywords if each.arg != "strict"]  # as an assert
         for keyword in node.keywords:
             if keyword.arg is not None:
                 self.keyword_dropped(node, keyword)
