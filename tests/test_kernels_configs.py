@@ -8,6 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from sparsebert.kernels import configs, launch
 from sparsebert.kernels.configs import launch_config, shared_limit
 from sparsebert.kernels.launch import dot_precision
 from sparsebert.kernels.prepared import Launcher
@@ -76,3 +77,52 @@ def test_launches_on_the_device_of_the_tensors(monkeypatch, current, switches):
     monkeypatch.setattr(torch.cuda, "device", switch)
     Launcher(Kernel())(3, {"x_ptr": x, "n": 5, "BLOCK": 16, "other": 0}, num_warps=4)
     assert launched == [((3,), (x, 5), 16)] and switched == switches
+
+
+def test_names_of_architectures(monkeypatch):
+    """As the launch table has them; what an AMD GPU adds about its modes is left out."""
+    card = types.SimpleNamespace(major=12, minor=1, gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    for device, hip, name in (("cuda:90", None, "sm121"), ("cuda:91", "6.4", "gfx942")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert launch.architecture(torch.device(device)) == name
+    assert launch.architecture(torch.device("cpu")) == "interpreter"
+    targets = [launch.target_of(arch) for arch in ("sm90", "gfx942", "interpreter")]
+    assert targets == ["cuda", "hip", "interpreter"]
+
+
+def test_families_of_tensor_cores():
+    families = {arch: configs.family_of(arch) for arch in ARCHS}
+    assert families == {
+        **dict.fromkeys(("sm80", "sm86", "sm89", "sm120", "sm999"), "mma_sync"),
+        "sm90": "wgmma",
+        "sm100": "tcgen05",
+        **dict.fromkeys(("gfx942", "gfx950"), "cdna"),
+    }
+
+
+def test_shared_memory_in_bytes():
+    limits = {arch: shared_limit(arch) // 1024 for arch in ARCHS}
+    assert limits == {
+        "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99,
+        "sm999": 99, "gfx942": 64, "gfx950": 64,
+    }  # fmt: skip
+
+
+def test_heads_are_padded_to_powers_of_two():
+    padded = {dim: configs.block_d(dim) for dim in (1, 8, 16, 17, 40, 64, 65, 128, 129, 256)}
+    assert padded == {
+        1: 16, 8: 16, 16: 16, 17: 32, 40: 64, 64: 64, 65: 128, 128: 128, 129: 256, 256: 256,
+    }  # fmt: skip
+
+
+def test_what_was_measured_goes_before_the_rest(monkeypatch):
+    measured = configs.LaunchConfig(32, 128, 8, 2)
+    key = ("forward", "sm90", 64, 64, 2, False)
+    monkeypatch.setattr(configs, "MEASURED", {key: measured})
+    try:
+        launch_config.cache_clear()
+        assert launch_config("forward", "sm90", 64, 50, 2, False) == measured
+        assert launch_config("forward", "sm90", 64, 50, 2, True) != measured
+    finally:
+        launch_config.cache_clear()

@@ -107,3 +107,40 @@ def test_a_program_survives_the_trip_through_tensors():
     assert again.queries.groups == program.queries.groups
     assert again.keys.num_slots == program.keys.num_slots == 0
     assert program.to("cpu") is program
+
+
+def test_arrays_are_of_the_types_that_the_kernels_read():
+    mask = np.random.default_rng(0).random((2, 40, 50)) < 0.3
+    packed = pack.pack_tiles(cover(mask, (16, 64), 3), np.arange(2))
+    assert packed.items.dtype == np.int64 and packed.items.shape[1] == 8
+    for name in ("rows", "slots", "cols", "words", "merges"):
+        assert getattr(packed, name).dtype == np.int32, name
+    assert all(type(count) is int for count in (*packed.counts, packed.num_slots))
+    assert sum(packed.counts) == len(packed.items)
+    program = pack_program(packed, packed, 40, 50, 2)
+    assert program.tensors[0].dtype == torch.int64
+
+
+def test_the_tallest_tiles_and_the_rows_with_most_parts_come_first():
+    mask = np.random.default_rng(0).random((1, 70, 60)) < 0.3
+    tiles = cover(mask, (128, 16), 4)
+    packed = pack.pack_tiles(tiles, np.zeros(1, dtype=np.int64))
+    assert pack.PACKED_HEIGHTS == (128, 64, 32, 16) and packed.counts == (2, 0, 0, 10)
+    parts = packed.merges[:, 3].tolist()
+    assert parts == sorted(parts, reverse=True) and parts[0] == 4
+    program = pack_program(packed, packed, 70, 60, 1)
+    assert program.queries.groups == ((128, 0, 2), (16, 2, 10))
+
+
+def test_heads_with_one_mask_have_partial_results_of_their_own():
+    """Items of a head add where its partial results begin: the heads before it, all of them."""
+    mask = np.random.default_rng(0).random((2, 30, 30)) < 0.4
+    packed = pack.pack_tiles(cover(mask, (16,), 2), np.array([0, 1, 0]))
+    base = {}
+    for item in packed.items.tolist():
+        if item[pack.SLOT_BASE] >= 0:
+            base.setdefault(item[pack.HEAD], set()).add(item[pack.SLOT_BASE])
+    of_head = np.bincount(packed.merges[:, 0], weights=packed.merges[:, 3], minlength=3)
+    starts = (np.cumsum(of_head) - of_head).astype(int).tolist()
+    assert base == {head: {start} for head, start in enumerate(starts)}
+    assert packed.num_slots == of_head.sum()
