@@ -51,6 +51,14 @@ def test_long_masks_are_transposed_block_by_block(rows: int) -> None:
     assert (unpack(turned, rows) == mask.T).all()
 
 
+@pytest.mark.parametrize("columns", [1, 8, 9, 63, 64, 65, 130])
+def test_words_are_bytes_eight_at_a_time(columns: int) -> None:
+    packed = pack(np.random.default_rng(0).random((5, columns)) < 0.5)
+    words = bits.to_words(packed)
+    assert words.shape == (5, -(-columns // 64))
+    assert np.array_equal(bits.to_bytes(words, columns), packed)
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (63, 64), (64, 128), (0, 128)])
 def test_column_ranges(start: int, stop: int) -> None:
     row = bits.column_range(start, stop, 2)
