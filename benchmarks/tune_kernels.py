@@ -7,7 +7,7 @@
 For each kernel, tile height, head size, dtype, without and with dropout: starts from the shipped
 configuration, tries its neighbours (one of rows, columns, warps and stages halved or doubled), and
 goes on from the best until no neighbour is better. A candidate is timed only if its results are
-within the error budget of `gpu_check`; one that does not compile, does not fit or is wrong is a
+within the error bounds of `gpu_check`; one that does not compile, does not fit or is wrong is a
 row that says so. Rows go to `$OUT/tune_kernels.json` or benchmarks/results/; what to put into
 `MEASURED` in kernels/configs.py is printed at the end. A time limit is kept by not starting more.
 
@@ -33,7 +33,8 @@ import triton
 
 import sparsebert as sb
 from benchmarks.band import band, band_program
-from benchmarks.gpu_check import check_case, time_call
+from benchmarks.gpu_cases import check_case
+from benchmarks.gpu_times import time_call
 from benchmarks.measure import RESULTS, provenance
 from sparsebert.kernels import attention, configs
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
@@ -180,7 +181,7 @@ def on_gpu(case: Case, config: LaunchConfig) -> dict[str, Any]:
             feature = "dropout" if case.has_dropout else "plain"
             checked = check_case(
                 mask, case.head_dim, case.dtype, feature, "cuda",
-                program=band_program(300, (case.height,), half_width=40),
+                work=band_program(300, (case.height,), half_width=40),
             )  # fmt: skip
             if not checked["passed"]:
                 return {"why": f"wrong: {checked}"}

@@ -119,13 +119,13 @@ def _dq_step(
     v = load_rows(v_ptr, cols, stride_vn, visible, HEAD_DIM, BLOCK_D, ALIGN, True, TARGET)
     s = dot(q, tl.trans(k), None, PRECISION, TARGET)  # [BLOCK_M, BLOCK_N]
     dp = dot(do, tl.trans(v), None, PRECISION, TARGET)
-    if HAS_KEY_MASK:
-        # Before the exponential, which is inf where the key loaded instead scores far above the
-        # LSE. A minimum, for a selection takes more instructions, and -inf added more registers.
-        s = tl.minimum(s, tl.where(visible, float("inf"), -float("inf"))[None, :])
     p = exponential(s * qk_scale, lse[:, None], k.dtype == tl.float32)
     if HAS_WORDS:
         p = mask_by_words(p, words_ptr, 0.0, HEIGHT, BLOCK_M, BLOCK_N, TARGET)
+    if HAS_KEY_MASK:
+        # Not a product with 0: p is inf where the key loaded instead scores far above the LSE. And
+        # not a selection, which takes more instructions.
+        p = tl.minimum(p, tl.where(visible, float("inf"), 0.0)[None, :])
     if HAS_DROPOUT:
         kept = philox.keep(head_key, rows[:, None], cols[None, :], drop_threshold)
         dp = tl.where(kept, dp * keep_scale, 0.0)
