@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,26 +27,26 @@ def side_by_side(
     *,
     seconds: float,
     least: int = 5,
-    most: int | None = None,
+    most: float = math.inf,
+    limit: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Time several calls in turn, so that a drifting machine hits all alike.
 
-    Rounds go on until `seconds` have passed and at least `least` are done, and end at `most`;
-    each begins with another of them (A B C, B C A, ...). In its turn each is called twice and the
-    second call is timed: what ran before it leaves its traces in caches and in the memory
-    allocator, which cost up to 1.6 times the time after plain torch operations with their large
-    matrices. Returns the times of each in milliseconds, round by round. `progress` is called after
-    each round.
+    Rounds go on until `seconds` have passed and at least `least` are done. There are no more than
+    `most`, and none but the first begins when `limit` seconds have passed. Each round begins with
+    another of the calls (A B C, B C A, ...). In its turn each is called twice and the second call
+    is timed: what ran before it leaves its traces in caches and in the memory allocator, which
+    cost up to 1.6 times the time after plain torch operations with their large matrices. Returns
+    the times of each in milliseconds, round by round. `progress` is called after each round.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     order = collections.deque(calls.items())
     rounds = 0
-    while rounds < least or time.perf_counter() - start < seconds:
-        if most is not None and rounds >= most:
-            break
+    spent = 0.0
+    while rounds < most and (rounds < least or spent < seconds) and (not rounds or spent < limit):
         for name, call in order:
             call()
             before = clock()
@@ -54,6 +55,7 @@ def side_by_side(
         order.rotate(-1)
         rounds += 1
         progress()
+        spent = time.perf_counter() - start
     return times
 
 

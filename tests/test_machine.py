@@ -171,6 +171,8 @@ def test_side_by_side_ends_in_time_and_not_before() -> None:
     assert set(found["a"]) == {2e3}  # one call between two looks at the clock
     assert len(timing.side_by_side(calls, seconds=0.0, least=1, most=9)["a"]) == 1
     assert len(timing.side_by_side(calls, seconds=0.0, least=3)["b"]) == 3
+    assert len(timing.side_by_side(calls, seconds=60.0, least=3, limit=0.0)["b"]) == 1
+    assert len(timing.side_by_side(calls, seconds=0.0, least=3, limit=60.0)["b"]) == 3
 
 
 def test_one_thread_is_timed_by_its_own_work() -> None:

@@ -42,7 +42,7 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     demo.add_argument(
         "--repeats", type=positive, default=7, metavar="R",
-        help="interleaved timings of each model (default: %(default)s)",
+        help="most interleaved timings of each model (default: %(default)s)",
     )  # fmt: skip
     demo.add_argument(
         "--limit", type=positive, default=240, metavar="SECONDS",

@@ -21,7 +21,7 @@ from sparsebert.cli.errors import CHECK_FAILED, OK, UsageError
 from sparsebert.cli.plots import draw_panels
 from sparsebert.compiler.cost import cost_model
 from sparsebert.masks import AttentionMask
-from sparsebert.timing import own_clock, uncertain_words
+from sparsebert.timing import FEWEST, own_clock, uncertain_words
 
 _TIMED = ("star", "longformer", "fixed", "random")
 _UNTIL = {"agreement": 0.5, "importance": 0.75, "times": 1.0}  # shares of the limit, in turn
@@ -260,10 +260,10 @@ def _times(
         ),
     ]
     report.table(rows, columns)
-    if min(rounds) < settings.repeats:
+    if min(rounds) < min(FEWEST, settings.repeats):
         report.say(
-            f"**Not all of the {settings.repeats} rounds were run: there was no time for them on "
-            "so busy a machine. A larger --limit allows more.**"
+            f"**Some were run less than {FEWEST} times: there was no time for more on so busy a "
+            "machine. A larger --limit allows more.**"
         )
     doubts = uncertain_words(row[f"{part}_speedup"] for row in rows for part in timing.PARTS)
     if doubts:

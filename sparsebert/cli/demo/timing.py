@@ -24,10 +24,11 @@ from sparsebert.machine import processor
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import sparse_attention
 from sparsebert.progress import Progress
-from sparsebert.timing import Spread, own_clock, side_by_side
+from sparsebert.timing import FEWEST, Spread, own_clock, side_by_side
 
 TOKENS = 512  # in a forward pass: texts of 64 tokens go eight at a time, longer ones alone
 PARTS = ("encoder", "attention")
+_ENOUGH = 4.0  # seconds of rounds, if there were three
 
 
 def time_lengths(
@@ -42,7 +43,8 @@ def time_lengths(
 
     The masks are as long as the longest length; every text has at least as many tokens as the
     encoder takes. Dense is PyTorch's SDPA without any mask, the fastest that the machine has.
-    There are `repeats` rounds, or fewer if `seconds` have passed.
+    There are `repeats` rounds, or as many as fit into a few seconds, but three; fewer where all
+    would take longer than `seconds`.
     """
     models = {"dense": encoder.new_model(length=max(lengths))}
     for name, mask in masks.items():
@@ -51,7 +53,7 @@ def time_lengths(
     end = time.perf_counter() + seconds
     about = provenance()
     rows = []
-    with Progress("timings", len(lengths) * len(PARTS) * repeats, "rounds") as progress:
+    with Progress("timings", len(lengths) * len(PARTS), "measurements") as progress:
         for place, length in enumerate(lengths):
             batch = max(1, TOKENS // length)
             ids = torch.tensor(
@@ -78,17 +80,16 @@ def time_lengths(
             spent = {}
             for part in PARTS:
                 left = len(PARTS) * (len(lengths) - place) - PARTS.index(part)
-                rounds = progress.done
                 with torch.inference_mode():
                     spent[part] = side_by_side(
                         calls[part],
-                        seconds=max(0.0, end - time.perf_counter()) / left,
-                        least=1,
+                        seconds=_ENOUGH,
+                        least=FEWEST,
                         most=repeats,
+                        limit=(end - time.perf_counter()) / left,
                         clock=clock,
-                        progress=progress.update,
                     )
-                progress.update(rounds + repeats - progress.done)  # those there was no time for
+                progress.update()
             for name, plan in plans.items():
                 report = plan.explain()
                 row: dict[str, Any] = {
