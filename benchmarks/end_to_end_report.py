@@ -36,8 +36,8 @@ _INTRODUCTION = """\
 Made by `python -m benchmarks.end_to_end`. Random weights at the size of the base models, no
 dropout, no padding, a vocabulary of 1,024. A training step is forward and backward, without the
 optimiser. The sparse models' hidden states equal those of eager attention with the same mask,
-within twice the error that it makes itself. HuggingFace's own BigBird and Longformer have the size
-of BERT-base and compute masks of their own.
+within twice the root mean square error that it makes itself. HuggingFace's own BigBird and
+Longformer have the size of BERT-base and compute masks of their own.
 
 *Share* is the time of the dense model's attention calls alone over the whole; *best* what the
 model would gain if they took no time (Amdahl). *Whole* and *attention* are the dense model's time
