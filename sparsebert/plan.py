@@ -27,7 +27,7 @@ from sparsebert.memory import has_grown
 from sparsebert.planfile import load_plan, save_plan
 from sparsebert.report import PlanReport
 from sparsebert.tiles import TileSet
-from sparsebert.untraced import untraced
+from sparsebert.untraced import constant_in_graphs, untraced
 
 if TYPE_CHECKING:
     from sparsebert.compiler.covers import Covers
@@ -277,7 +277,7 @@ Dynamo reads an attribute when it comes to it, but a dict once: it would miss wh
 """
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _make_program(plan: AttentionPlan, backend: str) -> None:
     plan.make_program(backend)
     vars(plan)[_SEEN_BY_DYNAMO + backend] = plan.programs[backend]

@@ -21,7 +21,7 @@ from sparsebert.forks import ForkSafeLock
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
-from sparsebert.untraced import untraced
+from sparsebert.untraced import constant_in_graphs, untraced
 
 
 class MaskPlans:
@@ -142,7 +142,7 @@ def plan_for(
     return plans.by_length[q_len, kv_len, device, head_dim, heads, threads]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _make_plan(
     plans: MaskPlans,
     q_len: int,
@@ -168,7 +168,7 @@ def rows_for(
     return rows
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _constant_rows(
     plans: MaskPlans,
     fingerprint: str,  # read by the caller so that Dynamo guards the mask's content
@@ -186,6 +186,6 @@ def packed_for(plans: MaskPlans, device: torch.device) -> torch.Tensor:
     return bits
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _constant_bits(plans: MaskPlans, fingerprint: str, device: torch.device) -> torch.Tensor:
     return plans.packed(device)

@@ -18,34 +18,51 @@ class Progress:
 
     A terminal gets a bar. A file, a notebook's log or a CI job gets a line when it begins, one
     every twenty seconds and one when it is done, so that nobody has to guess whether it hangs.
+
+    With a `delay` in seconds, work that is done earlier shows nothing.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "", done: int = 0) -> None:
-        self.title, self.total, self.done = title, total, done
+    def __init__(
+        self, title: str, total: int, unit: str = "", done: int = 0, delay: float = 0.0
+    ) -> None:
+        self.title, self.total, self.done, self.unit = title, total, done, unit
         self._note = ""
         self._started = self._last = time.monotonic()
         self._first = done
+        self._delay = delay
+        self._is_shown = False
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if delay == 0.0:
+            self._show()
+
+    def _show(self) -> None:
+        self._is_shown = True
+        if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(
-                desc=title, total=total, initial=done, unit=unit or "it", leave=False,
-                dynamic_ncols=True,
+                desc=self.title, total=self.total, initial=self.done, unit=self.unit or "it",
+                leave=False, dynamic_ncols=True,
             )  # fmt: skip
         else:
-            what = f"{total} {unit}".strip()
-            self._say(what + (f", {done} of them done before" if done else ""))
+            what, first = f"{self.total} {self.unit}".strip(), self._first
+            self._say(what + (f", {first} of them done before" if first else ""))
 
     def update(self, steps: int = 1) -> None:
-        """So many more steps are done."""
+        """So many more steps are done; with 0, the work goes on."""
         self.done += steps
+        if not self._is_shown:
+            if time.monotonic() - self._started >= self._delay and self.done < self.total:
+                self._show()
+            return
         if self._bar is not None:
             self._bar.update(steps)
             return
         now = time.monotonic()
         if now - self._last >= _EVERY and self.done < self.total:
             self._last = now
-            left = (self.total - self.done) * (now - self._started) / (self.done - self._first)
-            self._say(f"{self.done} of {self.total}{self._note}, about {_duration(left)} left")
+            made = self.done - self._first
+            left = (self.total - self.done) * (now - self._started) / made if made else None
+            about = "" if left is None else f", about {_duration(left)} left"
+            self._say(f"{self.done} of {self.total}{self._note}{about}")
 
     def note(self, words: str) -> None:
         """Words to be shown beside the count."""
@@ -55,6 +72,8 @@ class Progress:
 
     def close(self) -> None:
         """No more steps to come; says how long it took."""
+        if not self._is_shown:
+            return
         if self._bar is not None:
             self._bar.close()
         seconds = time.monotonic() - self._started
@@ -73,7 +92,8 @@ class Progress:
         self.close()
 
     def _say(self, words: str) -> None:
-        print(f"{self.title}: {words}", file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # as in a program without a console
+            print(f"{self.title}: {words}", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

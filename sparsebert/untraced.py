@@ -9,10 +9,13 @@ made inside `untraced()`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @contextlib.contextmanager
@@ -33,3 +36,12 @@ def untraced() -> Iterator[None]:
             yield
         finally:
             torch._C._set_tracing_state(tracer)  # type: ignore[attr-defined]
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Have torch.compile run a function when it makes a graph, and not look into it.
+
+    As `torch.compiler.assume_constant_result` does, which imports Dynamo: that takes a second.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import MaskPlans
 from sparsebert.tilecheck import check_cover, check_format
+from sparsebert.untraced import constant_in_graphs
 
 META = torch.device("meta")
 
@@ -33,9 +37,9 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     search = covers_module.best_cover
 
-    def count(packed, columns, pricing):
+    def count(packed, columns, *rest):
         found.append(columns)
-        return search(packed, columns, pricing)
+        return search(packed, columns, *rest)
 
     monkeypatch.setattr(covers_module, "best_cover", count)
     return found
@@ -130,3 +134,22 @@ def test_garbage_in_keys_of_nobody_reaches_nothing_after_a_crop() -> None:
         assert o.isfinite().all()
         assert all(g.isfinite().all() for g in gradients)
         assert not gradients[1][:, :, 70:90].any() and not gradients[2][:, :, 70:90].any()
+
+
+def test_compiling_does_not_import_dynamo() -> None:
+    """It takes a second, and most who compile a mask never call torch.compile."""
+    code = (
+        "import sys, torch, sparsebert as sb; plan = sb.compile_plan(sb.patterns.star(32)); "
+        "x = torch.zeros(1, 1, 32, 8); sb.sparse_attention(x, x, x, plan); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_functions_are_marked_for_dynamo_as_torch_marks_them() -> None:
+    def one() -> None: ...
+
+    def two() -> None: ...
+
+    assert vars(constant_in_graphs(one)) == vars(torch.compiler.assume_constant_result(two))

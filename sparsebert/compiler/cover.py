@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -66,13 +66,21 @@ class Cover:
     tried: tuple[tuple[str, float], ...] = ()
 
 
-def best_cover(packed: np.ndarray, columns: int, pricing: Pricing) -> Cover:
-    """The cheapest cover found for a mask, uint8 [N, ceil(columns / 8)]."""
+def best_cover(
+    packed: np.ndarray,
+    columns: int,
+    pricing: Pricing,
+    go_on: Callable[[], None] = lambda: None,
+) -> Cover:
+    """The cheapest cover found for a mask, uint8 [N, ceil(columns / 8)].
+
+    `go_on` is called now and then, for whoever watches a long search.
+    """
     words = bits.to_words(packed)
     rows = np.flatnonzero(words.any(axis=1))
     if not len(rows):
         return Cover("nothing to attend", (), pricing.total([]))
-    search = _Search(pricing)
+    search = _Search(pricing, go_on)
     plain, for_peeling = _orders(packed, words, rows, columns, pricing)
     for order in [*for_peeling, *plain]:
         search.one_pass(words, order)
@@ -117,8 +125,9 @@ class _Peeling:
 class _Search:
     """The best cover so far, and the operations that look for a better one."""
 
-    def __init__(self, pricing: Pricing) -> None:
+    def __init__(self, pricing: Pricing, go_on: Callable[[], None] = lambda: None) -> None:
         self._pricing = pricing
+        self._go_on = go_on
         self._heights = pricing.height_choices[0]
         self._tried: dict[str, float] = {}
         self._best: tuple[Piece, ...] = ()
@@ -161,6 +170,7 @@ class _Search:
         self._cost = self._pricing.balanced_total(self._best)
 
     def _offer(self, pieces: tuple[Piece, ...]) -> float:
+        self._go_on()
         cost = self._pricing.total(pieces)
         name = _name(pieces)
         self._tried[name] = min(cost, self._tried.get(name, np.inf))

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from sparsebert.compiler import bits
 from sparsebert.compiler.cost import CostModel, cost_model
@@ -19,8 +21,15 @@ from sparsebert.compiler.cover import Cover, best_cover
 from sparsebert.compiler.pricing import Area, Pricing, Time
 from sparsebert.forks import ForkSafeLock
 from sparsebert.masks import AttentionMask
+from sparsebert.progress import Progress
 from sparsebert.report import PlanReport
 from sparsebert.tiles import TileGroup, TileSet, build_tile_set, crop_tiles, join_heads
+
+_WORTH_A_THREAD = 1 << 16
+"""Bytes of a head's bits; below, little happens outside of Python's own lock."""
+
+_DELAY = 3.0
+"""Seconds before a search shows its progress."""
 
 Calls = tuple[int, int, int]
 """The calls that a plan is for: D, threads, batch x heads."""
@@ -54,9 +63,31 @@ class Aim:
         )
 
     def search(self, heads: Sequence[np.ndarray], q_len: int, kv_len: int) -> list[Cover]:
-        """The best cover of each head's bits, uint8 [N, ceil(M / 8)]."""
+        """The best cover of each head's bits, uint8 [N, ceil(M / 8)].
+
+        Large heads are searched in as many threads as torch uses; the covers do not depend on it.
+        What takes longer than a few seconds shows its progress on standard error.
+        """
         pricing: Pricing = Area() if self.objective == "area" else Time(self.model, q_len, kv_len)
-        return [best_cover(packed, kv_len, pricing) for packed in heads]
+        size = f"head(s) of {q_len} x {kv_len}"
+        lock = ForkSafeLock()
+
+        def search_one(packed: np.ndarray) -> Cover:
+            def go_on(done: int = 0) -> None:
+                with lock:
+                    progress.update(done)
+
+            cover = best_cover(packed, kv_len, pricing, go_on)
+            go_on(1)
+            return cover
+
+        is_large = any(packed.nbytes >= _WORTH_A_THREAD for packed in heads)
+        workers = min(len(heads), torch.get_num_threads()) if is_large else 1
+        with Progress("compiling a mask", len(heads), size, delay=_DELAY) as progress:
+            if workers < 2:
+                return [search_one(packed) for packed in heads]
+            with ThreadPoolExecutor(workers, "sparsebert-compile") as pool:
+                return list(pool.map(search_one, heads))
 
 
 class Covers:

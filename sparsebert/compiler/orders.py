@@ -21,6 +21,9 @@ _SHORTLIST = 6
 _SAMPLED_WORDS = 32
 """How close rows are to the first one is judged by about this many words of each."""
 
+_TAKEN = 1 << 40
+"""More than any row can add to a union."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -87,16 +90,23 @@ def union_growth(words: np.ndarray, rows: np.ndarray, long: np.ndarray, size: in
 
 
 def _grow(candidates: np.ndarray, size: int) -> list[int]:
-    """Which candidates join the first one, in the order of joining."""
-    chosen, union = [0], candidates[0]
-    taken = np.zeros(len(candidates), dtype=np.int64)
-    taken[0] = 1 << 40
+    """Which candidates join the first one, in the order of joining.
+
+    What a candidate would add is counted once, then only where the union has grown.
+    """
+    chosen, union = [0], candidates[0].copy()
+    growth = bits.count(candidates & ~union)
+    growth[0] = _TAKEN
+    by_word = np.ascontiguousarray(candidates.T)
     for _ in range(min(size, len(candidates)) - 1):
-        growth = bits.count(candidates & ~union) + taken
         best = int(growth.argmin())
         chosen.append(best)
-        taken[best] = 1 << 40
-        union = union | candidates[best]
+        new = candidates[best] & ~union
+        union |= new
+        words = np.flatnonzero(new)
+        covered = np.bitwise_count(by_word[words] & new[words, None])
+        growth -= covered.sum(axis=0, dtype=np.int64)
+        growth[best] = _TAKEN
     return chosen
 
 
