@@ -59,6 +59,9 @@ GROUPS = (
         ("tests/test_tile*.py", *COMPILER, "tests/test_sparse_attention.py"),
     ),
     Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/plan_*.py"), COMPILER),
+    Group(
+        "compiler", ("sparsebert/memory*.py", "sparsebert/forks*.py"), ("tests/test_memory*.py",)
+    ),
     Group("testing", ("sparsebert/testing/*.py",), ("tests/test_error_bounds*.py",)),
     Group("compiler", ("sparsebert/estimate*.py",), ("tests/test_estimate*.py",)),
     Group(
