@@ -276,18 +276,26 @@ def test_generate_with_and_without_a_cache() -> None:
 
 
 def test_packed_sequences_stay_apart() -> None:
-    """transformers detects them by their position_ids; the mask it makes is a 4-D one."""
+    """transformers detects them by their position_ids; each begins at the mask's position 0."""
     model = build("gpt2").double()
     masks = random_masks(model)
     judge = judged(model, masks)
-    sb.sparsify(model, masks)
-    ids = torch.randint(2, VOCAB, (1, LENGTH))
-    positions = torch.cat([torch.arange(8), torch.arange(LENGTH - 8)])[None]
+    sb.sparsify(model, masks, positions="batch")
+    ids = torch.randint(2, VOCAB, (2, LENGTH))
+    lengths = ((8, 1, 11), (3, 17))
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     settings = {"position_ids": positions, "use_cache": False}
     expected, got = judge(ids, **settings).logits, model(ids, **settings).logits
     assert_equal_in_fp64(got, expected)
     unpacked = model(ids, use_cache=False).logits
     assert (got - unpacked)[:, 8:].abs().max() > 1e-3
+
+    sb.sparsify(model, masks)
+    for weights in (False, True):
+        got = model(ids, output_attentions=weights, **settings).logits
+        for row, parts in zip(range(2), lengths, strict=True):
+            alone = [model(part[None], use_cache=False).logits for part in ids[row].split(parts)]
+            assert_equal_in_fp64(got[row : row + 1], torch.cat(alone, dim=1))
 
 
 # ------------------------------------------------------------------------ encoder-decoders

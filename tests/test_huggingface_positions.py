@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ from hf_models import (
     padding,
     random_masks,
 )
+from transformers.masking_utils import chunked_causal_mask_function
 
 import sparsebert as sb
 from sparsebert.integrations.hf_attention import LayerMask
 from sparsebert.integrations.hf_padding import ToFront, values_from_first
+from sparsebert.integrations.hf_rules import read_mask, sparsebert_mask
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -229,6 +232,26 @@ def test_a_learned_mask_as_each_sequence_sees_it() -> None:
     assert seen.shape == (2, 2, 5, 5) and seen[0].equal(mask)
     assert seen[1, :, 3:, 3:].equal(mask[:, :2, :2])
     torch.autograd.gradcheck(lambda mask: values_from_first(mask, first), mask)
+
+
+def test_packed_sequences_begin_at_position_zero_under_windows_too() -> None:
+    model = causal_model("Mistral")
+    sb.sparsify(model, random_masks(model))
+    ids = torch.randint(2, VOCAB, (1, LENGTH))
+    where = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None]
+    got = model(ids, position_ids=where, use_cache=False).logits
+    alone = [model(part, use_cache=False).logits for part in ids.split((9, LENGTH - 9), dim=1)]
+    assert_equal_in_fp64(got, torch.cat(alone, dim=1))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"local_size": 1}, {"use_vmap": True}])
+def test_where_a_chunk_begins_no_sequence_does(sizes: dict[str, Any]) -> None:
+    """Nor where a window holds one token, or a model has a rule of its own."""
+    rule = chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long))
+    config = SimpleNamespace(attention_chunk_size=None if sizes else 4)
+    settings: dict[str, Any] = {"batch_size": 1, "q_length": 8, "kv_length": 8}
+    settings |= {"mask_function": rule, "config": config, **sizes}
+    assert read_mask(sparsebert_mask(**settings), True, 8, 8).first is None
 
 
 # ------------------------------------------------------------------------ windows in caches

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from sparsebert.plan_cache import MaskPlans, packed_for
 
@@ -17,15 +18,36 @@ from sparsebert.plan_cache import MaskPlans, packed_for
 def may_begin_with_padding(real: torch.Tensor) -> bool:
     """False where every sequence of `real` [B, M], True = a real token, is seen to begin with one.
 
-    This waits for a GPU, so ask once in a forward. Values that cannot be looked at, while a call
-    is traced or captured, might be anything.
+    Ask once in a forward: this waits for a GPU.
+    """
+    return may_hold_any(real[:, :1] == 0)
+
+
+def may_hold_any(x: torch.Tensor) -> bool:
+    """False where a bool tensor is seen to hold no True.
+
+    Values that cannot be looked at, while a call is traced or captured, might be anything.
     """
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if traced or type(real) is not torch.Tensor or real.is_meta:
+    if traced or type(x) is not torch.Tensor or x.is_meta:
         return True
-    if real.is_cuda and torch.cuda.is_current_stream_capturing():
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
-    return not bool(real[:, :1].all())
+    return bool(x.any())
+
+
+def packed_begins(full: torch.Tensor) -> torch.Tensor:
+    """Which tokens begin a sequence, bool [B, N], if causal sequences are packed into one.
+
+    Those that may not attend to the token before them, by the mask `full` [B, N, N].
+    """
+    return functional.pad(~full.diagonal(-1, 1, 2), (1, 0), value=True)
+
+
+def first_of_each(begins: torch.Tensor) -> torch.Tensor:
+    """The column of the first token of each token's sequence, int64 [B, N]."""
+    columns = torch.arange(begins.shape[1], device=begins.device)
+    return (columns * begins).cummax(dim=-1).values
 
 
 def first_tokens(real: torch.Tensor) -> torch.Tensor:
@@ -85,10 +107,12 @@ class _Move(torch.autograd.Function):
 def values_from_first(mask: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """A mask [H, N, N] as each sequence of a batch sees it, [B, H, N, N], differentiably.
 
-    What stands before the first real token, see `first_tokens`, is hidden by the padding mask.
+    `first` is as for `rows_from_first`. What stands before the first real token is hidden by the
+    padding mask.
     """
     length = mask.shape[-1]
-    at = (torch.arange(length, device=mask.device) - first[:, None]).clamp(min=0)  # [B, N]
+    first = first[:, None] if first.dim() == 1 else first
+    at = (torch.arange(length, device=mask.device) - first).clamp(min=0)  # [B, N]
     return mask[:, at[:, :, None], at[:, None, :]].transpose(0, 1)
 
 
@@ -98,15 +122,17 @@ def rows_from_first(
     """The mask as each sequence of a batch sees it, bool [B, H, q_len, kv_len].
 
     Args:
-        first: column of each sequence's first real token, [B].
+        first: column of each sequence's first real token, [B]; or, of queries that are all the
+            keys, of the first token of each token's sequence, [B, N].
         start: column of the first query.
         offset: column of the first key.
 
     Columns before the first real token are False.
     """
     bits = packed_for(plans, first.device)  # [H, N, ceil(N / 8)]
-    rows = start + torch.arange(q_len, device=first.device) - first[:, None]  # [B, q_len]
-    keys = offset + torch.arange(kv_len, device=first.device) - first[:, None]  # [B, kv_len]
+    first = first[:, None] if first.dim() == 1 else first
+    rows = start + torch.arange(q_len, device=first.device) - first  # [B, q_len]
+    keys = offset + torch.arange(kv_len, device=first.device) - first  # [B, kv_len]
     inside = (rows >= 0)[:, :, None] & (keys >= 0)[:, None, :]
     rows, keys = rows.clamp(min=0), keys.clamp(min=0)
     taken = bits[:, rows]  # [H, B, q_len, W]

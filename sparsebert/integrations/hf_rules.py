@@ -13,9 +13,10 @@ one tensor:
                                those whose keys are there (the last M: sliding-window caches drop
                                what left the window); and in the last row which are real tokens
 
-s is 2 where a sequence may begin with padding, else 1. These are views, cheap, and like nothing
-that models make. (A tensor passes through any model code; an object of our own may not.) What
-does not come from the mask function:
+s is 2 where a sequence may begin with padding, else 1; and 3 where several sequences, without
+padding, may be packed into one: then the last row says which tokens begin one. These are views,
+cheap, and like nothing that models make. (A tensor passes through any model code; an object of our
+own may not.) What does not come from the mask function:
 
     [B, M] or [B, 1, 1, M]     which keys are real tokens, bidirectional (N > 1)
     [B, 1 or H, N, M]          all of it, from the user
@@ -39,7 +40,13 @@ from transformers.masking_utils import (
 )
 
 from sparsebert import patterns
-from sparsebert.integrations.hf_padding import first_tokens, may_begin_with_padding
+from sparsebert.integrations.hf_padding import (
+    first_of_each,
+    first_tokens,
+    may_begin_with_padding,
+    may_hold_any,
+    packed_begins,
+)
 from sparsebert.masks import AttentionMask
 
 CAUSAL = 0
@@ -54,6 +61,8 @@ def rule_mask(rule: int, length: int) -> AttentionMask:
         return patterns.dense(length)
     return patterns.sliding_window(length, rule)
 
+
+_PADDED, _PACKED = 2, 3  # where sequences may begin, see above
 
 # Arguments that change the result in ways a sparse mask cannot follow, and what they belong to.
 _REFUSED = {
@@ -133,19 +142,36 @@ def sparsebert_mask(
     )
     assert full is not None  # no other skip was allowed
     if attention_mask is None:
+        if total == q_length and not kwargs.get("use_vmap") and _sees_the_last(local_size, kwargs):
+            begins = packed_begins(full[:, 0])
+            if may_hold_any(begins[:, 1:]):
+                return _encode(None, begins, full[:, 0], _PACKED)
         attention_mask = torch.ones((batch_size, total), dtype=torch.bool, device=device)
     check_key_mask(attention_mask, batch_size, total)
     return _encode(None, attention_mask, functional.pad(full[:, 0], (kv_offset, 0)))
 
 
+def _sees_the_last(local_size: int | None, arguments: dict[str, Any]) -> bool:
+    """Whether a token of a model attends to the one before it, if that is of its sequence.
+
+    Not where a chunk begins.
+    """
+    chunked = getattr(arguments.get("config"), "attention_chunk_size", None)
+    return not chunked and (local_size is None or local_size > 1)
+
+
 def _encode(
-    rule: int | None, real: torch.Tensor, full: torch.Tensor | None = None
+    rule: int | None,
+    real: torch.Tensor,
+    full: torch.Tensor | None = None,
+    begin: int | None = None,
 ) -> torch.Tensor:
     """See the module's text; `real` is [B, M] or, beside `full` [B, N, T], [B, T]."""
-    begins = 2 if real.shape[1] and may_begin_with_padding(real) else 1
+    if begin is None:
+        begin = _PADDED if real.shape[1] and may_begin_with_padding(real) else 1
     rows = real[:, None] if full is None else torch.cat([full, real.bool()[:, None]], dim=1)
     kind = 0 if rule is None else 1 + rule
-    return rows[:, None, None, None, None].expand(-1, 1 + kind, -1, -1, begins, -1, -1)
+    return rows[:, None, None, None, None].expand(-1, 1 + kind, -1, -1, begin, -1, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +183,8 @@ class Rules:
         key_mask: [B, M], which keys are real tokens, or None; not where full_mask says it.
         full_mask: [B, 1 or H, N, M], bool or additive, or None.
         offset: how many tokens came before the first key that is there.
-        first: int64 [B], columns of the sequences' first real tokens, offset included; None where
-            all begin at column 0.
+        first: int64 [B], columns of the sequences' first real tokens, offset included; of packed
+            sequences [B, N], for each token that of its sequence; None where all begin at 0.
     """
 
     rule: int | None = None
@@ -190,7 +216,11 @@ def read_mask(
     if attention_mask.dim() == 7:
         rows = attention_mask[:, 0, 0, 0, 0]
         real = rows[:, -1]
-        first = first_tokens(real) if attention_mask.shape[4] == 2 else None
+        first = None
+        if attention_mask.shape[4] == _PADDED:
+            first = first_tokens(real)
+        elif attention_mask.shape[4] == _PACKED:
+            first = first_of_each(real)
         if rows.shape[1] > 1:
             offset = rows.shape[2] - kv_len
             return Rules(full_mask=rows[:, None, :-1, offset:], offset=offset, first=first)

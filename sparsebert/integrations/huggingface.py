@@ -14,8 +14,9 @@ What holds for every model:
 * A sequence shorter than the masks uses their top-left part; a longer one raises. Masks over a
   grid (`patterns.neighborhood_2d`, `AttentionMask.on_grid`, or as many tokens as a vision model
   makes of its own images) have no part for images of another size or shape, which raise.
-* Position 0 of a mask is the first real token of each sequence, wherever padding stands; see
-  `sparsify`. Several sequences packed into one count on from the first, though they stay apart.
+* Position 0 of a mask is the first real token of each sequence, wherever padding stands, and of
+  each of several that are packed into one (recognised, as transformers does, by position_ids that
+  begin again); see `sparsify`.
 * The model's own rules stay in force: padding (anywhere), a decoder's causal mask, the sliding
   windows of ModernBERT's local layers, a 4-D mask that you pass, T5's position bias. A position
   is attended to if the sparse mask **and** all of these allow it. A token that may attend to
