@@ -25,7 +25,7 @@ from transformers.masking_utils import chunked_causal_mask_function
 
 import sparsebert as sb
 from sparsebert.integrations.hf_attention import LayerMask
-from sparsebert.integrations.hf_padding import ToFront, values_from_first
+from sparsebert.integrations.hf_padding import ToFront, may_begin_with_padding, values_from_first
 from sparsebert.integrations.hf_rules import read_mask, sparsebert_mask
 
 _SIZES: dict[str, Any] = {
@@ -223,6 +223,26 @@ def test_dam_counts_positions_as_sparsify_does() -> None:
     for row, start in enumerate(before):
         alone = model(ids[row : row + 1, start:], **settings).logits
         assert_equal_in_fp64(out[row, start:], alone[0])
+
+
+def test_tokens_move_under_transforms() -> None:
+    """torch.func and forward-mode AD, with padding masks that they hide from us."""
+    first = torch.tensor([0, 2, 4])
+    x, tangent = torch.randn(2, 3, 2, 5, 2, dtype=torch.float64)
+
+    def there_and_back(x: torch.Tensor) -> torch.Tensor:
+        move = ToFront(first, 5)
+        return move.back(2.0 * move.tokens(x))
+
+    out, derivative = torch.func.jvp(there_and_back, (x,), (tangent,))
+    assert out.equal(there_and_back(x)) and derivative.equal(there_and_back(tangent))
+    ones = torch.ones_like(x)
+    assert torch.func.grad(lambda x: there_and_back(x).sum())(x).equal(there_and_back(ones))
+    assert torch.func.vmap(there_and_back)(torch.stack([x, x]))[1].equal(out)
+    real = torch.ones(2, 3, 5, dtype=torch.bool)
+    seen: list[bool] = []
+    torch.func.vmap(lambda real: seen.append(may_begin_with_padding(real)) or real)(real)
+    assert seen == [True] and not may_begin_with_padding(real[0])
 
 
 def test_a_learned_mask_as_each_sequence_sees_it() -> None:

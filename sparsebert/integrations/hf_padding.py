@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from sparsebert.executor.call import is_transformed
 from sparsebert.plan_cache import MaskPlans, packed_for
 
 
@@ -26,10 +27,11 @@ def may_begin_with_padding(real: torch.Tensor) -> bool:
 def may_hold_any(x: torch.Tensor) -> bool:
     """False where a bool tensor is seen to hold no True.
 
-    Values that cannot be looked at, while a call is traced or captured, might be anything.
+    Values that cannot be looked at, while a call is traced, transformed by torch.func or
+    captured, might be anything.
     """
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if traced or type(x) is not torch.Tensor or x.is_meta:
+    if traced or is_transformed() or type(x) is not torch.Tensor or x.is_meta:
         return True
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
@@ -73,16 +75,26 @@ class ToFront:
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
         """q, k or v [B, H, N, D], moved."""
-        moved: torch.Tensor = _Move.apply(x, self._index, self._back)
-        return moved
+        return _moved(x, self._index, self._back)
 
     def back(self, o: torch.Tensor) -> torch.Tensor:
         """The output [B, H, N, D] where it belongs; zeros for the padding before the first token.
 
         (Moved behind the sequence, it could see real tokens.)
         """
-        o = _Move.apply(o, self._back, self._index)
+        o = _moved(o, self._back, self._index)
         return o.masked_fill((self._columns < self._first)[:, None, :, None], 0.0)
+
+
+def _moved(x: torch.Tensor, index: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    if is_transformed():  # which our function has no rules for
+        return _take(x, index)
+    moved: torch.Tensor = _Move.apply(x, index, back)
+    return moved
+
+
+def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return x.gather(2, index[:, None, :, None].expand(x.shape))
 
 
 class _Move(torch.autograd.Function):
@@ -96,7 +108,7 @@ class _Move(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(index, back)
-        return x.gather(2, index[:, None, :, None].expand(x.shape))
+        return _take(x, index)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
