@@ -73,6 +73,19 @@ def test_parameter_groups() -> None:
         assert len(got) == len(wanted) and all(a is b for a, b in zip(got, wanted, strict=True))
 
 
+def test_defaults() -> None:
+    """As documented: a tenth of the steps to warm up, three tenths to settle, fixed temperature."""
+    search = make()
+    assert (search.kind, search.tile_rows, search.temperature) == ("expected_l1", 16, (1.0, 1.0))
+    assert (search.warmup, search.settle) == (0.1, 0.3)
+    assert search.controller is not None and search.controller.weight == 0.1
+    assert search.weight == 0.0 and search.penalty().item() == 0.0  # before the first step
+    (mask_group,) = search.parameter_groups(search.dam, lr=1.0)
+    assert (mask_group["lr"], mask_group["weight_decay"]) == (0.05, 0.0)
+    groups = search.parameter_groups(torch.nn.Linear(2, 2), lr=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.1, 0.0), (0.05, 0.0)]
+
+
 def test_metrics() -> None:
     search = make()
     with torch.no_grad():
@@ -102,6 +115,10 @@ def test_state() -> None:
         ({"sparsity": 1.0}, "sparsity"),
         ({"sparsity": 0.95}, r"seq_len=16 that leaves no row empty has at most 0.9375"),
         ({"weight": -1.0}, "weight must be finite"),
+        ({"weight": float("inf")}, "weight must be finite"),
+        ({"temperature": (float("inf"), 1.0)}, "temperature must be above 0"),
+        ({"warmup": -0.1}, "but warmup is -0.1"),
+        ({"settle": 1.0, "warmup": 0.0}, "but settle is 1.0"),
         ({"penalty": "l0"}, "penalty must be one of"),
         ({"tile_rows": 0}, "tile_rows=0"),
         ({"temperature": (1.0, 0.0)}, "temperature must be above 0"),

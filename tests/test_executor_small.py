@@ -40,7 +40,8 @@ def allowed(heads: int, *, gaps: bool) -> torch.Tensor:
 def program(mask: torch.Tensor, dense: list[bool], parts: int = 1) -> TorchProgram:
     """The program of a mask whose distinct heads run dense where `dense` says so.
 
-    With several parts a row has its keys in so many tiles, each with an order of its own.
+    With several parts a row has its keys in so many tiles, each with an order of its own; a row
+    that attends to nothing is in tiles, too, as in a cropped plan.
     """
     plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
     tiles = plan.tiles
@@ -50,8 +51,7 @@ def program(mask: torch.Tensor, dense: list[bool], parts: int = 1) -> TorchProgr
         for head in range(tiles.num_heads):
             for part in range(parts):
                 dense_head = tiles.dense()[head]
-                rows = rng.permutation(np.flatnonzero(dense_head.any(axis=1)))
-                rows = np.pad(rows, (0, -len(rows) % 16), constant_values=-1)
+                rows = np.pad(rng.permutation(N), (0, -N % 16), constant_values=-1)
                 bits = pack(dense_head & (owner == part))
                 groups.append(TileGroup(head, bits, rows.reshape(-1, 16)))
         tiles = build_tile_set(groups, tiles.num_heads, N, M)
@@ -185,6 +185,28 @@ def test_precisions(name: str, dtype: torch.dtype) -> None:
     )
     for outcome in expected.outcomes({"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}):
         assert outcome.passed, outcome
+
+
+def test_queries_that_a_crop_leaves_without_keys_reach_nothing() -> None:
+    """A query of late keys alone stays in its tile when they are cropped; it may hold NaN."""
+    mask = allowed(1, gaps=False)
+    mask[:, DEAD] = False
+    mask[:, DEAD, 30:] = True
+    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    plan = plan.crop(N, 30)
+    torch.manual_seed(0)
+    q, grad_o = torch.randn(2, B, H, N, D, dtype=torch.float64)
+    k, v = torch.randn(2, B, H, 30, D, dtype=torch.float64)
+    results = []
+    for garbage in (0.0, math.nan):
+        q[:, :, DEAD] = grad_o[:, :, DEAD] = garbage
+        run = build_program(plan.mask, plan.head_map, plan.dense_heads, plan.tiles)
+        o, lse = attention.forward(q, k, v, None, None, run, 0.4, 0.0)
+        gradients = attention.backward(grad_o, None, q, k, v, o, lse, None, None, run, 0.4, 0.0)
+        results.append((o, lse, *gradients))
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
+    assert (results[0][0][:, :, DEAD] == 0).all() and (results[0][2][:, :, DEAD] == 0).all()
 
 
 def test_every_kind_of_program_is_here() -> None:

@@ -290,11 +290,13 @@ def _make_bucket(
     slot_rows = np.full((len(batch), slots), -1, dtype=np.int64)
     for index, (tile, place) in enumerate(batch):
         tile_rows, tile_cols = tiles.row_slots(tile), tiles.columns(tile)
-        filled = tile_rows >= 0
-        real, covered = tile_rows[filled], tiles.allowed(tile)[filled]
+        # A row with nothing in this tile has no result here, and is not even loaded: in a cropped
+        # plan it may attend to nothing at all, and hold NaN.
+        covered = tiles.allowed(tile)
+        used = (tile_rows >= 0) & covered.any(axis=1)
+        real, covered = tile_rows[used], covered[used]
         rows[index] = np.resize(real, slots) * stride + place
-        # A row with nothing in this tile has no result here: its slot counts as empty.
-        slot_rows[index, : len(real)] = np.where(covered.any(1), real * stride + place, -1)
+        slot_rows[index, : len(real)] = real * stride + place
         cols[index, : len(tile_cols)] = tile_cols
         cols[index, len(tile_cols) :] = tile_cols[-1]
         cols[index] = cols[index] * stride + place
