@@ -74,7 +74,7 @@ def test_parameter_groups() -> None:
 
 
 def test_defaults() -> None:
-    """As documented: a tenth of the steps to warm up, three tenths to settle, fixed temperature."""
+    """As documented: a tenth of the steps to warm up, three tenths to settle."""
     search = make()
     assert (search.kind, search.tile_rows, search.temperature) == ("expected_l1", 16, (1.0, 1.0))
     assert (search.warmup, search.settle) == (0.1, 0.3)
