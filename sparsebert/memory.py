@@ -16,12 +16,13 @@ it.
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import os
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -160,6 +161,27 @@ class Shelf(Generic[Value]):
         """Drop a value, and remember that it was there."""
         del self.items[key]
         self._forgotten.add(key)
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def remember(
+    function: Callable[Arguments, np.ndarray],
+) -> Callable[Arguments, np.ndarray]:
+    """Remember the arrays that a function returned, by its arguments."""
+    shelf: Shelf[np.ndarray] = Shelf(lambda array: [array])
+
+    @functools.wraps(function)
+    def remembering(*args: Arguments.args, **kwargs: Arguments.kwargs) -> np.ndarray:
+        key = args, tuple(sorted(kwargs.items()))
+        found = shelf.get(key)
+        if found is None:
+            found = function(*args, **kwargs)
+            shelf.put(key, found)
+        return found
+
+    return remembering
 
 
 class _Ledger:

@@ -64,7 +64,10 @@ class MaskPlans:
         with self._lock:
             plan = self._shelf.get(key)
             if plan is None:
-                plan = self._compiled(device, head_dim, heads).crop(q_len, kv_len).to(device)
+                whole = self._compiled(device, head_dim, heads)
+                plan = whole.crop(q_len, kv_len).to(device)
+                if plan is whole:  # which stays, and must not keep what runs
+                    plan = whole.without_programs()
                 plan.make_program(backend)
                 self._shelf.put(key, plan)
             else:
@@ -78,7 +81,8 @@ class MaskPlans:
     def _compiled(self, device: torch.device, head_dim: int, heads: int | None) -> AttentionPlan:
         key = (device.type, head_dim, heads, _threads(device))
         if key not in self._whole:
-            self._whole[key] = compile_for(self.mask, device, head_dim, heads)
+            compiled = compile_for(self.mask, device, head_dim, heads)
+            self._whole[key] = compiled.without_programs()
         return self._whole[key]
 
     def rows(self, start: int, q_len: int, kv_len: int, device: torch.device) -> torch.Tensor:

@@ -196,6 +196,38 @@ def test_a_model_compiles_once_however_little_room_there_is(
     assert all(len(plans.by_length) == 1 for plans in layers)
 
 
+def test_a_model_does_not_keep_what_ran_at_full_length(room: Callable) -> None:
+    """It keeps the tiles, which a search found, but not the dense masks made of them."""
+    set_cache_bytes(0)
+    plans = MaskPlans(patterns.random(200, 0.5, seed=41))
+    (ran,) = (
+        weakref.ref(x)
+        for x in plans.get(200, 200, CPU, "auto").program_for("auto").tensors
+        if x.numel() == 200 * 200
+    )
+    assert ran() is not None
+    plans.get(100, 100, CPU, "auto")
+    gc.collect()
+    assert ran() is None and [key[0] for key in plans.by_length] == [100]
+
+
+def test_arrays_of_functions_are_remembered_by_their_arguments(room: Callable) -> None:
+    room(3 * MIB)
+    made = []
+
+    @memory.remember
+    def zeros(size: int, kind: str) -> np.ndarray:
+        made.append(size)
+        return block(size)
+
+    first = zeros(2 * MIB, "a")
+    assert zeros(2 * MIB, "a") is first and made == [2 * MIB]
+    del first
+    zeros(2 * MIB, "b")  # the first one has to go
+    zeros(2 * MIB, "a")
+    assert len(made) == 3
+
+
 def test_plans_of_compiled_graphs_are_not_forgotten(room: Callable) -> None:
     set_cache_bytes(0)
     plans = MaskPlans(patterns.random(64, 0.5, seed=3))

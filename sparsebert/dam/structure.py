@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import numpy.typing as npt
+
+from sparsebert.memory import remember
 
 STRUCTURES = ("full", "toeplitz", "block")
 
 
-@functools.lru_cache(maxsize=16)
+@remember
 def parameter_index(
     structure: str, seq_len: int, symmetric: bool, block_size: int
 ) -> npt.NDArray[np.int64]:
@@ -34,7 +34,7 @@ def parameter_index(
     return pairs  # the rows of the upper triangle, one by one
 
 
-@functools.lru_cache(maxsize=16)
+@remember
 def first_in_tile(
     structure: str, seq_len: int, symmetric: bool, block_size: int, tile_rows: int
 ) -> npt.NDArray[np.bool_]:
