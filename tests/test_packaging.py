@@ -203,6 +203,18 @@ def test_readme_quick_start_runs(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model" / "sparsebert_masks.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_readme_python_passes_mypy(tmp_path: Path) -> None:
+    """As a user's own code would: sparse_attention's result is one tensor unless LSE is asked."""
+    pytest.importorskip("mypy")
+    files = [tmp_path / f"readme_{place}.py" for place in range(len(readme_blocks("python")))]
+    for file, block in zip(files, readme_blocks("python"), strict=True):
+        file.write_text(block, encoding="utf-8")
+    check = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", *map(str, files)]
+    run = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_readme_commands_exist() -> None:
     """Every make target and every sparsebert command that the README shows."""
     from sparsebert.cli import main
