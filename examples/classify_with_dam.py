@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 import sparsebert as sb
+from sparsebert.machine import threads_for
 
 HERE = Path(__file__).parent
 
@@ -150,4 +151,6 @@ def accuracy(model: Any, test: list[dict[str, Any]], common: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    main()
+    with threads_for() as machine:  # fewer of torch's threads where others use the machine
+        print(machine)
+        main()

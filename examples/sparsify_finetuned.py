@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 import sparsebert as sb
 from sparsebert.learn.sources import python_text
+from sparsebert.machine import threads_for
 
 
 class Embedder(nn.Module):
@@ -158,4 +159,6 @@ def cosine(embeddings: torch.Tensor, others: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with threads_for() as machine:  # fewer of torch's threads where others use the machine
+        print(machine)
+        main()
