@@ -121,6 +121,9 @@ class SparseSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Attend.
 
+        Position i of the mask is token i of `x`, padding counted; see `sparsify` for models whose
+        sequences begin with padding.
+
         Args:
             x: [B, N, E] ([N, B, E] without batch_first), or [N, E] for a single sequence; N up
                 to the mask's.

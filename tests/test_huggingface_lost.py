@@ -127,6 +127,23 @@ def test_another_attention_survives_densify_and_a_new_sparsify() -> None:
         assert sparse.bert.config._attn_implementation == "eager"
 
 
+def test_a_dam_that_is_not_used_is_told() -> None:
+    """It would learn nothing, and nobody would know."""
+    model = sb.attach_dam(build("bert"), sb.DifferentiableAttentionMask(1, 4, MASK_LENGTH))
+    learned = run(model.eval())
+    with pytest.warns(
+        MasksNotUsedWarning, match=r"has a DAM, .*'sdpa'.*'sparsebert_dam'.*detach_"
+    ):
+        model.set_attn_implementation("sdpa")
+    assert "NOT USED: the model is set to 'sdpa' attention" in str(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.set_attn_implementation("sparsebert_dam")
+    assert "NOT USED" not in str(model) and run(model).equal(learned)
+    with pytest.raises(ValueError, match=r"model\(\.\.\., output_attentions=True\)"):
+        model.config.output_attentions = True
+
+
 def test_output_attentions_in_the_configuration_gets_our_advice() -> None:
     model = sparse_bert()
     with pytest.raises(ValueError, match=r"model\(\.\.\., output_attentions=True\)"):

@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import output_capturing
 
 from sparsebert.integrations.dense_route import dense_attention
-from sparsebert.integrations.hf_configs import IMPLEMENTATION, ConfigSwap
+from sparsebert.integrations.hf_configs import IMPLEMENTATION, AttachedLayer, ConfigSwap
 from sparsebert.integrations.hf_padding import ToFront, rows_from_first
 from sparsebert.integrations.hf_positions import FirstCall
 from sparsebert.integrations.hf_rules import (
@@ -36,23 +36,6 @@ from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
 
 # transformers' record of what the caller wants returned; not a public name.
 _collector: Any = getattr(output_capturing, "_active_collector", None)
-
-
-class AttachedLayer(nn.Module):
-    """What is attached to every attention module of a sparse model.
-
-    A submodule; it has no parameters and no buffers, so state_dicts are unchanged.
-    """
-
-    def __init__(self, configs: tuple[ConfigSwap, ...]) -> None:
-        super().__init__()
-        self.configs = configs  # to be put back
-
-    @property
-    def unused_for(self) -> str | None:
-        """The attention that the model is set to instead of ours, None while ours is used."""
-        names = (swap.copy._attn_implementation for swap in self.configs)
-        return next((str(name) for name in names if name != IMPLEMENTATION), None)
 
 
 class DenseLayer(AttachedLayer):
@@ -96,12 +79,11 @@ class LayerMask(AttachedLayer):
 
     def extra_repr(self) -> str:
         mask = self.mask
-        unused = self.unused_for
         return (
             f"[{mask.num_heads}, {mask.q_len}, {mask.kv_len}] at density {mask.density:.2%}, "
             f"backend={self.backend!r}, "
             f"positions={self.positions!r}"
-            + (f", NOT USED: the model is set to {unused!r} attention" if unused else "")
+            f"{self.about_use()}"
         )
 
 

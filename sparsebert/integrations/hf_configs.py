@@ -34,6 +34,30 @@ class ConfigSwap:
     before: dict[str, Any]  # the original's attributes when it was copied
 
 
+class AttachedLayer(nn.Module):
+    """What is attached to every attention module of a model whose attention is ours.
+
+    A submodule; it has no parameters and no buffers, so state_dicts are unchanged.
+    """
+
+    implementation = IMPLEMENTATION
+
+    def __init__(self, configs: tuple[ConfigSwap, ...]) -> None:
+        super().__init__()
+        self.configs = configs  # to be put back
+
+    @property
+    def unused_for(self) -> str | None:
+        """The attention that the model is set to instead of ours, None while ours is used."""
+        names = (swap.copy._attn_implementation for swap in self.configs)
+        return next((str(name) for name in names if name != self.implementation), None)
+
+    def about_use(self) -> str:
+        """For `extra_repr`: nothing while it is used."""
+        unused = self.unused_for
+        return f", NOT USED: the model is set to {unused!r} attention" if unused else ""
+
+
 def swap_configs(
     model: nn.Module, attention: SelfAttention, implementation: str
 ) -> tuple[ConfigSwap, ...]:

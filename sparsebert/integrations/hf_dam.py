@@ -31,10 +31,12 @@ from sparsebert.integrations.hf_attention import LayerMask
 from sparsebert.integrations.hf_configs import (
     DAM,
     IMPLEMENTATION,
+    AttachedLayer,
     ConfigSwap,
     restore_configs,
     swap_configs,
 )
+from sparsebert.integrations.hf_guards import guard
 from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.hf_padding import values_from_first
@@ -85,16 +87,18 @@ class SharedDraw:
         return {**vars(self), "_values": None}  # part of a graph, which cannot be copied
 
 
-class LayerHandle(nn.Module):
-    """What an attention module needs to find its mask; no parameters, no buffers."""
+class LayerHandle(AttachedLayer):
+    """What an attention module needs to find its mask."""
+
+    implementation = DAM
 
     def __init__(self, shared: SharedDraw, layer: int) -> None:
-        super().__init__()
+        super().__init__(shared.configs)
         self.shared = shared
         self.layer = layer
 
     def extra_repr(self) -> str:
-        return f"layer={self.layer}, gate={self.shared.gate!r}"
+        return f"layer={self.layer}, gate={self.shared.gate!r}{self.about_use()}"
 
 
 def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "softmax") -> Model:
@@ -266,3 +270,4 @@ def dam_attention(
 
 AttentionInterface.register(DAM, dam_attention)
 AttentionMaskInterface.register(DAM, sparsebert_mask)
+guard()

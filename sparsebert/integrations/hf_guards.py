@@ -1,6 +1,6 @@
 """Where transformers would lose masks, or let them lie unused, without a word: we say it there.
 
-Importing this module wraps three things of transformers: `PreTrainedModel.save_pretrained` and
+`guard` wraps three things of transformers: `PreTrainedModel.save_pretrained` and
 `set_attn_implementation` warn about sparse models, and assigning `config.output_attentions` gives
 advice that is right for them. Models that are not sparse are none of its business.
 """
@@ -20,10 +20,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sparsebert.integrations.hf_attention import LayerMask, layer_of, masks_of, sparse_modules
-from sparsebert.integrations.hf_configs import DAM, IMPLEMENTATION
+from sparsebert.integrations.hf_configs import DAM, IMPLEMENTATION, AttachedLayer
 from sparsebert.integrations.hf_files import CONFIG_FILE
 
 _MARK = "_sparsebert_guard"
+_OF = {IMPLEMENTATION: ("a sparse mask", "densify"), DAM: ("a DAM", "detach_dam")}
+"""What is attached under which attention, and what removes it."""
 
 
 class MasksNotSavedWarning(UserWarning):
@@ -94,17 +96,18 @@ def _holds_masks(folder: str, layers: list[LayerMask]) -> bool:
 
 
 def _check_used(model: nn.Module, *_: Any, **__: Any) -> None:
-    names = (layer_of(module).unused_for for module in sparse_modules(model))
-    unused = sorted({name for name in names if name})
-    if unused:
-        warnings.warn(
-            f"sparsebert: {type(model).__name__} has sparse masks, but now runs "
-            f"{', '.join(map(repr, unused))} attention, dense, without them. "
-            f"model.set_attn_implementation({IMPLEMENTATION!r}) uses them again; "
-            "sparsebert.densify(model) removes them",
-            MasksNotUsedWarning,
-            stacklevel=3,
-        )
+    for module in model.modules():
+        if isinstance(module, AttachedLayer) and module.unused_for is not None:
+            what, undo = _OF[module.implementation]
+            warnings.warn(
+                f"sparsebert: {type(model).__name__} has {what}, but now runs "
+                f"{module.unused_for!r} attention, dense, without. "
+                f"model.set_attn_implementation({module.implementation!r}) uses it again; "
+                f"sparsebert.{undo}(model) removes it",
+                MasksNotUsedWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _advise_on_output_attentions() -> None:
@@ -128,6 +131,8 @@ def _advise_on_output_attentions() -> None:
     PreTrainedConfig.output_attentions = theirs.setter(checked)
 
 
-_call_after(PreTrainedModel, "save_pretrained", _check_saved)
-_call_after(PreTrainedModel, "set_attn_implementation", _check_used)
-_advise_on_output_attentions()
+def guard() -> None:
+    """Wrap what this module is about; once is enough, more does nothing."""
+    _call_after(PreTrainedModel, "save_pretrained", _check_saved)
+    _call_after(PreTrainedModel, "set_attn_implementation", _check_used)
+    _advise_on_output_attentions()

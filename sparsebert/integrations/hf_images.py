@@ -70,7 +70,11 @@ class GridCheck:
 
 
 def watch_images(owner: PreTrainedModel, tokens: int, positions: Positions) -> None:
-    """Let `owner` raise ValueError for images that make another grid than that of the masks."""
+    """Let `owner` raise ValueError for images that make another grid than that of the masks.
+
+    These masks alone: those before them are forgotten.
+    """
+    unwatch_images(owner)
     grid, patch = (
         grid_of(owner, tokens, positions),
         _pair(getattr(owner.config, "patch_size", None)),

@@ -53,7 +53,6 @@ from torch import nn
 
 from sparsebert.integrations import hf_guards
 from sparsebert.integrations.hf_attention import (
-    AttachedLayer,
     DenseLayer,
     LayerMask,
     attached_modules,
@@ -64,6 +63,7 @@ from sparsebert.integrations.hf_attention import (
 from sparsebert.integrations.hf_configs import (
     DAM,
     IMPLEMENTATION,
+    AttachedLayer,
     ConfigSwap,
     restore_configs,
     spread_configs,
@@ -78,6 +78,8 @@ from sparsebert.ops import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
 Masks = AttentionMask | torch.Tensor | npt.NDArray[np.bool_]
+
+hf_guards.guard()
 
 _ABOUT_SHARED_LAYERS = " (layers that share one module, as in ALBERT, share one mask)"
 _ABOUT_BATCHES = (
