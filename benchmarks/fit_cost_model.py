@@ -40,6 +40,7 @@ from sparsebert import patterns
 from sparsebert.compiler import compile_plan, cost
 from sparsebert.compiler.account import tiles_of_head
 from sparsebert.estimate import ModelShape, calibrate
+from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.tiles import HEIGHTS, TileGroup, build_tile_set
@@ -396,6 +397,13 @@ def main() -> None:
     torch.manual_seed(0)
     rounds = 1 if arguments.quick else ROUNDS
     threads = tuple(arguments.threads)
+    load = current_load()
+    print(load, flush=True)
+    if load.busy and max(threads) > 1 and not (arguments.quick or arguments.dry_run):
+        parser.error(
+            "the machine is busy: with more than one thread its other work would be fitted, too; "
+            "wait until it is idle, or take --threads 1 or --dry-run"
+        )
     rows = measure(rounds, threads)
 
     models = cost.all_constants()

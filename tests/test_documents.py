@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import re
 import subprocess
 import sys
@@ -166,6 +167,16 @@ def test_the_margin_is_the_models() -> None:
     assert f"({cost_model('cpu').margin:g} at present;" in flat(COMPILER)
     assert "1.1 by decree on GPUs" in COMPILER
     assert cost_model("sm90").margin == cost_model("gfx942").margin == 1.1
+
+
+def test_bounds_are_the_codes() -> None:
+    from sparsebert import bits, memory
+
+    assert memory.DEFAULT_BYTES == 512 << 20
+    assert f"remembered up to 512 MiB ({memory.VARIABLE})" in flat(README)
+    assert "built up to 2 GiB (SPARSEBERT_MAX_MASK_BYTES)" in flat(README)
+    if "SPARSEBERT_MAX_MASK_BYTES" not in os.environ:
+        assert bits.MAX_BYTES == 2 << 30
 
 
 def test_what_is_said_of_the_fit_is_what_its_rows_say() -> None:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import cost_check
+from benchmarks import cost_check, fit_cost_model
 from benchmarks.fit_cost_model import (
     DENSE_TERMS,
     MODEL,
@@ -26,6 +26,7 @@ from benchmarks.fit_cost_model import (
 from sparsebert import patterns
 from sparsebert.compiler import compile_plan, cost
 from sparsebert.compiler.account import tiles_of_head
+from sparsebert.machine import Load
 from sparsebert.plan import AttentionPlan
 
 COPIES = 12
@@ -136,3 +137,16 @@ def test_choices_are_judged_against_the_faster_route(capsys: pytest.CaptureFixtu
     )
     assert "a wrong choice took 1.75x (median), at worst 2.00x" in shown
     assert "unseen masks, dense: error, median 10%" in shown
+
+
+def test_a_busy_machine_is_not_fitted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fit_cost_model, "current_load", lambda: Load(2, 2.0, 9.0, 8.0))
+    monkeypatch.setattr(fit_cost_model, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("sys.argv", ["fit_cost_model"])
+    with pytest.raises(SystemExit):
+        fit_cost_model.main()
+    said = capsys.readouterr()
+    assert "8 other tasks running now" in said.out
+    assert "the machine is busy" in said.err and "--threads 1" in said.err
