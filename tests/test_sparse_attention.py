@@ -126,6 +126,47 @@ def test_contract(dtype, dim, length):
         run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p)
 
 
+@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize("make_mask", MASKS)
+@pytest.mark.parametrize(
+    ("dtype", "nats", "size"),
+    [
+        (torch.float32, 200.0, 1.0),
+        (torch.float32, 200.0, 1e15),  # of values, and of what flows back
+        (torch.bfloat16, 200.0, 1e15),
+        (torch.float16, 200.0, 30.0),  # gradients stay below its largest number
+        (torch.float64, 200.0, 1e15),
+    ],
+)
+def test_large_scores_and_values(dtype, nats, size, make_mask, padding):
+    """Scores far apart both ways, in rows that padding empties in part, altogether or not."""
+    q, k, v = (make_tensor(2, h, 70, 16, dtype, "contiguous") for h in (4, 2, 2))
+    q[:, :, ::3] *= -1.0
+    k[:, :, ::2] = k[:, :, ::2].abs()  # many keys on one side, so that some rows have no large one
+    scale = nats / (q.double() @ k.double().repeat_interleave(2, 1).mT).abs().max().item()
+    v = v * size
+    mask = make_mask(4, 70, 70)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask(padding, 2, 70)
+    for dropout_p in (0.0, 0.3):
+        run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, scale=scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_whose_keys_are_far_to_the_right(backend):
+    """The kernels of torch step through keys: whole steps are hidden before such a row's first."""
+    dense = torch.zeros(5, 1300, dtype=torch.bool)
+    dense[0, 1200:], dense[1, 600:610], dense[2, :] = True, True, True
+    dense[3, [0, 1299]] = True
+    mask = sb.AttentionMask.from_dense(dense)
+    plan = sb.compile_plan(mask, target="cpu")
+    q, k, v = torch.randn(1, 1, 5, 16), torch.randn(1, 1, 1300, 16), torch.randn(1, 1, 1300, 16)
+    for key_mask in (None, torch.arange(1300)[None] >= 700):
+        run_and_check(
+            20 * q, k, v, mask, plan, key_mask=key_mask, dropout_p=0.0, backends=(backend,)
+        )
+
+
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 130), (130, 1), (63, 200), (200, 65)])
 @pytest.mark.parametrize("make_mask", MASKS)
 def test_rectangular(q_len, kv_len, make_mask):

@@ -71,6 +71,8 @@ def test_key_mask(plan):
                     torch.ones(2, 15, dtype=torch.bool))  # fmt: skip
     refuse_key_mask(ValueError, r"got .*\[2, 1, 1, 16\]",
                     torch.ones(2, 1, 1, 16, dtype=torch.bool))  # fmt: skip
+    refuse_key_mask(ValueError, r"shape \[B=2, M=16\], got .*\[1, 16\]",  # would broadcast
+                    torch.ones(1, 16, dtype=torch.bool))  # fmt: skip
     refuse_key_mask(TypeError, "got list", [True])
 
 

@@ -29,6 +29,10 @@ def dense_attention(
     Returns the output [B, H, N, D], and the probabilities [B, H, N, M] or None.
     """
     alive = allowed.any(dim=-1, keepdim=True)  # [B, H, N, 1]
+    # What no query sees, and queries that see nothing, may hold anything: 0 * NaN would be NaN.
+    q = q.masked_fill(~alive, 0.0)
+    unseen = _unseen_keys(allowed, k.shape[1])
+    k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
     # A row without any allowed position sees everything, so that its softmax is finite, and is
     # set to zero afterwards, which also makes its gradients exactly zero.
     if bias is not None:  # which may hold -inf in all of such a row
@@ -53,3 +57,11 @@ def dense_attention(
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
     weights = functional.dropout(weights.masked_fill(~alive, 0.0).to(q.dtype), p=dropout_p)
     return weights @ v, weights
+
+
+def _unseen_keys(allowed: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """Keys that no query of the heads sharing them attends to: bool [B or 1, H_kv or 1, M, 1]."""
+    seen = allowed.any(dim=-2)
+    if seen.shape[1] not in (1, kv_heads):
+        seen = seen.unflatten(1, (kv_heads, -1)).any(dim=2)
+    return ~seen[..., None]

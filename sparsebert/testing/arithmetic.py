@@ -88,6 +88,11 @@ class Arithmetic:
         return torch.finfo(self.storage).smallest_normal * torch.finfo(self.storage).eps / 2.0
 
     @property
+    def smallest(self) -> float:
+        """Below this, sums and elementwise steps lose bits, or everything."""
+        return torch.finfo(self.accumulate).smallest_normal
+
+    @property
     def exp(self) -> float:
         """Relative error of a probability's exponential."""
         return _EXP[self.storage]

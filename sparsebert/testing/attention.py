@@ -18,7 +18,8 @@ proxy a^2 / 3 of a uniform error). `sums(n)` is the error of a sum of n terms.
    (subtraction, conversion to base 2, its constant); exp by its own error. Each time that a larger
    maximum makes an online softmax rescale, another exponential errs, 2 + log2 M times at most (the
    maxima of a random sequence grow ln M times); their exponents add up to 2 max |S|, whose
-   rounding is another 4 u max |S|. Together e_ij, a relative error of P_ij.
+   rounding is another 4 u max |S|. Together e_ij, a relative error of P_ij. What is below the
+   smallest normal number of sums may be lost as a whole: that number over P_ij more.
 2. L errs by sum_j P e, by sums(M) of the sum and by 4 u (|L| + max |S|) for the logarithm and its
    conversion; it is returned in fp32.
 3. O errs by (P f e) |V| + |O| sum_j P e (numerator and normaliser), by sums(M) of (P f) |V| and of
@@ -202,6 +203,8 @@ class _Head:
         p = (s - lse).exp() * self.allowed
         peak_s = s.abs().amax(-1, keepdim=True)
         e = score_error + 4.0 * u * s.abs() + 8.0 * u * peak_s + a.exp + rescales * a.rescale
+        vanishing = (a.smallest / p).masked_fill(p == 0.0, 0.0)
+        e += vanishing
 
         # 2. the LSE
         row_e = (p * e).sum(-1, keepdim=True)
@@ -241,7 +244,7 @@ class _Head:
 
         # 5. gradients of the scores, and what they are multiplied with
         ds = p * (dp - delta)
-        again = score_error + 4.0 * u * (s.abs() + lse.abs()) + a.exp
+        again = score_error + 4.0 * u * (s.abs() + lse.abs()) + a.exp + vanishing
         ds_error = again * (dp - delta).abs() + self._products(dim + 1) * dp_sizes
         ds_error += 4.0 * u * (dp.abs() + delta.abs())
         if a.stores_scores:
