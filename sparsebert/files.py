@@ -11,6 +11,8 @@ import hashlib
 import os
 import secrets
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -20,6 +22,9 @@ except ImportError:  # Windows has no such locks: what a killed writer left stay
 
 _DRAFT = ".sparsebert-{}-"
 """How the names of drafts begin: a digest stands for the file's name, which may be too long."""
+
+_PATIENCE = 10.0
+"""Seconds that a writer waits for another one."""
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 
@@ -68,6 +73,25 @@ def write_atomically(where: str, path: str | os.PathLike[str], content: bytes) -
         draft.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Wait until nobody else who asks for this writes to `folder`, so that files fit together.
+
+    Not for ever: a process that was forked meanwhile may hold what its parent has given up.
+    """
+    if fcntl is None:
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        patience = time.monotonic() + _PATIENCE
+        while not _lock(file, wait=False) and time.monotonic() < patience:
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(file)
 
 
 def require_file(

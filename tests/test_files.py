@@ -6,11 +6,13 @@ import json
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sparsebert as sb
@@ -280,3 +282,49 @@ def test_a_reader_that_meets_a_writer_reads_again(
 
     monkeypatch.setattr(sb.AttentionMask, "load", meanwhile)
     assert read_masks(tmp_path, model) == (NEW, TORCH)
+
+
+def test_no_flip_of_a_bit_changes_what_a_folder_means(tmp_path: Path) -> None:
+    from sparsebert.integrations.hf_files import read_masks, write_masks
+
+    settings = {"backend": "torch", "positions": "batch"}
+    write_masks(tmp_path, OLD, a_model(), settings)
+    note = tmp_path / "sparsebert_config.json"
+    good = note.read_bytes()
+    for bit in np.random.default_rng(0).choice(8 * len(good), 500, replace=False).tolist():
+        place, flip = bit // 8, 1 << bit % 8
+        note.write_bytes(good[:place] + bytes([good[place] ^ flip]) + good[place + 1 :])
+        try:
+            found = read_masks(tmp_path, a_model())
+        except ValueError:
+            continue
+        assert found == (OLD, settings), (place, good[place : place + 1], flip)
+
+
+@posix
+def test_two_writers_to_one_folder_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the masks of one would stand beside the note of the other."""
+    from sparsebert.integrations.hf_files import read_masks, write_masks
+
+    model, save = a_model(), sb.AttentionMask.save
+    second = threading.Thread(target=lambda: write_masks(tmp_path, NEW, model, TORCH))
+
+    def meanwhile(mask: sb.AttentionMask, path: Path) -> None:
+        save(mask, path)
+        if mask == OLD:
+            second.start()
+            second.join(0.3)
+
+    monkeypatch.setattr(sb.AttentionMask, "save", meanwhile)
+    write_masks(tmp_path, OLD, model, AUTO)
+    second.join()
+    assert read_masks(tmp_path, model) == (NEW, TORCH)
+
+
+@posix
+def test_a_writer_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PATIENCE", 0.05)
+    with files.only_writer(tmp_path), files.only_writer(tmp_path):
+        pass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert import __version__
-from sparsebert.files import write_atomically
+from sparsebert.files import only_writer, write_atomically
 from sparsebert.integrations.hf_modules import SelfAttention
 from sparsebert.masks import AttentionMask
 from sparsebert.ops import BACKENDS
@@ -60,11 +60,12 @@ def write_masks(
         "positions": settings["positions"],
         "masks_fingerprint": masks.fingerprint,
     }
-    replaced = _note_of_what_is_there(path)
-    if replaced is not None:
-        _write_note(path, {**note, _REPLACES: replaced})
-    masks.save(path / MASKS_FILE)
-    _write_note(path, note)
+    with only_writer(path):
+        replaced = _note_of_what_is_there(path)
+        if replaced is not None:
+            _write_note(path, {**note, _REPLACES: replaced})
+        masks.save(path / MASKS_FILE)
+        _write_note(path, note)
 
 
 def _note_of_what_is_there(folder: Path) -> dict[str, Any] | None:
@@ -153,6 +154,10 @@ def _check_note(path: Path, note: Any) -> None:
     for field, kind in _FIELDS.items():
         if not isinstance(note, dict) or type(note.get(field)) is not kind:
             raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
+    if unknown := note.keys() - {*_FIELDS, "positions", _REPLACES}:
+        raise ValueError(
+            f"load_masks: {path} has unknown fields {sorted(unknown)}; save the masks again"
+        )
     for field in ("format_version", "attention_modules"):
         if note[field] < 1:
             raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
