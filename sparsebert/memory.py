@@ -145,14 +145,6 @@ class Shelf(Generic[Value]):
         with _lock:
             self._fixed.add(key)
 
-    def clear(self) -> None:
-        """Forget everything, also what is held elsewhere."""
-        with _lock:
-            for key in list(self.items):
-                _ledger.remove((self._number, key))
-            for kept in (self.items, self._alive, self._fixed, self._forgotten):
-                kept.clear()
-
     def may_forget(self, key: Hashable) -> bool:
         """Whether nothing keeps the value but that there is room."""
         return key != self._newest and key not in self._fixed

@@ -100,7 +100,7 @@ def test_shared_memory_counts_once(room: Callable) -> None:
     shelf.put("a", Holder(both, tensor, tensor[3:]))
     shelf.put("b", Holder(both, torch.empty(5 * MIB, device="meta")))
     assert remembered_bytes() - before == MIB
-    shelf.clear()
+    del shelf
     assert remembered_bytes() == before
 
 
@@ -237,6 +237,27 @@ def test_plans_of_compiled_graphs_are_not_forgotten(room: Callable) -> None:
         plans.get(length, length, CPU, "auto")
     assert [key[0] for key in plans.by_length] == [40, 43]
     assert next(iter(plans.by_length.values())) is kept
+
+
+def test_a_compiled_model_is_not_compiled_again_because_others_need_room(room: Callable) -> None:
+    set_cache_bytes(0)
+    module = sb.SparseSelfAttention(16, 2, patterns.random(64, 0.5, seed=4)).eval()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, backend=count, fullgraph=True)
+    x = torch.randn(1, 40, 16)
+    with torch.no_grad():
+        expected = compiled(x)
+        made = len(graphs)
+        for length in range(41, 50):
+            module(torch.randn(1, length, 16))
+        gc.collect()
+        assert compiled(x).equal(expected)
+    assert len(graphs) == made == 1
 
 
 def test_making_plans_again_and_again_is_said_once(room: Callable) -> None:

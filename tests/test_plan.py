@@ -15,6 +15,7 @@ import torch
 import sparsebert as sb
 from sparsebert import patterns
 from sparsebert.compiler import covers as covers_module
+from sparsebert.compiler.cost import cost_model
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import MaskPlans
@@ -104,6 +105,30 @@ def test_cropped_covers_are_covers_of_the_cropped_mask() -> None:
         ):
             check_format(tiles)
             check_cover(tiles, np.packbits(wanted, axis=-1, bitorder="little"), none)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(70, 150), (150, 70)])
+def test_covers_of_masks_that_are_not_square(rows: int, columns: int) -> None:
+    heads = [patterns.random(150, 0.5, seed=1), patterns.sliding_window(150, 3)]
+    mask = AttentionMask.stack_heads(heads).crop(rows, columns)
+    plan = sb.compile_plan(mask, target="cpu")
+    dense, none = mask.dense()[0].numpy(), np.zeros(2, dtype=bool)
+    for tiles, wanted in (
+        (plan.covers.every, dense),
+        (plan.covers.transposed, dense.transpose(0, 2, 1)),
+    ):
+        assert (tiles.num_heads, tiles.num_rows, tiles.num_cols) == wanted.shape
+        check_format(tiles)
+        check_cover(tiles, np.packbits(wanted, axis=-1, bitorder="little"), none)
+
+
+def test_searches_go_by_the_calls_that_the_plan_is_for() -> None:
+    mask = AttentionMask.stack_heads([patterns.star(64), patterns.sliding_window(64)])
+    plan = sb.compile_plan(mask, target="cpu", head_dim=48, threads=3, copies=10)
+    wanted = cost_model("cpu", head_dim=48, threads=3, copies=10, tile_sets=2)
+    assert plan.covers.aim.model == plan.crop(40).covers.aim.model == wanted
+    one = sb.compile_plan(patterns.star(64), target="sm90", head_dim=48, copies=10)
+    assert one.covers.aim.model == cost_model("sm90", head_dim=48, copies=10, tile_sets=1)
 
 
 def test_programs_are_made_when_they_are_asked_for() -> None:
