@@ -61,7 +61,7 @@ def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         if not isinstance(x, torch.Tensor) or x.dim() != 4:
             raise ValueError(
                 f"sparse_attention: {name} must be a tensor [B, H, N, D], got {describe(x)}; "
-                "add missing dimensions, for example x[None] for a batch of one"
+                f"{_to_four_dimensions(name, x)}"
             )
         if x.dtype not in _DTYPES:
             raise TypeError(
@@ -107,6 +107,19 @@ def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             f"sparse_attention: D must be at most {MAX_HEAD_DIM}, got {q.shape[3]}; "
             "use more heads of a smaller size"
         )
+
+
+def _to_four_dimensions(name: str, x: object) -> str:
+    """What makes a tensor [B, H, N, D] of what came."""
+    if not isinstance(x, torch.Tensor):
+        return f"make it one, torch.as_tensor({name})"
+    if x.dim() == 3:
+        return (
+            f"add the missing dimension: {name}[None] is a batch of one, {name}[:, None] one head"
+        )
+    if x.dim() == 2:
+        return f"add the missing dimensions: {name}[None, None] is a batch of one with one head"
+    return "join or add dimensions with reshape"
 
 
 def _check_key_mask(key_mask: torch.Tensor, batch: int, kv_len: int, device: torch.device) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from typing import Literal, overload
 
+import numpy as np
 import torch
 
+from sparsebert.mask_input import is_bool, refused
 from sparsebert.masks import AttentionMask
 
 
@@ -157,10 +159,12 @@ def _allowed_positions(
                 f"reference_attention: mask has {mask.num_layers} layers; pick one, mask.layer(i)"
             )
         allowed = mask.dense()[0]
+    elif is_bool(mask):
+        allowed = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+        allowed = allowed if allowed.dim() == 3 else allowed[None]
     else:
-        allowed = mask if mask.dim() == 3 else mask[None]
-    if allowed.dtype != torch.bool:
-        raise TypeError(f"reference_attention: mask must be bool, got {allowed.dtype}")
+        wanted = "bool, a tensor [N, M] or [H, N, M], or an AttentionMask"
+        raise refused("reference_attention", "mask", wanted, mask)
     if allowed.dim() != 3 or allowed.shape[1:] != (q_len, kv_len):
         raise ValueError(
             f"reference_attention: mask has shape {list(allowed.shape)}, expected "

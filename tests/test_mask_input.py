@@ -145,6 +145,7 @@ WAYS = {
     "compile_plan": sb.compile_plan,
     "SparseSelfAttention": lambda mask: sb.SparseSelfAttention(8, 2, mask),
     "sparse_attention": lambda mask: sb.sparse_attention(*torch.zeros(3, 1, 2, 3, 4), mask),
+    "reference_attention": lambda mask: sb.reference_attention(*torch.zeros(3, 1, 2, 3, 4), mask),
     "&": lambda mask: sb.patterns.star(3) & mask,
     "stack_layers": lambda mask: sb.AttentionMask.stack_layers([mask]),
 }
@@ -161,7 +162,7 @@ def test_every_function_gives_the_advice_and_none_converts(name: str) -> None:
             assert remedy(value) in text
         else:
             assert "mask == 0" in text
-    if name not in ("from_dense", "SparseSelfAttention"):
+    if name not in ("from_dense", "SparseSelfAttention", "reference_attention"):
         with pytest.raises(TypeError, match=r"AttentionMask\.from_dense\(mask\)"):
             WAYS[name](ALLOWED)
 
@@ -173,6 +174,10 @@ def test_arrays_are_taken_where_tensors_are() -> None:
         assert type(bool_array("f", "mask", value)) is np.ndarray
         assert sb.AttentionMask.from_dense(value) == expected
         assert sb.SparseSelfAttention(8, 2, value).mask == expected
+        q, k, v = torch.randn(3, 1, 2, 3, 4)
+        assert sb.reference_attention(q, k, v, value).equal(
+            sb.reference_attention(q, k, v, expected)
+        )
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")

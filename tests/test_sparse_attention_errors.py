@@ -53,6 +53,10 @@ def test_dtypes_and_shapes(plan):
            q.long(), k.long(), v.long(), plan)  # fmt: skip
     refuse(TypeError, r"q is torch.float32 but v is torch.float16; convert", q, k, v.half(), plan)
     refuse(ValueError, r"q must be a tensor \[B, H, N, D\], got .*\[4, 16, 8\]", q[0], k, v, plan)
+    refuse(ValueError, r"got .*; .*q\[None\] is a batch of one", q[0], k, v, plan)
+    refuse(ValueError, r"got .*; .*k\[None, None\] is", q, k[0, 0], v, plan)
+    refuse(ValueError, r"got .*; .*reshape", q, k, v[None], plan)
+    refuse(ValueError, r"got ndarray; make it one, torch\.as_tensor\(v\)", q, k, v.numpy(), plan)
     refuse(ValueError, "got list", [1], k, v, plan)
     refuse(ValueError, "k has shape .* but v has", q, k, v[:, :2], plan)
     refuse(ValueError, "q has B=2, D=8 but k has B=1, D=8", q, k[:1], v[:1], plan)

@@ -33,6 +33,7 @@ GROUPS = (
         "masks",
         (
             "sparsebert/mask*.py",
+            "sparsebert/packed_mask.py",
             "sparsebert/patterns*.py",
             "sparsebert/files.py",
             "sparsebert/flex*.py",
@@ -61,6 +62,11 @@ GROUPS = (
     Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/plan_*.py"), COMPILER),
     Group(
         "compiler", ("sparsebert/memory*.py", "sparsebert/forks*.py"), ("tests/test_memory*.py",)
+    ),
+    Group(
+        "masks",
+        ("sparsebert/pictures.py", "sparsebert/drawing.py", "sparsebert/notebook.py"),
+        ("tests/test_pictures*.py",),
     ),
     Group("testing", ("sparsebert/testing/*.py",), ("tests/test_error_bounds*.py",)),
     Group("compiler", ("sparsebert/estimate*.py",), ("tests/test_estimate*.py",)),
