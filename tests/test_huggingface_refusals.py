@@ -12,6 +12,7 @@ import torch
 import transformers
 from hf_families import ACCEPTED, REFUSED
 from hf_models import assert_equal_in_fp64, build, inputs, judged, random_masks
+from hf_survey import survey
 from torch import nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
@@ -119,6 +120,13 @@ def test_what_cannot_be_known_before_is_checked_in_the_first_call() -> None:
     assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks
     model(**arguments)
 
+    dam = sb.DifferentiableAttentionMask(num_layers=1, num_heads=4, seq_len=64)
+    sb.attach_dam(model, dam)
+    with pytest.raises(ValueError, match="not attend over the same"):
+        model(**arguments)
+    sb.detach_dam(model)
+    assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks
+
 
 def test_a_first_call_that_is_right_ends_the_checks() -> None:
     model, arguments = _qwen_vision("qwen2-vl")
@@ -135,7 +143,7 @@ def test_models_whose_first_call_is_still_to_be_checked_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(huggingface, "check_positions", lambda *_: False)
+    monkeypatch.setattr(huggingface, "check_positions", lambda *_: hf_positions.Checked())
     model = build("bert")
     del model.bert.encoder.layer[1:]
     sb.sparsify(model, random_masks(model))
@@ -193,11 +201,52 @@ def test_a_rope_that_follows_the_length_keeps_its_values() -> None:
     torch.testing.assert_close(model(torch.arange(9)[None]).last_hidden_state, before)
 
 
+def test_the_callers_modes_and_default_device_do_not_matter() -> None:
+    with torch.inference_mode(), torch.device("meta"):
+        model = ACCEPTED["vit"]()
+        sb.sparsify(model, STAR)
+    assert all(layer_of(module).first_call is None for module in sparse_modules(model))
+
+
 def test_models_without_values_can_be_sparse() -> None:
     with torch.device("meta"):
         model = ACCEPTED["llama"]()
     sb.sparsify(model, STAR)
     assert all(layer_of(module).first_call is None for module in sparse_modules(model))
+
+
+# ------------------------------------------------------------------------ each call
+
+
+def test_tokens_that_are_dropped_in_a_call_are_not_taken_for_the_first() -> None:
+    model = ACCEPTED["videomae"]()
+    videos, dropped = torch.randn(2, 4, 3, 36, 36), torch.zeros(2, 32, dtype=torch.bool)
+    dropped[:, ::2] = True
+    sb.sparsify(model, sb.patterns.star(32))
+    model(videos)
+    for _ in range(2):  # also where masks replace others
+        with pytest.raises(ValueError, match=r"16 tokens, but the masks are for 32, .*masked_pos"):
+            model(videos, bool_masked_pos=dropped)
+        sb.sparsify(model, sb.patterns.causal(32))
+    sb.sparsify(model, sb.patterns.star(16))
+    model(videos[:1], bool_masked_pos=dropped[:1])
+    dam = sb.DifferentiableAttentionMask(num_layers=1, num_heads=4, seq_len=32)
+    sb.attach_dam(sb.densify(model), dam)
+    with pytest.raises(ValueError, match=r"16 tokens, but the DAM is for 32, .*masked_pos"):
+        model(videos, bool_masked_pos=dropped)
+
+
+def test_masks_that_replace_others_leave_no_checks_behind() -> None:
+    """A mask over the image's own grid adds a look at each image."""
+    model = ACCEPTED["vit"]()
+    for length in (17, 17, 64):
+        sb.sparsify(model, sb.patterns.star(length))
+        assert len(model._forward_pre_hooks) == (length == 17)
+    vision, _ = _qwen_vision("qwen2-vl")
+    hooks = len(vision._forward_pre_hooks)
+    for _ in range(2):
+        sb.sparsify(vision, STAR)
+        assert len(vision._forward_pre_hooks) == hooks + 1
 
 
 # ------------------------------------------------------------------------ chosen modules
@@ -442,3 +491,37 @@ def test_a_module_around_a_model_is_as_good_as_the_model() -> None:
 def test_a_part_of_a_model_says_how_to_choose_it() -> None:
     with pytest.raises(TypeError, match=r"BertEncoder is a part .* modules=\[part\]"):
         sb.sparsify(build("bert").bert.encoder, STAR)
+
+
+# ------------------------------------------------------------------------ all of transformers
+
+_REASONS = (
+    "written out by hand",
+    "cross-attention",
+    "in several models",
+    "in several parts",
+    "takes its sequences apart",
+    "not attend over the same sequences",
+    "keys or queries are pooled",
+    "picks tokens at random",
+    "soft-capped scores",
+    "attention sinks",
+    "numbers a head beside queries",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_family_is_accepted_or_refused_for_a_reason() -> None:
+    rows = list(survey())
+    for row in rows:
+        assert row.verdict != "crashed", row
+        assert row.verdict != "refused" or any(reason in row.why for reason in _REASONS), row
+    accepted = {row.family for row in rows if row.verdict == "accepted"}
+    assert len(accepted) >= 150
+    assert accepted >= {
+        *("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert", "modernbert"),
+        *("eurobert", "nomic_bert", "camembert", "vit", "deit", "dinov2", "clip_vision_model"),
+        *("clip_text_model", "whisper", "bart", "t5", "gpt2", "llama", "mistral", "gemma"),
+        *("qwen2", "qwen3", "phi3", "wav2vec2", "hubert", "siglip_vision_model", "beit"),
+    }

@@ -40,7 +40,7 @@ from sparsebert.integrations.hf_guards import guard
 from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import find_self_attention
 from sparsebert.integrations.hf_padding import values_from_first
-from sparsebert.integrations.hf_positions import check_positions
+from sparsebert.integrations.hf_positions import FirstCall, check_positions
 from sparsebert.integrations.hf_rules import (
     check_key_mask,
     combine,
@@ -66,11 +66,13 @@ class SharedDraw:
         gate: str,
         configs: tuple[ConfigSwap, ...],
         only_whole: str | None,
+        first_call: FirstCall | None,
     ) -> None:
         self.dam = dam
         self.gate = gate
         self.configs = configs  # the model's own, to be put back
         self.only_whole = only_whole  # why a shorter input has no part of the mask, if so
+        self.first_call = first_call  # which is still to be checked
         self.hook: RemovableHandle | None = None
         self._values: torch.Tensor | None = None  # [L, H, P]
 
@@ -130,7 +132,7 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
     if gate not in GATES:
         raise ValueError(f"attach_dam: gate must be one of {GATES}, got {gate!r}")
     attention = find_self_attention("attach_dam", model)
-    check_positions("attach_dam", model, attention)
+    checked = check_positions("attach_dam", model, attention)
     name = type(attention.owner).__name__
     for module in attention.modules.values():
         if isinstance(getattr(module, IMPLEMENTATION, None), LayerMask):
@@ -152,7 +154,9 @@ def attach_dam(model: Model, dam: DifferentiableAttentionMask, *, gate: str = "s
             f"all) or {heads}"
         )
     only_whole = why_only_whole(attention.owner, dam.seq_len, LINE)
-    shared = SharedDraw(dam, gate, swap_configs(model, attention, DAM), only_whole)
+    only_whole = only_whole or checked.why_only_whole(attention.owner, dam.seq_len)
+    first_call = None if checked.enough else FirstCall(attention)
+    shared = SharedDraw(dam, gate, swap_configs(model, attention, DAM), only_whole, first_call)
     watch_images(attention.owner, dam.seq_len, LINE)
     owner: nn.Module = attention.owner
     owner.add_module(DAM, dam.to(attention.owner.device).train(owner.training))
@@ -183,6 +187,8 @@ def detach_dam(model: Model) -> Model:
             delattr(module, DAM)
     assert shared.hook is not None
     shared.hook.remove()
+    if shared.first_call is not None:
+        shared.first_call.remove()
     unwatch_images(model)
     restore_configs(model, shared.configs)
     return model
@@ -224,6 +230,8 @@ def dam_attention(
             f"'{DAM}' attention; call sparsebert.attach_dam(model, dam)"
         )
     refuse_unsupported(module, kwargs)
+    if handle.shared.first_call is not None:
+        handle.shared.first_call.saw(module, query, key, value)
     batch, _, length, _ = query.shape
     if key.shape[2] != length:
         raise ValueError(

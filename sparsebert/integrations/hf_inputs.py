@@ -33,12 +33,14 @@ class Given:
         tokens: N; None where the model itself makes the tokens, of an image or of sound.
         slices: a batch may be taken apart into this many times as many sequences: the frames of
             a video, the channels of a time series.
+        pixels: the tokens are made of images or a video, of which each has a place of its own.
         cached: there may be keys of earlier calls.
     """
 
     sequences: int | None = None
     tokens: int | None = None
     slices: int = 1
+    pixels: bool = False
     cached: bool = False
 
     @classmethod
@@ -55,7 +57,8 @@ class Given:
             if name == "past_values":
                 return cls(value.shape[0], None, value.shape[2] if value.dim() == 3 else 1)
             if name.startswith("pixel_values") and value.dim() in (4, 5):
-                return cls(value.shape[0], None, value.shape[1] if value.dim() == 5 else 1)
+                slices = value.shape[1] if value.dim() == 5 else 1
+                return cls(value.shape[0], None, slices, pixels=True)
             if value.dim() == 3 or (name == "input_values" and value.dim() == 2):
                 return cls(value.shape[0])
             return cls()
@@ -95,7 +98,7 @@ def _shapes(name: str, config: PreTrainedConfig) -> list[tuple[int, ...]]:
         return [(BATCH, _length(config), width)]
     if name.startswith("pixel_values"):
         channels = _first(config, "num_channels", "in_channels", "in_chans") or 3
-        size = (channels, *_image_size(config))
+        size = (channels, *(own_image_size(config) or (224, 224)))
         frames = _first(config, "num_frames", "frames_per_clip") or 4
         video = (BATCH, frames, *size)
         return [video] if name.endswith("videos") else [(BATCH, *size), video]
@@ -117,7 +120,8 @@ def _length(config: PreTrainedConfig) -> int:
     return LENGTH if longest >= 2 * LENGTH else max(1, longest // 2)
 
 
-def _image_size(config: PreTrainedConfig) -> tuple[int, int]:
+def own_image_size(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Height and width of the images that a model is for, if its configuration says so."""
     for part in _nested(config):
         size: Any = getattr(part, "image_size", None)
         if isinstance(size, dict):
@@ -126,7 +130,7 @@ def _image_size(config: PreTrainedConfig) -> tuple[int, int]:
             size = (size, size)
         if isinstance(size, (list, tuple)) and len(size) == 2 and all(size):
             return int(size[0]), int(size[1])
-    return 224, 224
+    return None
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsebert.call_checks import MAX_HEAD_DIM
-from sparsebert.integrations.hf_inputs import Given
+from sparsebert.integrations.hf_inputs import Given, own_image_size
 from sparsebert.integrations.hf_modules import SelfAttention
 from sparsebert.integrations.hf_probe import Call, Seen, probe
 from sparsebert.integrations.hf_rules import unsupported
@@ -28,8 +28,31 @@ _CHOOSE = (
 )
 
 
-def check_positions(name: str, model: nn.Module, attention: SelfAttention) -> bool:
-    """Raise ValueError unless masks mean the tokens of the model; False if it is not known yet.
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What `check_positions` knows.
+
+    Attributes:
+        enough: nothing is left to be checked in the first call.
+        own_tokens: how many tokens a vision model makes of images (or videos) of its own size.
+    """
+
+    enough: bool = False
+    own_tokens: int | None = None
+
+    def why_only_whole(self, owner: nn.Module, length: int) -> str | None:
+        """Why masks of this length serve no shorter input; None if they do."""
+        if self.own_tokens != length:
+            return None
+        return (
+            f"that is what {type(owner).__name__} makes of its own images; the tokens of another "
+            "one, or what is left of them where some are dropped (bool_masked_pos), are not the "
+            "first of these: sparsify again with masks for them"
+        )
+
+
+def check_positions(name: str, model: nn.Module, attention: SelfAttention) -> Checked:
+    """Raise ValueError unless masks mean the tokens of the model, as far as it can be known.
 
     Args:
         name: the function that asks, for messages.
@@ -37,9 +60,12 @@ def check_positions(name: str, model: nn.Module, attention: SelfAttention) -> bo
     """
     seen = probe(model, attention)
     if seen is None:
-        return False
+        return Checked()
     judge(name, attention, seen)
-    return seen.whole
+    enough = seen.whole and seen.calls.keys() == attention.modules.keys()
+    if not seen.given.pixels or own_image_size(attention.owner.config) is None:
+        return Checked(enough)
+    return Checked(enough, next(iter(seen.calls.values()))[0].queries)
 
 
 def judge(name: str, attention: SelfAttention, seen: Seen) -> None:
@@ -120,7 +146,10 @@ def _described(shapes: list[tuple[int, int]]) -> str:
 
 
 class FirstCall:
-    """The same check on the first real forward, where it could not be made without inputs."""
+    """The same check on real forwards, where it could not be made without inputs.
+
+    It ends with the first that all attention modules take part in.
+    """
 
     def __init__(self, attention: SelfAttention) -> None:
         self.attention = attention
@@ -159,4 +188,5 @@ class FirstCall:
         self.seen = None
         if seen.calls:
             judge("sparsebert", self.attention, seen)
+        if seen.calls.keys() == self.attention.modules.keys():
             self.remove()

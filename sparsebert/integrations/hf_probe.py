@@ -97,7 +97,13 @@ def _candidates(model: nn.Module, owner: PreTrainedModel) -> Iterator[PreTrained
 def _first_that_attends(model: PreTrainedModel, attention: SelfAttention) -> Seen | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with _no_log(), fake, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with (
+            _no_log(),
+            fake,
+            torch.no_grad(),
+            torch.device("cpu"),  # whatever the caller's default is
+            torch.random.fork_rng(devices=[]),
+        ):
             stand_in = _StandIn(model, fake)
             for arguments in example_inputs(model):
                 seen = Seen(Given.of(arguments))

@@ -72,7 +72,7 @@ from sparsebert.integrations.hf_configs import (
 from sparsebert.integrations.hf_files import POSITIONS, read_masks, write_masks
 from sparsebert.integrations.hf_images import unwatch_images, watch_images, why_only_whole
 from sparsebert.integrations.hf_modules import SelfAttention, find_self_attention
-from sparsebert.integrations.hf_positions import FirstCall, check_positions
+from sparsebert.integrations.hf_positions import Checked, FirstCall, check_positions
 from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.ops import BACKENDS
 
@@ -153,10 +153,9 @@ def sparsify(
     if positions not in POSITIONS:
         raise ValueError(f"sparsify: positions must be one of {POSITIONS}, got {positions!r}")
     attention = find_self_attention("sparsify", model, modules)
-    kept = _kept_configs(attention)
-    masked = [layer for layer in _attached(attention) if isinstance(layer, LayerMask)]
-    checked = kept is not None and len(masked) == len(attention.modules)
-    known = attention.chosen or checked or check_positions("sparsify", model, attention)
+    checked = (
+        Checked(True) if modules is not None else check_positions("sparsify", model, attention)
+    )
     whole = _whole_mask(masks, attention)
     if attention.owner.config.output_attentions:
         raise ValueError(
@@ -168,6 +167,7 @@ def sparsify(
             f"sparsify: {type(attention.owner).__name__} has a DAM; call "
             "sparsify(detach_dam(model), dam.binarize(...))"
         )
+    kept = _kept_configs(attention)
     if kept is None:
         _detach(attention.owner if attention.chosen else model)
         configs = swap_configs(model, attention, IMPLEMENTATION)
@@ -178,9 +178,11 @@ def sparsify(
         spread_configs(attention, configs)
         if not attention.chosen:
             unwatch_images(attention.owner)
-    pending = masked[0].first_call if checked else None
-    first_call = pending if known else FirstCall(attention)
-    only_whole = why_only_whole(attention.owner, whole.q_len, whole.positions)
+            _end_first_call(attention.owner)
+    first_call = None if checked.enough else FirstCall(attention)
+    only_whole = why_only_whole(
+        attention.owner, whole.q_len, whole.positions
+    ) or checked.why_only_whole(attention.owner, whole.q_len)
     layers = [
         LayerMask(whole, index, backend, positions, configs, only_whole, first_call)
         for index in range(whole.num_layers)
@@ -192,30 +194,31 @@ def sparsify(
     return model
 
 
-def _attached(attention: SelfAttention) -> list[object]:
-    return [getattr(module, IMPLEMENTATION, None) for module in attention.modules.values()]
-
-
 def _kept_configs(attention: SelfAttention) -> tuple[ConfigSwap, ...] | None:
     """What stands in for the configurations already, if the modules are attached together."""
-    first, *others = _attached(attention)
+    attached = [getattr(module, IMPLEMENTATION, None) for module in attention.modules.values()]
+    first = attached[0]
     if not isinstance(first, AttachedLayer) or first.unused_for:
         return None
-    together = all(isinstance(x, AttachedLayer) and x.configs is first.configs for x in others)
+    together = all(isinstance(x, AttachedLayer) and x.configs is first.configs for x in attached)
     return first.configs if together else None
 
 
 def _detach(model: nn.Module) -> None:
     """Remove all that is attached to attention modules, and restore the configurations."""
+    _end_first_call(model)
+    unwatch_images(model)
     swaps: dict[int, ConfigSwap] = {}
     for module in attached_modules(model):
-        layer = getattr(module, IMPLEMENTATION)
-        swaps |= {id(swap): swap for swap in layer.configs}
-        if isinstance(layer, LayerMask) and layer.first_call is not None:
-            layer.first_call.remove()
+        swaps |= {id(swap): swap for swap in getattr(module, IMPLEMENTATION).configs}
         delattr(module, IMPLEMENTATION)
-    unwatch_images(model)
     restore_configs(model, swaps.values())
+
+
+def _end_first_call(model: nn.Module) -> None:
+    for module in sparse_modules(model):
+        if (first_call := layer_of(module).first_call) is not None:
+            first_call.remove()
 
 
 def densify(model: Model) -> Model:
