@@ -1,6 +1,7 @@
 """The oracle itself, against loops over single elements."""
 
 import math
+import typing
 
 import pytest
 import torch
@@ -97,3 +98,21 @@ def test_dropout_needs_both_arguments():
     q, k, v = torch.randn(3, 1, 2, 6, 4)
     with pytest.raises(ValueError, match="go together"):
         sb.reference_attention(q, k, v, torch.ones(6, 6, dtype=torch.bool), dropout_p=0.1)
+
+
+@pytest.mark.parametrize("function", [sb.sparse_attention, sb.reference_attention])
+def test_type_checkers_know_what_comes_back(function):
+    """A Tensor, not "a Tensor or a tuple": overloads, with the parameters of the function."""
+    returned = {}
+    parameters = typing.get_type_hints(function)
+    for overload in typing.get_overloads(function):
+        hints = typing.get_type_hints(overload)
+        assert list(hints) == list(parameters)
+        assert all(hints[x] == parameters[x] for x in hints if x not in ("return", "return_lse"))
+        returned[hints["return_lse"]] = hints["return"]
+    pair = tuple[torch.Tensor, torch.Tensor]
+    assert returned == {
+        typing.Literal[False]: torch.Tensor,
+        typing.Literal[True]: pair,
+        bool: torch.Tensor | pair,
+    }

@@ -19,6 +19,7 @@ from sparsebert.testing import expected_attention
 from sparsebert.tiles import TileGroup, build_tile_set
 
 BACKENDS = ("auto", "torch", "dense")
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_DIMS = (8, 32, 64, 80, 128, 256)
 LENGTHS = (1, 63, 64, 65, 130, 512)
@@ -81,8 +82,10 @@ def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS
     """Forward and backward of each backend against the fp64 reference, within the bounds."""
     (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
     torch.manual_seed(11)
-    keep = dropout.keep_mask(batch, heads, q_len, kv_len, dropout_p) if dropout_p else None
-    grad_o = torch.randn(q.shape).to(q.dtype)
+    keep = None
+    if dropout_p:
+        keep = dropout.keep_mask(batch, heads, q_len, kv_len, dropout_p, device=q.device)
+    grad_o = torch.randn(q.shape).to(q)
     expected = expected_attention(
         q, k, v, mask, scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=dropout_p,
         grad_o=grad_o,
@@ -106,10 +109,14 @@ def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS
         assert not dq[dead].any()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("dim", HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_contract(dtype, dim, length):
+def test_contract(dtype, dim, length, device):
+    """On a GPU the plans are for it, and the kernels run too."""
+    on_gpu = device == "cuda"
+    backends = BACKENDS + (("triton",) if on_gpu and dtype != torch.float64 else ())
     # Each draw of each case takes its features from a different place in their product.
     case = (DTYPES.index(dtype) * len(HEAD_DIMS) + HEAD_DIMS.index(dim)) * len(LENGTHS)
     features = list(itertools.product(MASKS, HEADS, PADDING, STRIDES, DROPOUT))
@@ -118,12 +125,17 @@ def test_contract(dtype, dim, length):
         make_mask, (heads, kv_heads), padding, strides, dropout_p = features[pick]
         batch = 2
         torch.manual_seed(draw)
-        q = make_tensor(batch, heads, length, dim, dtype, strides)
-        k, v = (make_tensor(batch, kv_heads, length, dim, dtype, strides) for _ in range(2))
+        q = make_tensor(batch, heads, length, dim, dtype, strides).to(device)
+        k, v = (
+            make_tensor(batch, kv_heads, length, dim, dtype, strides).to(device) for _ in range(2)
+        )
         mask = make_mask(heads, length, length)
-        plan = sb.compile_plan(mask, target="cpu")
+        plan = sb.compile_plan(mask, target=None if on_gpu else "cpu").to(device)
         key_mask = make_key_mask(padding, batch, length)
-        run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p)
+        key_mask = None if key_mask is None else key_mask.to(device)
+        run_and_check(
+            q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=backends
+        )
 
 
 @pytest.mark.parametrize("padding", PADDING)
