@@ -73,7 +73,10 @@ class Case:
     value_size: float = 1.0  # of v and of the gradient of o
 
     def tensors(self):
-        """q, k, v, mask [H or 1, N, M], key_mask, with dead rows and unused keys."""
+        """q, k, v, mask [H or 1, N, M], key_mask, with dead rows and unused keys.
+
+        Keys that the key mask hides hold NaN and infinity.
+        """
         generator = torch.Generator().manual_seed(7)
 
         def normal(heads, length):
@@ -106,6 +109,8 @@ class Case:
             mask[:, 0] = False  # a row that only the key mask kills
             mask[:, 0, 0] = True
             key_mask = key_mask.to(DEVICE)
+            hidden = ~key_mask[:, None, :, None]
+            k.masked_fill_(hidden, math.nan), v.masked_fill_(hidden, math.inf)
         return q, k, v, mask, key_mask
 
     @property
@@ -167,9 +172,10 @@ def run(case: Case, monkeypatch, program=None) -> None:
     assert not o[dead].any() and not gradients[0][dead].any()
 
 
-def forward_and_backward(q, k, v, key_mask, program):
-    """o, LSE, dq, dk, dv."""
+def forward_and_backward(q, k, v, key_mask, program, saved=None):
+    """o, LSE, dq, dk, dv; the backward pass may get another o and LSE, `saved`."""
     o, lse = kernels.forward(q, k, v, key_mask, None, program, 0.25, 0.0)
-    grad_o = torch.ones_like(o).contiguous()
-    gradients = kernels.backward(grad_o, None, q, k, v, o, lse, key_mask, None, program, 0.25, 0.0)
+    saved = saved or (o, lse)
+    grad_o = torch.ones_like(o, memory_format=torch.contiguous_format)
+    gradients = kernels.backward(grad_o, None, q, k, v, *saved, key_mask, None, program, 0.25, 0.0)
     return o, lse, *gradients

@@ -10,15 +10,24 @@ import math
 import pytest
 import torch
 
-from sparsebert import patterns
+from sparsebert import dropout, patterns
 from sparsebert.compiler import compile_plan
 from sparsebert.ops import sparse_attention
 from sparsebert.testing import expected_attention
 
 pytest.importorskip("triton")
-from kernel_cases import DEVICE, RESULTS, Case, forward_and_backward, make_program, run
+from kernel_cases import (
+    DEVICE,
+    RESULTS,
+    Case,
+    forward_and_backward,
+    guarded_memory,
+    make_program,
+    run,
+)
 
 from sparsebert.kernels import attention as kernels
+from sparsebert.kernels.launch import run_delta
 
 CASES = {
     "one position": Case(n=1, m=1, full=1),
@@ -168,6 +177,62 @@ def test_every_kind_of_stride_gives_the_same_result():
         results = forward_and_backward(*(change(x) for x in (q, k, v)), None, program)
         for ours, theirs in zip(results, expected, strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("n", [31, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_grad_lse", [False, True])
+def test_what_the_backward_kernels_are_told_of_each_query(n, dtype, with_grad_lse):
+    """LSE and delta; +inf and 0 for a query with nothing to attend, whatever is there."""
+    o, grad_o = torch.randint(-3, 4, (2, 2, 3, n, 16), device=DEVICE).to(dtype)  # exact in fp32
+    lse, grad_lse = torch.randint(-9, 10, (2, 2, 3, n), device=DEVICE).float()
+    delta = (o.float() * grad_o.float()).sum(-1)
+    delta = delta - grad_lse if with_grad_lse else delta
+    in_unit = lse if dtype == torch.float32 else lse * math.log2(math.e)
+    expected = torch.stack([in_unit, delta], -1)
+    dead = torch.rand(2, 3, n, device=DEVICE) < 0.3
+    dead[..., -1] = True
+    expected[dead] = torch.tensor([math.inf, 0.0], device=DEVICE)
+    lse[dead] = -math.inf
+    o[dead] = grad_o[dead] = grad_lse[dead] = math.nan
+    assert torch.equal(run_delta(o, grad_o, lse, grad_lse if with_grad_lse else None), expected)
+
+
+def test_rows_of_several_tiles_are_left_to_the_second_pass(monkeypatch):
+    """No tile writes to the place of a row that it does not cover alone, nor merely last."""
+    case = Case(n=40, m=48, heights=(16, 32), parts=2)
+    q, k, v, mask, _ = case.tensors()
+    program = make_program(mask, case.heights, case.parts)
+    o, lse = kernels.forward(q, k, v, None, None, program, 0.25, 0.0)
+    monkeypatch.setattr(kernels, "run_merge", lambda *arguments: None)
+    with guarded_memory(monkeypatch):
+        results = forward_and_backward(q, k, v, None, program, (o, lse))
+    for side, of_side in ((program.queries, (0, 1, 2)), (program.keys, (3, 4))):
+        head, row = side.merges[:, 0].long(), side.merges[:, 1].long()
+        left = torch.zeros(results[of_side[0]].shape[1:3], dtype=torch.bool, device=DEVICE)
+        left[head, row] = True
+        assert left.any() and not left.all()
+        for result in (results[i] for i in of_side):
+            assert result[:, left].isnan().all() and result[:, ~left].isfinite().all()
+
+
+def test_what_is_dropped_is_below_the_threshold_and_not_at_it():
+    """The threshold is made the very hash of the only element: kept; one more, and it is not."""
+    seed = torch.tensor([31], device=DEVICE)
+    key, zero = dropout.head_keys(seed, 1, 1)[0], torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    low, high = 0, 2**32 - 1  # kept at `low`, dropped at `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if dropout.keep_bits(key, zero, zero, middle) else (low, middle)
+    program = make_program(torch.ones(1, 1, 1, dtype=torch.bool), (16,))
+    q, k, v = torch.ones(3, 1, 1, 1, 16, device=DEVICE)
+    for threshold, kept in ((low, True), (high, False)):
+        p = threshold / 2**32
+        o, lse = kernels.forward(q, k, v, None, seed, program, 1.0, p)
+        gradients = kernels.backward(v, None, q, k, v, o, lse, None, seed, program, 1.0, p)
+        expected = torch.full_like(o, kept / (1.0 - p))
+        torch.testing.assert_close(o, expected)
+        torch.testing.assert_close(gradients[2], expected)
 
 
 def test_batches_and_heads_may_share_memory():
