@@ -194,6 +194,8 @@ def test_the_report_says_why_plans_run_dense_and_where_sparsity_pays() -> None:
     ]  # fmt: skip
     words = demo._begins(rows)
     assert "star in tiles from 512 tokens on, clearly faster at 1024;" in words
+    wide = {**rows[1], "attention_speedup": Spread(2.0, 3.0, 4.0, 7)}  # how much is another matter
+    assert "star in tiles from 512 tokens on, clearly faster at 512." in demo._begins([wide])
     assert "random dense at all lengths, clearly faster at none." in words
 
 
@@ -213,3 +215,19 @@ def test_demo_measures_nothing_on_a_wrong_model(
     shown = capsys.readouterr().out
     assert "FAILED" in shown and "nothing is measured" in shown
     assert not (tmp_path / "times.csv").exists()
+
+
+@pytest.mark.minilm
+@pytest.mark.slow
+def test_what_will_be_timed_is_checked_first(few_masks: None) -> None:
+    length = encoder.MAX_LENGTH
+    masks = {"causal": patterns.causal(length), "star": patterns.star(length)}
+    model = encoder.Encoder()
+    batch = model.pad([model.exactly(text.passages(600)[0], 40)])
+    rows = agreement.check_patterns(model, masks, [batch], seconds=0.0, first=("star",))
+    assert [(row["pattern"], row["diagonal"], row["verdict"]) for row in rows] == [
+        ("causal", "kept", agreement.NOT_CHECKED),
+        ("causal", "dropped", agreement.NOT_CHECKED),
+        ("star", "kept", agreement.OK),
+        ("star", "dropped", agreement.NOT_CHECKED),
+    ]

@@ -68,11 +68,12 @@ def run(settings: Settings, machine: str = "") -> int:
     masks = agreement.text_masks(MAX_LENGTH)
 
     sentences, dense = _dense(report, encoder, settings.sentences)
-    passed = _agreement(report, encoder, masks, left("agreement"))
+    checked = _agreement(report, encoder, masks, left("agreement"), settings)
+    passed = agreement.FAILED not in checked.values()
     if passed:
-        _importance(report, encoder, sentences, dense, settings.seeds, left("importance"))
+        _importance(report, encoder, sentences, dense, settings, left("importance"))
         longer = agreement.text_masks(max(settings.lengths))
-        timed = {name: longer[name] for name in _TIMED}
+        timed = {name: longer[name] for name in _TIMED if checked[name, "kept"] == agreement.OK}
         _times(report, encoder, timed, settings, left("times"))
     else:
         report.say("A sparse model differs from its reference, so nothing is measured on it.")
@@ -111,16 +112,20 @@ def _dense(report: Report, encoder: Encoder, count: int) -> tuple[list[list[int]
 
 
 def _agreement(
-    report: Report, encoder: Encoder, masks: dict[str, AttentionMask], seconds: float
-) -> bool:
-    """Check the patterns, as many as there is time for; True if all are within their budgets."""
+    report: Report,
+    encoder: Encoder,
+    masks: dict[str, AttentionMask],
+    seconds: float,
+    settings: Settings,
+) -> dict[tuple[str, str], str]:
+    """Check the patterns, as many as there is time for; the verdict on each, by its diagonal."""
     report.title("2. Sparse models against their dense references")
     passages = text.passages(_PASSAGE_WORDS)
     one_long = encoder.pad([encoder.exactly(passages[0], MAX_LENGTH)])
     two_shorter = encoder.pad(
         [encoder.exactly(passages[1], 128), encoder.exactly(passages[2], 96)]
     )
-    rows = agreement.check_patterns(encoder, masks, [one_long, two_shorter], seconds)
+    rows = agreement.check_patterns(encoder, masks, [one_long, two_shorter], seconds, _TIMED)
     report.say(
         f"Each pattern of {MAX_LENGTH} tokens is swapped in by sparsify, without any training, "
         f"and reads a text of {MAX_LENGTH} tokens, and one of 128 beside a padded one of 96, with "
@@ -147,8 +152,8 @@ def _agreement(
     missing = sum(row["verdict"] == agreement.NOT_CHECKED for row in rows)
     if missing:
         report.say(
-            f"**{missing} of {len(rows)} masks were not checked: there was no time for them on so "
-            "busy a machine. A larger --limit allows more.**"
+            f"**{missing} of {len(rows)} masks were not checked: there was no time for them "
+            f"within --limit {settings.limit:g}. What is timed below was.**"
         )
     report.data(rows, "agreement.csv")
     report.picture(
@@ -161,7 +166,7 @@ def _agreement(
         corners[f"{name}, no diagonal"] = mask.crop(_CORNER).without_diagonal()
     title = f"Their first {_CORNER} tokens, with and without the diagonal"
     report.picture("masks_corner.png", functools.partial(draw_panels, corners, title, columns=6))
-    return not any(row["verdict"] == agreement.FAILED for row in rows)
+    return {(row["pattern"], row["diagonal"]): row["verdict"] for row in rows}
 
 
 def _routes(rows: list[dict[str, Any]]) -> str:
@@ -186,15 +191,15 @@ def _importance(
     encoder: Encoder,
     sentences: list[list[int]],
     dense: torch.Tensor,
-    seeds: int,
+    settings: Settings,
     seconds: float,
 ) -> None:
     report.title("3. Does the diagonal matter?")
-    rows = importance.measure(encoder, sentences, dense, seeds, seconds)
+    rows = importance.measure(encoder, sentences, dense, settings.seeds, seconds)
     if rows[0]["sentences"] < len(sentences):
         report.say(
             f"**On {rows[0]['sentences']} of the {len(sentences)} sentences: there was no time "
-            "for more on so busy a machine. A larger --limit allows more.**"
+            f"for more within --limit {settings.limit:g}.**"
         )
     report.say(
         "Each row drops about as many positions as the sentence has tokens, in all layers and "
@@ -262,8 +267,8 @@ def _times(
     report.table(rows, columns)
     if min(rounds) < min(FEWEST, settings.repeats):
         report.say(
-            f"**Some were run less than {FEWEST} times: there was no time for more on so busy a "
-            "machine. A larger --limit allows more.**"
+            f"**Some were run less than {FEWEST} times: there was no time for more within "
+            f"--limit {settings.limit:g}.**"
         )
     doubts = uncertain_words(row[f"{part}_speedup"] for row in rows for part in timing.PARTS)
     if doubts:
@@ -282,7 +287,7 @@ def _begins(rows: list[dict[str, Any]]) -> str:
         faster = [
             row["tokens"]
             for row in of_pattern
-            if row["attention_speedup"].low > 1.0 and not row["attention_speedup"].uncertain
+            if row["attention_speedup"].low > 1.0 and row["attention_speedup"].rounds >= FEWEST
         ]
         begins = f"in tiles from {min(tiled)} tokens on" if tiled else "dense at all lengths"
         gains = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from sparsebert.progress import Progress
 from sparsebert.testing import root_mean_square, route_bound
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-FAILED, NOT_CHECKED = "FAILED", "not checked"
+OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
 
 
 def text_masks(length: int) -> dict[str, AttentionMask]:
@@ -49,8 +50,9 @@ def check_patterns(
     masks: dict[str, AttentionMask],
     batches: list[Batch],
     seconds: float = math.inf,
+    first: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """One row for each pattern with and without its diagonal.
+    """One row for each pattern with and without its diagonal; those in `first` are checked first.
 
     `batches` are token ids [B, N] and which of them are real, bool [B, N]; N may be less than
     the masks' length. Errors are over the hidden states of all real tokens. The tiles are what is
@@ -66,6 +68,8 @@ def check_patterns(
         for name, mask in masks.items()
         for diagonal in ("kept", "dropped")
     ]
+    place = {(name, diagonal): index for index, (name, diagonal, _) in enumerate(forms)}
+    forms.sort(key=lambda form: (form[0] not in first, form[0] in first and form[1] != "kept"))
     config = encoder.model.config
     heads, dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     rows: list[dict[str, Any]] = []
@@ -102,13 +106,13 @@ def check_patterns(
                 "route": "dense" if plan.dense_heads.any() else "tiles",
                 "error": error,
                 "budget": budget,
-                "verdict": "ok" if error <= budget else FAILED,
+                "verdict": OK if error <= budget else FAILED,
                 "similarity": torch.cat(similarity).mean().item(),
             }
         )
         progress.update()
     progress.close()
-    return rows
+    return sorted(rows, key=lambda row: place[row["pattern"], row["diagonal"]])
 
 
 def _tiles_compute(plan: AttentionPlan) -> float:
