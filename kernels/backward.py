@@ -72,7 +72,7 @@ def delta_kernel(
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HAS_GRAD_LSE:
         delta -= tl.load(grad_lse_ptr + space * q_len + rows, mask=alive, other=0.0)
-    lse = lse * log_unit(o.dtype == tl.float32)
+    lse = tl.where(alive, lse * log_unit(o.dtype == tl.float32), float("inf"))
     stats_ptrs = stats_ptr + (space * q_len + rows)[:, None] * 2 + tl.arange(0, 2)[None, :]
     tl.store(stats_ptrs, tl.join(lse, delta), mask=inside[:, None])
 

@@ -180,7 +180,7 @@ def store_rows(
         part = tl.where(slots >= 0, space.to(tl.int64) * num_slots + slot_base + slots, -1)
         part_ptrs = packed_ptrs(part_ptr, part, HEAD_DIM, BLOCK_D)
         tl.store(part_ptrs, x, mask=(part >= 0)[:, None] & in_head)
-    final = rows >= 0
+    final = (rows >= 0) & (part < 0)
     out_ptrs = packed_ptrs(out_ptr, (first_place + rows) * num_heads + head, HEAD_DIM, BLOCK_D)
     tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=final[:, None] & in_head)
     return final, part
