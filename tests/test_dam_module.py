@@ -197,3 +197,10 @@ def test_budget_counts_what_must_stay() -> None:
     free = dam.binarize(sparsity=1 - 8 / 64, allow_empty_rows=True).dense()
     top = p.flatten(-2).topk(8).values[..., -1, None, None]
     assert torch.equal(free, p >= top)
+
+
+def test_equal_probabilities_are_kept_in_the_order_of_their_positions() -> None:
+    """So that a mask comes out the same on every machine."""
+    dam = sb.DifferentiableAttentionMask(1, 1, 32, symmetric=False, init_std=0.0)
+    kept = dam.binarize(sparsity=0.75, allow_empty_rows=True).dense()[0, 0]
+    assert torch.equal(kept, (torch.arange(32) < 8)[:, None].expand(32, 32))

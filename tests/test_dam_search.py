@@ -86,6 +86,15 @@ def test_defaults() -> None:
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.1, 0.0), (0.05, 0.0)]
 
 
+def test_a_single_step() -> None:
+    dam = sb.DifferentiableAttentionMask(1, 1, 4)
+    search = MaskSearch(dam, 1, weight=2.0, warmup=0.0, settle=0.0)
+    search.begin_step(0)
+    assert search.weight == 2.0
+    with pytest.raises(ValueError, match="total_steps=0"):
+        MaskSearch(dam, 0, weight=2.0)
+
+
 def test_metrics() -> None:
     search = make()
     with torch.no_grad():

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ATTENTION = (
-    "tests/test_sparse_attention*.py",
-    "tests/test_routes*.py",
-    "tests/test_autograd.py",
     "tests/test_reference.py",
     "tests/test_dropout.py",
+    "tests/test_sparse_attention_*.py",
+    "tests/test_transforms*.py",
+    "tests/test_routes*.py",
+    "tests/test_devices*.py",
+    "tests/test_autograd.py",
+    "tests/test_tracing*.py",
+    "tests/test_sparse_attention.py",
 )
 COMPILER = ("tests/test_compiler*.py", "tests/test_planfile*.py", "tests/test_plan*.py")
 
@@ -59,7 +63,12 @@ GROUPS = (
         ),
         ("tests/test_tile*.py", *COMPILER, "tests/test_sparse_attention.py"),
     ),
-    Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/plan_*.py"), COMPILER),
+    Group(
+        "compiler",
+        ("sparsebert/plan_*.py", "sparsebert/memory.py", "sparsebert/forks.py"),
+        ("tests/test_memory*.py", "tests/test_compiler_threads*.py", *COMPILER),
+    ),
+    Group("compiler", ("sparsebert/compiler/*.py",), COMPILER),
     Group(
         "compiler", ("sparsebert/memory*.py", "sparsebert/forks*.py"), ("tests/test_memory*.py",)
     ),
@@ -89,7 +98,7 @@ GROUPS = (
             "sparsebert/reference*.py",
             "sparsebert/untraced.py",
         ),
-        (*ATTENTION, "tests/test_torch*.py", "tests/test_tracing*.py"),
+        ATTENTION,
     ),
     Group("ops", ("sparsebert/modules*.py",), ("tests/test_modules*.py",)),
     Group(
