@@ -47,6 +47,7 @@ FAULTS = {
     "x: a | b": [],
     "@f(1)\ndef g(x: a | b = c) -> a | b: ...": [],
     "assert a < b": [],
+    "x = a.reshape(-1, b)": [],
     "for x in zip(a, b, strict=True):\n    x": [],
     'x = f"{a + b}"': [],
     "if TYPE_CHECKING:\n    f(a)": [],

@@ -270,6 +270,8 @@ class _Finder(ast.NodeVisitor):
             end = self.span(node.func)[1]
             self.edits.append(("call swapped", end - len(name), end, SWAPPED[name]))
         node.keywords = [each for each in node.keywords if each.arg != "strict"]  # as an assert
+        if name == "reshape":  # numpy takes -2 for -1
+            node.args = [each for each in node.args if not isinstance(each, ast.UnaryOp)]
         for keyword in node.keywords:
             if keyword.arg is not None:
                 self.keyword_dropped(node, keyword)
