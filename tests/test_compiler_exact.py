@@ -304,6 +304,17 @@ def test_there_are_at_most_three_peels() -> None:
     assert max(depth for depth, _, _ in seen) == 2
 
 
+def test_the_report_names_the_five_next_best_covers_cheapest_first() -> None:
+    search = _Search(AREA)
+    tiles = (Tiles(np.arange(16, dtype=np.int32)[None], np.array([16])),)
+    costs = {"a": 7.0, "b": 3.0, "c": 9.0, "d": 1.0, "e": 5.0, "f": 8.0, "g": 2.0, "h": 4.0}
+    for name, price in costs.items():
+        search._offer((Piece(name, np.zeros((1, 1), dtype=np.uint64), tiles, price),))
+    found = search.result()
+    assert (found.name, found.cost) == ("d", 1.0)
+    assert found.tried == (("g", 2.0), ("b", 3.0), ("h", 4.0), ("e", 5.0), ("a", 7.0))
+
+
 # ------------------------------------------------------------------------ cost
 
 
