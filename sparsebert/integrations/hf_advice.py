@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sparsebert.masks import AttentionMask
 
@@ -36,14 +37,19 @@ def _about(model: Any) -> str:
         how = (
             f"{model.__name__}.from_pretrained(...)"
             if issubclass(model, PreTrainedModel)
-            else "an instance of it"
+            else "an instance of a transformers model"
         )
         return f"got the class {model.__name__}; pass {how}"
     kind = type(model).__name__
     if isinstance(model, PreTrainedConfig):
         return f"got the configuration {kind}; build the model: AutoModel.from_config(config)"
-    if isinstance(model, PreTrainedTokenizerBase) or hasattr(model, "image_processor"):
-        return f"got {kind}, which only prepares inputs; pass the model: AutoModel.from_pretrained"
+    if hasattr(model, "model_input_names"):  # tokenizers, feature extractors, processors
+        return (
+            f"got {kind}, which only prepares inputs; pass the model, for example "
+            "AutoModel.from_pretrained(...)"
+        )
+    if isinstance(model, Mapping):
+        return f"got {kind}; if it is a state_dict, build the model and load it there first"
     if isinstance(model, (AttentionMask, torch.Tensor)):
         return f"got {kind}, a mask; the model comes first, then the masks"
     inner = getattr(model, "model", None)
@@ -58,6 +64,11 @@ def _about_module(model: nn.Module) -> str:
         return (
             f"{kind.__name__} is a part of a transformers model; pass the whole model, and the "
             "part as modules=[part] if only its attention should be sparse"
+        )
+    if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return (
+            f"{kind.__name__} is a traced model, whose attention cannot be changed any more; "
+            "sparsify the transformers model, then trace or export it"
         )
     if any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
         return (

@@ -34,6 +34,9 @@ What holds for every model:
   *of its own*, ``num_hidden_groups * inner_group_num``, one in every released model.
 * An encoder-decoder (BART, T5, Whisper) gets the masks in its encoder; decoder and
   cross-attention stay as they are. Of a model with several encoders (CLIP) pass one.
+* Position i of a mask is token i of the model's sequence, in every attention module. Where a made
+  up forward shows that it is not (windows, merged, packed or shuffled tokens), `sparsify` refuses;
+  ``sparsify(model, mask, modules=[...])`` is for those who know which modules a mask is right for.
 * State dicts, ``save_pretrained`` and ``from_pretrained`` know nothing of the masks; save them
   beside the model with `save_masks`. ``save_pretrained`` warns where they are missing.
 * ``model.set_attn_implementation("eager")`` runs the model dense, with a warning, and
