@@ -19,13 +19,13 @@ class UsageError(Exception):
         """A library's error in the words of the command line.
 
         Without the name of the function that raised it, which the user did not call (a pattern's
-        name is one that they gave), and with the option's name for the argument's.
+        name is one that they gave), and after the name of the option that it is about.
         """
         where, colon, what = str(error).partition(": ")
         given = getattr(arguments, "name", None), getattr(arguments, "pattern", None)
         if not colon or not re.fullmatch(r"\w+|[A-Z]\w+\.\w+", where) or where in given:
-            where, what = "", str(error)
+            what = str(error)
         argument = re.match(r"(\w+)(?==| must | \()", what)
         if argument and hasattr(arguments, argument[1]):
-            what = f"--{argument[1].replace('_', '-')}{what[argument.end() :]}"
+            what = f"--{argument[1].replace('_', '-')}: {what}"
         return cls(what)
