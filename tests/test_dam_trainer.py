@@ -124,7 +124,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 def test_import_needs_accelerate_and_says_so() -> None:
     code = (
         "import sys; sys.modules['accelerate'] = None\nimport sparsebert as sb\n"
-        "try: sb.DAMTrainer\nexcept ImportError as error: print(error)"
+        "try: sb.DAMTrainer()\nexcept ImportError as error: print(error)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
