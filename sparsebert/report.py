@@ -225,6 +225,8 @@ class PlanReport:
         lines += [f"  {_summarise_head(head)}" for head in self.per_head[:_IN_LINES]]
         more = len(self.per_head) - _IN_LINES
         lines += [f"  ... and {more} more different heads"] if more > 0 else []
+        first = {head.route: head for head in reversed(self.per_head)}
+        lines += [f"  why {route}, {head.label}: {head.reason}" for route, head in first.items()]
         return "\n".join([*lines, "  report.details() has each head in full"])
 
     def __str__(self) -> str:

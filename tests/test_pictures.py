@@ -219,6 +219,7 @@ def test_a_report_reads_well_and_is_bounded():
     assert lines[0].startswith("plan for 30 head(s)") and len(lines) < 32
     assert "30 of 30 different" in lines[2]
     assert "  ... and 18 more different heads" in lines
+    assert lines[-2].startswith("  why dense, head 0: sparsity does not pay here: the best tiles")
     assert many.details().count("    why: ") == 30
     assert re.match(r"<HeadReport head 0: \w+, ", repr(many.per_head[0]))
     text = many._repr_html_()
