@@ -158,6 +158,11 @@ class AttentionPlan:
             self.make_program(backend)
         return self.programs[backend]
 
+    def prepare(self, backend: str) -> None:
+        """Make ahead what calls with a backend run where the plan lies."""
+        on_gpu = self.device.type == "cuda" and backend == "auto"
+        self.make_program("mixed" if on_gpu else backend)
+
     def make_program(self, backend: str) -> None:
         """Make what `program_for` gives, on the plan's device, if that is not done yet."""
         if backend not in self.programs:

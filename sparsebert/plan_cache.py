@@ -68,10 +68,10 @@ class MaskPlans:
                 plan = whole.crop(q_len, kv_len).to(device)
                 if plan is whole:  # which stays, and must not keep what runs
                     plan = whole.without_programs()
-                plan.make_program(backend)
+                plan.prepare(backend)
                 self._shelf.put(key, plan)
             else:
-                plan.make_program(backend)
+                plan.prepare(backend)
         return plan
 
     def keep(self, key: Hashable) -> None:

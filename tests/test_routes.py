@@ -250,6 +250,15 @@ def test_a_dense_plan_never_makes_tiles(monkeypatch):
     assert plan.program_for("mixed") is plan.program_for("auto")
 
 
+def test_plans_are_prepared_for_what_runs(monkeypatch):
+    """Tiles for the torch executor take long to make, and a GPU's calls do not need them."""
+    monkeypatch.setattr(FlatProgram, "to", lambda self, device: self)
+    for device, expected in (("cpu", {"auto"}), ("cuda", {"mixed", "triton"})):
+        plan = dataclasses.replace(PLANS["tiles"](), device=torch.device(device), programs={})
+        plan.prepare("auto")
+        assert set(plan.programs) == expected
+
+
 def test_sdpa_serves_padded_dense_calls_of_a_gpu(monkeypatch):
     """The executor's own dense route is for dropout and the LSE."""
     plan = PLANS["dense"]()
