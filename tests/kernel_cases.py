@@ -64,6 +64,7 @@ class Case:
     parts: int = 1
     full: int = 0  # leading columns that every row attends to
     key_mask: bool = False
+    hide_all: bool = False  # with key_mask, all keys of the second sample
     dropout_p: float = 0.0
     one_mask: bool = False  # one mask head for all heads
     grad_lse: bool = False
@@ -105,9 +106,10 @@ class Case:
         key_mask = None
         if self.key_mask:
             key_mask = torch.rand(2, self.m, generator=generator) < 0.7
-            key_mask[1, 0] = False
-            mask[:, 0] = False  # a row that only the key mask kills
-            mask[:, 0, 0] = True
+            key_mask[1, : self.m if self.hide_all else 1] = False
+            if not self.hide_all:
+                mask[:, 0] = False  # a row that only the key mask kills
+                mask[:, 0, 0] = True
             key_mask = key_mask.to(DEVICE)
             hidden = ~key_mask[:, None, :, None]
             k.masked_fill_(hidden, math.nan), v.masked_fill_(hidden, math.inf)

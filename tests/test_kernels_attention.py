@@ -71,6 +71,9 @@ CASES = {
     "128 rows, bf16, key mask": Case(
         n=130, m=140, heights=(128,), full=130, dtype=torch.bfloat16, one_mask=True, key_mask=True
     ),
+    "full columns, no real key": Case(
+        n=16, m=150, full=140, heights=(16,), key_mask=True, hide_all=True
+    ),
     "negative scale": Case(n=17, m=33, heights=(16,), scale=-0.7),
     "scale zero": Case(n=17, m=33, heights=(16,), scale=0.0),
 }
