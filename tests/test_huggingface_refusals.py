@@ -405,6 +405,24 @@ def test_a_part_of_a_sparse_model_can_be_sparsified_again_and_the_whole_densifie
     assert model(**arguments).logits.equal(dense)
 
 
+@pytest.mark.parametrize("modules", [None, "encoder.layer.0"])
+def test_a_sparse_part_follows_the_attention_that_the_whole_is_set_to(modules: Any) -> None:
+    """They share a configuration, of which only the part's own copy is ours to restore."""
+    model = build("bert")
+    arguments, _ = inputs("bert")
+    dense = model(**arguments).logits
+    sb.sparsify(model.bert, random_masks(model)[0], modules=modules)
+    sparse = model(**arguments).logits
+    with pytest.warns(UserWarning, match="now runs 'eager' attention, dense"):
+        model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**arguments).logits, dense)
+    model.set_attn_implementation("sparsebert")
+    assert model(**arguments).logits.equal(sparse)
+    sb.densify(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert model(**arguments).logits.equal(dense)
+
+
 def test_layers_that_are_dropped_from_a_sparse_model(tmp_path: Path) -> None:
     model = build("bert")
     arguments, _ = inputs("bert")

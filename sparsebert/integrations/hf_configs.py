@@ -94,6 +94,9 @@ def restore_configs(model: nn.Module, swaps: Iterable[ConfigSwap]) -> None:
             ours = name == _ATTN and value in (IMPLEMENTATION, DAM)
             if not ours and swap.before.get(name, swap) is not value:
                 setattr(swap.original, name, value)
+        # A model around the sparse one may use the original, and have been told to use ours.
+        if getattr(swap.original, _ATTN, None) in (IMPLEMENTATION, DAM):
+            setattr(swap.original, _ATTN, swap.before.get(_ATTN))
     _replace_configs(model, {id(swap.copy): swap.original for swap in swaps})
 
 
