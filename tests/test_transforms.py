@@ -201,6 +201,32 @@ def test_modules():
     torch.testing.assert_close(per_sample[0], whole)
 
 
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_sparse_models(backend, padding):
+    """By way of transformers' layers, in all of them."""
+    pytest.importorskip("transformers")
+    from test_tracing import small_bert
+
+    model = small_bert(backend).double()
+    x, tangent = torch.randn(2, 2, 30, 32, dtype=torch.float64)
+    real = torch.ones(2, 30, dtype=torch.long)
+    if padding != "none":
+        real[0, slice(20, None) if padding == "right" else slice(0, 10)] = 0
+
+    def run(x):
+        hidden = model(inputs_embeds=x, attention_mask=real).last_hidden_state
+        return hidden * real[..., None]
+
+    _, found = torch.func.jvp(run, (x,), (tangent,))
+    step = 1e-6
+    expected = (run(x + step * tangent) - run(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    gradient = torch.func.grad(lambda x: run(x).pow(2).sum())(x)
+    (expected,) = torch.autograd.grad(run(x.requires_grad_()).pow(2).sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_empty_batches():
     plan, _, inputs, _ = case("mixed", batch=0)
 
