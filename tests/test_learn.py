@@ -188,7 +188,7 @@ def test_a_model_folder_is_taken_with_its_tokenizer(
     assert sb.AttentionMask.load(tmp_path / "mask.safetensors").shape == (1, 2, 12, 12)
     assert not (tmp_path / "work" / "tokenizer").exists()
     assert main([*command, "--seq-len", "17", "-o", str(tmp_path / "long")]) == 2
-    assert "--seq-len=17 but the model has 16 positions" in capsys.readouterr().err
+    assert "--seq-len: seq_len=17 but the model has 16 positions" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------ refusals
