@@ -25,8 +25,10 @@ from transformers.masking_utils import chunked_causal_mask_function
 
 import sparsebert as sb
 from sparsebert.integrations.hf_attention import LayerMask
+from sparsebert.integrations.hf_images import watch_images
 from sparsebert.integrations.hf_padding import ToFront, may_begin_with_padding, values_from_first
 from sparsebert.integrations.hf_rules import read_mask, sparsebert_mask
+from sparsebert.positions import Grid
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -352,6 +354,15 @@ def test_a_grid_is_not_used_for_an_image_of_another_size(knows: bool) -> None:
         sb.densify(same)
         same(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
         assert not same._forward_pre_hooks
+
+
+def test_a_model_watches_for_the_latest_grid() -> None:
+    model = image_model()
+    watch_images(model, 17, Grid(4, 4, 1))
+    watch_images(model, 17, Grid(2, 8, 1))
+    model(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match=r"makes 4 x 4 patches .* grid of 2 x 8"):
+        model(torch.randn(1, 3, 36, 36))
 
 
 def test_a_mask_learned_on_a_grid_is_not_cropped_as_a_line() -> None:

@@ -154,3 +154,15 @@ def test_padding_in_four_dimensions_is_padding(additive: bool, weights: bool) ->
         *(x[:1, :, 6:] for x in (q, k, v)), mask[:, : LENGTH - 6, : LENGTH - 6], none
     )
     assert_equal_in_fp64(got[:1, 6:], alone)
+
+
+def test_a_four_dimensional_mask_of_one_query_is_no_padding() -> None:
+    """A step with cached keys: what it hides says nothing of where the sequence begins."""
+    module, mask = one_module()
+    q, k, v = qkv()
+    given = torch.ones(2, 1, 1, LENGTH, dtype=torch.bool)
+    given[..., :5] = False
+    got, _ = sparsebert_attention(module, q[:, :, -1:], k, v, given, is_causal=True)
+    none = torch.zeros(()).double()
+    expected = softmax_attention(q, k, v, mask & given, none)
+    assert_equal_in_fp64(got, expected[:, -1:])

@@ -30,8 +30,8 @@ def grid_of(owner: PreTrainedModel, tokens: int, positions: Positions) -> Grid |
         return None
     height, width = image[0] // patch[0], image[1] // patch[1]
     special = tokens - height * width
-    # None, [CLS], [CLS] and a distillation token, [CLS] and registers.
-    usual = {0, 1, 2, 1 + (getattr(config, "num_register_tokens", None) or 0)}
+    # None; [CLS], and registers if there are any; [CLS] and a distillation token.
+    usual = {0, 1 + (getattr(config, "num_register_tokens", None) or 0), 2}
     return Grid(height, width, special) if special in usual else None
 
 
