@@ -2,17 +2,20 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparsebert import machine, progress, timing
+from sparsebert import machine, patterns, progress, timing
 from sparsebert.machine import Load, choose_threads
 from sparsebert.timing import Spread
 
 Output = pytest.CaptureFixture[str]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 # ------------------------------------------------------------------------------ the load
@@ -215,3 +218,31 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
         shown.update(2)
     written = capsys.readouterr().err
     assert "\r" in written and written.endswith("1/2 search: done, 0 seconds\n")
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+BUSY = (
+    "from sparsebert import machine; machine.current_load = lambda: machine.Load(2, 2.0, 9.0, 8.0)"
+)
+
+
+@pytest.mark.parametrize("program", ["", "import torch; torch.set_num_threads(2)"])
+def test_commands_take_fewer_threads_but_not_from_a_program_that_has_its_own(
+    program: str, tmp_path: Path
+) -> None:
+    patterns.star(24).save(tmp_path / "star.safetensors")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {BUSY}; {program or 'pass'}; "
+        "from sparsebert.cli import main; sys.exit(main(['verify', 'star.safetensors']))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in machine._VARIABLES}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    first = run.stderr.splitlines()[0]
+    assert first.startswith("2 cores; load 9.0, 8 other tasks running now. Using ")
+    assert ("Using 2 threads." if program else "Using 1 thread") in first
