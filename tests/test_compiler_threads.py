@@ -45,6 +45,7 @@ def test_the_plan_does_not_depend_on_the_threads(threads: None) -> None:
         (one.transposed, three.transposed),
         (one.covers.every, three.covers.every),
     ):
+        assert len(tiles.arrays) == 10
         for array, again in zip(tiles.arrays, same.arrays, strict=True):
             assert np.array_equal(array, again)
 

@@ -128,6 +128,23 @@ def test_growth_is_counted(room: Callable) -> None:
     assert plan.program_for("torch") is plan.program_for("torch")
 
 
+def test_what_was_compiled_is_counted(room: Callable) -> None:
+    """Bits, tiles, and the tiles of the transposed mask, of a crop those of the whole plan too."""
+    room(100 * MIB)
+    before = remembered_bytes()
+    plans = MaskPlans(patterns.strided(300, 17))
+    crop = plans.get(200, 200, CPU, "auto")
+    assert crop.covers.transposed.num_rows == 200
+    memory.has_grown(crop)
+    tiles = [crop.tiles, crop.covers.transposed, crop.covers.whole.transposed]
+    assert all(len(each.arrays) == 10 for each in tiles)
+    arrays = [crop.mask.bits, plans.mask.bits, *(a for each in tiles for a in each.arrays)]
+    wanted = sum(array.nbytes for array in arrays)
+    programs = sum(x.numel() * x.element_size() for x in crop.program_for("auto").tensors)
+    whole = sum(array.nbytes for array in plans._whole.popitem()[1].tiles.arrays)
+    assert wanted <= remembered_bytes() - before <= wanted + programs + whole + 10_000
+
+
 @pytest.mark.parametrize("which", ["compile_plan", "sparse_attention", "MaskPlans"])
 def test_plans_are_bounded_by_bytes_not_by_count(room: Callable, which: str) -> None:
     """Each plan has a dense mask of 256 KiB, and room is for some four."""
