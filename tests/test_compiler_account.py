@@ -10,7 +10,14 @@ import pytest
 from sparsebert import patterns
 from sparsebert.bits import pack
 from sparsebert.compiler import bits, compile_plan
-from sparsebert.compiler.account import Mask, report_tiles, settle, tiles_of_head, with_fallback
+from sparsebert.compiler.account import (
+    Mask,
+    report_dense,
+    report_tiles,
+    settle,
+    tiles_of_head,
+    with_fallback,
+)
 from sparsebert.compiler.cost import CostModel, PassCost, cost_model
 from sparsebert.compiler.cover import _orders, _Search
 from sparsebert.compiler.orders import in_order
@@ -77,6 +84,31 @@ def test_within_the_margin_of_error_tiles_do_not_win() -> None:
     mask = Mask((0,), 256, 64, 64)
     assert with_fallback(a_report(99.0, 150.0), mask, a_model(1.05)).route == "dense"
     assert with_fallback(a_report(95.0, 150.0), mask, a_model(1.05)).route == "tiles"
+
+
+@pytest.mark.parametrize("entries", [4096, 4095])
+def test_only_a_full_mask_costs_dense_attention_nothing(entries: int) -> None:
+    model, mask = a_model(), Mask((0,), entries, 64, 64)
+    times = [x.dense(64, 64, masked=entries < 4096) for x in (model.forward, model.backward)]
+    dense = report_dense(mask, (), "why", model)
+    assert [dense.predicted_us, dense.predicted_backward_us] == times
+    tiled = report_tiles(mask, rows_of(16, 16), "some", (), "why", model)
+    for report in (dense, tiled):
+        assert [report.dense_us, report.dense_backward_us] == times
+    assert ("no mask" in dense.cover) == (entries == 4096)
+
+
+def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
+    rows = np.full((2, 16), -1, dtype=np.int32)
+    rows[0], rows[1, :8] = np.arange(16), np.arange(8)
+    cover = [Tiles(rows, np.array([20, 16])), *rows_of(32, 40)]
+    report = report_tiles(Mask((0,), 256, 64, 64), cover, "some", (), "why", a_model())
+    assert report.tiles == {32: 1, 16: 2} and list(report.tiles) == [32, 16]
+    assert report.gathered_columns == 32 + 16 + 48
+    assert report.executed_fraction == (16 * 48 + 32 * 48) / 4096
+    assert report.merge_share == 1 - 32 / (16 + 8 + 32)
+    assert report.predicted_us == a_model().cover_us(cover, 64, 64)
+    assert report.predicted_backward_us == a_model().cover_us(cover, 64, 64, backward=True)
 
 
 def rows_of(height: int, width: int) -> list[Tiles]:
