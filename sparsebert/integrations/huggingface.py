@@ -251,6 +251,11 @@ def save_masks(model: nn.Module, folder: str | os.PathLike[str]) -> None:
             sparse models.
     """
     modules = _require_sparse("save_masks", model)
+    if len(modules) < len(attached_modules(model)):
+        raise ValueError(
+            f"save_masks: of {type(model).__name__} only chosen modules have masks (modules=); "
+            "keep those with AttentionMask.save, and sparsify the same modules with them again"
+        )
     attention = find_self_attention("save_masks", model)
     layer = layer_of(modules[0])
     if unused := layer.unused_for:
@@ -263,8 +268,7 @@ def save_masks(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         if not isinstance(getattr(module, IMPLEMENTATION, None), LayerMask):
             raise ValueError(
                 f"save_masks: {name} has no mask, though others have; call sparsify again for the "
-                "model as it is now; masks for chosen modules (modules=) are saved with "
-                "AttentionMask.save, each on its own"
+                "model as it is now"
             )
     masks = masks_of([layer_of(module) for module in attention.modules.values()])
     settings = {"backend": layer.backend, "positions": layer.positions}
