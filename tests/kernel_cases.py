@@ -64,7 +64,7 @@ class Case:
     parts: int = 1
     full: int = 0  # leading columns that every row attends to
     key_mask: bool = False
-    hide_all: bool = False  # with key_mask, all keys of the second sample
+    hidden: int = 1  # with key_mask, leading keys of the second sample that are not real
     dropout_p: float = 0.0
     one_mask: bool = False  # one mask head for all heads
     grad_lse: bool = False
@@ -106,8 +106,8 @@ class Case:
         key_mask = None
         if self.key_mask:
             key_mask = torch.rand(2, self.m, generator=generator) < 0.7
-            key_mask[1, : self.m if self.hide_all else 1] = False
-            if not self.hide_all:
+            key_mask[1, : self.hidden] = False
+            if self.hidden == 1:
                 mask[:, 0] = False  # a row that only the key mask kills
                 mask[:, 0, 0] = True
             key_mask = key_mask.to(DEVICE)

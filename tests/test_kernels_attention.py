@@ -72,7 +72,10 @@ CASES = {
         n=130, m=140, heights=(128,), full=130, dtype=torch.bfloat16, one_mask=True, key_mask=True
     ),
     "full columns, no real key": Case(
-        n=16, m=150, full=140, heights=(16,), key_mask=True, hide_all=True
+        n=16, m=150, full=140, heights=(16,), key_mask=True, hidden=150
+    ),
+    "the first real key is far": Case(
+        n=16, m=150, full=140, heights=(16,), key_mask=True, hidden=135
     ),
     "negative scale": Case(n=17, m=33, heights=(16,), scale=-0.7),
     "scale zero": Case(n=17, m=33, heights=(16,), scale=0.0),
@@ -236,6 +239,41 @@ def test_what_is_dropped_is_below_the_threshold_and_not_at_it():
         expected = torch.full_like(o, kept / (1.0 - p))
         torch.testing.assert_close(o, expected)
         torch.testing.assert_close(gradients[2], expected)
+
+
+def test_what_the_backward_pass_gets_may_have_any_strides():
+    """grad_o, grad_lse and what forward returned."""
+    case = Case(n=17, m=20, heights=(16,))
+    q, k, v, mask, _ = case.tensors()
+    program = make_program(mask, case.heights)
+    o, lse = kernels.forward(q, k, v, None, None, program, 0.25, 0.0)
+    grad_o, grad_lse = torch.randn_like(o), torch.randn_like(lse)
+
+    def backward(grad_o, grad_lse, o, lse):
+        return kernels.backward(grad_o, grad_lse, q, k, v, o, lse, None, None, program, 0.25, 0.0)
+
+    def strided(x):  # no dimension is contiguous
+        return x.new_zeros([2 * size for size in x.shape])[
+            (slice(None, None, 2),) * x.dim()
+        ].copy_(x)
+
+    def odd(x):  # rows that no wide load is aligned to
+        return x.new_zeros(*x.shape[:-1], x.shape[-1] + 1)[..., 1:].copy_(x)
+
+    plain = [grad_o.contiguous(), grad_lse, o, lse]
+    expected = backward(*plain)
+    changed = [[change(x) for x in plain] for change in (strided, lambda x: x.mT.contiguous().mT)]
+    for i, x in enumerate(plain):  # one alone is not aligned
+        changed.append([*plain[:i], odd(x), *plain[i + 1 :]])
+    for given in changed:
+        for ours, theirs in zip(backward(*given), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    one = torch.ones(1, device=DEVICE)
+    expected = backward(torch.ones_like(o).contiguous(), grad_lse, o, lse)
+    for ours, theirs in zip(
+        backward(one.expand(o.shape), grad_lse, o, lse), expected, strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_batches_and_heads_may_share_memory():
