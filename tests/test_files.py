@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -86,6 +87,20 @@ def test_long_names_can_be_written(tmp_path: Path) -> None:
     assert sb.AttentionMask.load(path) == OLD
     sb.compile_plan(OLD, target="cpu").save(path)
     assert sb.AttentionPlan.load(path, OLD).q_len == 40
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    def write_and_leave() -> int:
+        write(tmp_path / "file")
+        (tmp_path / f"{prefix}left").touch()  # as of a killed writer
+        with files.only_writer(tmp_path):
+            return len(os.listdir("/proc/self/fd"))
+
+    prefix = files._DRAFT.format(hashlib.sha256(b"file").hexdigest()[:16])
+    assert len({write_and_leave() for _ in range(4)}) == 1
+    write(tmp_path / "file")
+    assert names(tmp_path) == ["file"]
 
 
 @posix

@@ -57,13 +57,13 @@ def test_the_least_recently_used_goes_first_on_whichever_shelf(room: Callable) -
         one.put(key, block(MIB))
     two.put("x", block(MIB))
     assert list(one.items) == ["a", "b", "c"]
-    assert one.get("a") is not None  # so b is the oldest
+    assert one.get("a") is not None and one.get("c") is not None  # so b is the oldest, then x
     two.put("y", block(MIB))
-    assert list(one.items) == ["a", "c"]
+    assert list(one.items) == ["a", "c"] and list(two.items) == ["x", "y"]
     two.put("z", block(2 * MIB))
-    assert list(one.items) == ["a"] and list(two.items) == ["y", "z"]
+    assert list(one.items) == ["c"] and list(two.items) == ["y", "z"]
     room(0)
-    assert list(one.items) == ["a"] and list(two.items) == ["z"]  # the newest of each
+    assert list(one.items) == ["c"] and list(two.items) == ["z"]  # the newest of each
     assert one.get("b") is None and two.get("y") is None
 
 
@@ -100,6 +100,20 @@ def test_shared_memory_counts_once(room: Callable) -> None:
     shelf.put("a", Holder(both, tensor, tensor[3:]))
     shelf.put("b", Holder(both, torch.empty(5 * MIB, device="meta")))
     assert remembered_bytes() - before == MIB
+    del shelf
+    assert remembered_bytes() == before
+
+
+def test_a_value_in_the_place_of_another_is_counted_instead_of_it(room: Callable) -> None:
+    room(100 * MIB)
+    before, shelf = remembered_bytes(), a_shelf()
+    same = block(2 * MIB)
+    for value in (block(MIB), same, same, block(MIB)):
+        shelf.put("key", value)
+    assert remembered_bytes() - before == MIB
+    shelf.put("key", same)
+    memory.has_grown(same)
+    assert remembered_bytes() - before == 2 * MIB
     del shelf
     assert remembered_bytes() == before
 
@@ -239,10 +253,13 @@ def test_arrays_of_functions_are_remembered_by_their_arguments(room: Callable) -
 
     first = zeros(2 * MIB, "a")
     assert zeros(2 * MIB, "a") is first and made == [2 * MIB]
+    assert zeros(MIB, kind="k") is zeros(MIB, kind="k") and made == [2 * MIB, MIB]
+    assert zeros(size=1, kind="k") is zeros(kind="k", size=1)
+    made.clear()
     del first
     zeros(2 * MIB, "b")  # the first one has to go
     zeros(2 * MIB, "a")
-    assert len(made) == 3
+    assert made == [2 * MIB] * 2
 
 
 def test_plans_of_compiled_graphs_are_not_forgotten(room: Callable) -> None:
