@@ -7,8 +7,6 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
-
 _EVERY = 20.0
 """Seconds between two lines where there is no terminal."""
 
@@ -38,6 +36,8 @@ class Progress:
     def _show(self) -> None:
         self._is_shown = True
         if sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm  # here, so that compiling a mask needs torch and numpy alone
+
             self._bar = tqdm(
                 desc=self.title, total=self.total, initial=self.done, unit=self.unit or "it",
                 leave=False, dynamic_ncols=True,

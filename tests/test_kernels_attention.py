@@ -158,7 +158,9 @@ def test_garbage_in_queries_without_keys_reaches_nothing():
     expected = forward_and_backward(q, k, v, key_mask, program)
     dead = [0, case.n // 2]
     q[:, :, dead] = math.nan
-    results = forward_and_backward(q, k, v, key_mask, program)
+    grad_o = torch.ones_like(q)
+    grad_o[:, :, dead] = math.nan
+    results = forward_and_backward(q, k, v, key_mask, program, grad_o=grad_o)
     for ours, theirs in zip(results, expected, strict=True):
         assert torch.equal(ours, theirs)
     assert not results[0][:, :, dead].any() and not results[2][:, :, dead].any()

@@ -66,8 +66,8 @@ def once(change=None, parts=1, key_mask=None, seed=None, grad_lse=None, kv_heads
         return [list(launched), list(ordinary)]
     return [call(), call()]
 
-def shifted(x):
-    return x.new_zeros(x.numel() + 1)[1:].as_strided(x.shape, x.stride())
+def shifted(x, by=1):
+    return x.new_zeros(x.numel() + by)[by:].as_strided(x.shape, x.stride())
 
 def far(x):
     return x.as_strided(x.shape, (2**40, *x.stride()[1:]))
@@ -79,7 +79,9 @@ print(json.dumps({
                      grad_lse=torch.zeros(1, 2, 40), kv_heads=1),
     "aligned again": once(),
     "shifted": once(shifted),
+    "half shifted": once(lambda x: shifted(x, 4)),
     "far": once(far),
+    "fp16": once(lambda x: x.half()),
 }))
 """
 
@@ -111,7 +113,14 @@ def test_what_is_known_is_launched_directly(records):
     assert records["aligned again"][0][0] == records["plain"][0][0]
 
 
-@pytest.mark.parametrize("case", ["shifted", "far"])
+def test_another_dtype_is_another_form(records):
+    """fp16 and bf16 have the same constants, strides and addresses."""
+    (first, ordinary), (second, again) = records["fp16"]
+    assert first == second and ordinary and not again
+    assert first[0][0] not in {launch[0] for launch in records["plain"][0][0]}
+
+
+@pytest.mark.parametrize("case", ["shifted", "half shifted", "far"])
 def test_what_is_out_of_the_ordinary_is_left_to_triton(records, case):
     """Another compiled form: one that does not count on alignment, or with 64-bit strides."""
     (first, ordinary), (second, again) = records[case]
