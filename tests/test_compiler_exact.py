@@ -175,6 +175,16 @@ def test_strides_come_by_their_excess_and_up_to_the_limit() -> None:
     assert find_strides(pack(distance <= 1), 120, 4) == []
 
 
+def test_distances_beyond_the_farthest_strong_one_do_not_count() -> None:
+    """Multiples of 12 up to 48 are a structure; a quarter of those of 20 beyond 60 are none."""
+    distance = np.abs(np.arange(200)[:, None] - np.arange(200))
+    weak = (distance % 20 == 0) & (distance >= 60)
+    mask = (distance % 12 == 0) & (distance <= 48)
+    mask |= weak & (np.random.default_rng(0).random(mask.shape) < 0.25)
+    found = find_strides(pack(mask), 200, 40)
+    assert 12 in found and 20 not in found and max(found) <= 48
+
+
 # ------------------------------------------------------------------------ pieces
 
 AREA = Area()

@@ -86,6 +86,12 @@ def test_defaults() -> None:
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.1, 0.0), (0.05, 0.0)]
 
 
+def test_a_weight_of_zero_is_no_penalty() -> None:
+    search = make(weight=0.0, sparsity=None, warmup=0.0)
+    search.begin_step(50)
+    assert search.weight == 0.0 and search.penalty().item() == 0.0
+
+
 def test_a_single_step() -> None:
     dam = sb.DifferentiableAttentionMask(1, 1, 4)
     search = MaskSearch(dam, 1, weight=2.0, warmup=0.0, settle=0.0)
