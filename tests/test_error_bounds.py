@@ -156,6 +156,70 @@ def test_attention_in_16_bit_operations_has_wider_bounds():
     assert all((own.bound[name] >= problem.expected.bound[name]).all() for name in results)
 
 
+def _far_apart(scores: list[float], dtype: torch.dtype = torch.float32) -> Problem:
+    """Each of three queries scores its keys so; it attends to all but the first."""
+    q, k = torch.ones(1, 1, 3, 1, dtype=dtype), torch.tensor(scores, dtype=dtype).view(1, 1, -1, 1)
+    v, grad_o = torch.randn(1, 1, len(scores), 1).to(dtype), torch.randn(1, 1, 3, 1).to(dtype)
+    allowed = torch.ones(3, len(scores), dtype=torch.bool)
+    allowed[:, 0] = False
+    expected = expected_attention(q, k, v, allowed, scale=1.0, grad_o=grad_o)
+    return Problem(q, k, v, grad_o, allowed, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [0.0, 0.0, -720.0],
+        [0.0, 0.0, -744.0],
+        [0.0, -720.0, -730.0],
+        [0.0, -9e3, -8e3],
+        [0.0, 80.0],
+    ],
+    ids=str,
+)
+def test_scores_that_are_far_apart_are_bounded(scores, dtype):
+    """Where probabilities leave fp64's normal numbers, and far from the scores not attended."""
+    torch.manual_seed(0)
+    problem = _far_apart(scores, dtype)
+    plan = sb.compile_plan(sb.AttentionMask.from_dense(problem.allowed), target="cpu")
+    inputs = [x.clone().requires_grad_() for x in (problem.q, problem.k, problem.v)]
+    o, lse = sb.sparse_attention(*inputs, plan, scale=1.0, return_lse=True)
+    right = dict(
+        zip(NAMES, (o, lse, *torch.autograd.grad(o, inputs, problem.grad_o)), strict=True)
+    )
+    for outcome in problem.expected.outcomes(right):
+        assert outcome.passed, outcome
+    for name in ("o", "lse", "dv"):
+        assert problem.expected.bound[name].isfinite().all()
+        assert problem.broken({name: right[name] + 1.0}) == {name}
+    assert all(x.isfinite().all() for x in problem.expected.bound.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_what_underflows_is_no_error(dtype):
+    """o, of the size of the smallest numbers, is rounded to them before delta is made of it."""
+    q, k = torch.zeros(1, 1, 4, 8, dtype=dtype), torch.ones(1, 1, 3, 8, dtype=dtype)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    v = torch.zeros_like(k)
+    v[:, :, 0] = smallest  # a third of it is 0, so delta is; dP is not
+    grad_o = torch.full_like(q, 1000.0)
+    allowed = torch.ones(4, 3, dtype=torch.bool)
+    expected = expected_attention(q, k, v, allowed, grad_o=grad_o)
+    dp = 8 * 1000.0 * smallest
+    dq = dp / 3 * 8**-0.5 * torch.ones_like(q).double()  # where it should be zero
+    outcomes = expected.outcomes({"o": torch.zeros_like(q), "dq": dq.to(dtype)})
+    assert all(outcome.passed for outcome in outcomes), [str(x) for x in outcomes]
+
+
+def test_an_infinite_bound_bounds_nothing():
+    exact = {"o": torch.zeros(2, dtype=torch.float64)}
+    expected = Expected(exact, {"o": torch.tensor([1.0, math.inf], dtype=torch.float64)})
+    assert [x.passed for x in expected.outcomes({"o": torch.tensor([0.5, 0.0])})] == [True]
+    (outcome,) = expected.outcomes({"o": torch.tensor([0.5, 0.5])})
+    assert not outcome.passed and outcome.ratio == math.inf
+
+
 def test_nan_and_other_shapes_never_pass():
     problem = Problem.draw(8, torch.float32, 1.0)
     right = problem.run(problem.allowed)

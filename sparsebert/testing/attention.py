@@ -26,7 +26,7 @@ proxy a^2 / 3 of a uniform error). `sums(n)` is the error of a sum of n terms.
    |O|, and by its own rounding. P is rounded to the dtype of V before the product: each term
    P f V by w, independently; numbers below the dtype's smallest lose up to a quantum.
 4. delta inherits these: sum_j P e |dP - dO O|, the errors of the sums of O times |dO|; the
-   rounding of P as w P f dP and that of O as w dO O, all independent; and its own sum.
+   rounding of P as w P f dP, that of O as w dO O, and what underflows in O; and its own sum.
 5. The backward pass computes P again from the stored L, whose error moves a whole row alike:
    dS L_error. dP errs by sums(D + 1) of |dO| |V|^T. delta's error moves P times a row alike.
    dS and P f are rounded to the inputs' dtype before the last products (independent), which err
@@ -192,18 +192,18 @@ class _Head:
             operand *= math.sqrt(2.0)
 
         # 1. scores and probabilities
-        s = (self.scale * (q @ k.mT)).masked_fill(~self.allowed, 0.0)
+        s = self.scale * (q @ k.mT)
+        reached = s.masked_fill(~self.allowed, -math.inf)
+        lse = reached.logsumexp(-1, keepdim=True).masked_fill(~alive, 0.0)
+        p = (reached - lse).exp()
+        s = s.masked_fill(~self.allowed, 0.0)
         score_error = self._products(dim + 2) * c * (q.abs() @ k.abs().mT)
         if a.stores_scores:
             score_error += 2.0 * w * s.abs()
-        top = s.masked_fill(~self.allowed, -math.inf).amax(-1, keepdim=True)
-        top = top.masked_fill(~alive, 0.0)
-        lse = torch.log(((s - top).exp() * self.allowed).sum(-1, keepdim=True)) + top
-        lse = lse.masked_fill(~alive, 0.0)
-        p = (s - lse).exp() * self.allowed
         peak_s = s.abs().amax(-1, keepdim=True)
         e = score_error + 4.0 * u * s.abs() + 8.0 * u * peak_s + a.exp + rescales * a.rescale
-        vanishing = (a.smallest / p).masked_fill(p == 0.0, 0.0)
+        # The reciprocal of a smaller P, by which torch divides a number, would be infinite.
+        vanishing = a.smallest / p.clamp_min(torch.finfo(torch.float64).smallest_normal)
         e += vanishing
 
         # 2. the LSE
@@ -220,7 +220,7 @@ class _Head:
         of_p = operand**2 * (pf.square() @ v.square())
         peak = p.amax(-1, keepdim=True)
         of_p += (lost * peak).square() * (self.allowed.double() @ v.square())
-        o_error += of_p.sqrt() + w * o.abs() + a.quantum * (o != 0.0)
+        o_error += of_p.sqrt() + w * o.abs() + a.quantum * alive.double()
         found = {"o": o_error, "lse": (lse_stored * alive).squeeze(-1)}
         if self.grad_o is None:
             return found
@@ -240,7 +240,8 @@ class _Head:
             delta, delta_error = delta - upstream, delta_error + 2.0 * u * upstream.abs()
         spread = operand**2 * (p * dp).square().sum(-1, keepdim=True)
         spread += (lost * peak).square() * (dp.square() * self.allowed).sum(-1, keepdim=True)
-        spread += w**2 * self.certainty**2 / 3.0 * (g * o).square().sum(-1, keepdim=True)
+        of_o = (w * o).square() + a.quantum**2
+        spread += self.certainty**2 / 3.0 * (g.square() * of_o).sum(-1, keepdim=True)
 
         # 5. gradients of the scores, and what they are multiplied with
         ds = p * (dp - delta)
@@ -259,7 +260,7 @@ class _Head:
         squares = operand**2 * (ds.square() @ k.square())
         squares += lost**2 * (self.allowed.double() @ k.square())
         squares += self._partial_sums(ds.mT, k.expand(group, -1, -1))
-        found["dq"] = c * (dq_error + squares.sqrt()) + self._stored(dq)
+        found["dq"] = c * (dq_error + squares.sqrt()) + self._stored(dq, alive)
 
         dk = self.scale * (ds.mT @ q)
         dk_error = of_row.mT @ q.abs() + self._products(q_len + 4) * (ds.abs().mT @ q.abs())
@@ -267,7 +268,7 @@ class _Head:
         squares += lost**2 * (self.allowed.double().mT @ q.square())
         squares += (p.square() * spread).mT @ q.square()
         squares += self._partial_sums(ds, q)
-        found["dk"] = (c * (dk_error + squares.sqrt()) + self._stored(dk)).sum(0)
+        found["dk"] = (c * (dk_error + squares.sqrt()) + self._stored(dk, used)).sum(0)
 
         dv = pf.mT @ g
         dv_error = (pf * (again + lse_stored)).mT @ g.abs()
@@ -275,7 +276,7 @@ class _Head:
         squares = operand**2 * (pf.square().mT @ g.square())
         squares += lost**2 * (self.allowed.double().mT @ g.square())
         squares += self._partial_sums(pf, g)
-        found["dv"] = (dv_error + squares.sqrt() + self._stored(dv)).sum(0)
+        found["dv"] = (dv_error + squares.sqrt() + self._stored(dv, used)).sum(0)
         return found
 
     def _sums(self, terms: int) -> float:
@@ -284,10 +285,10 @@ class _Head:
     def _products(self, terms: int) -> float:
         return self.arithmetic.sums(terms, self.certainty, products=True)
 
-    def _stored(self, x: torch.Tensor) -> torch.Tensor:
-        """A few elementwise steps, and the rounding of the result."""
+    def _stored(self, x: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
+        """A few elementwise steps and rounding the result, which is 0 where not `reached`."""
         a = self.arithmetic
-        return (4.0 * a.summed + a.stored) * x.abs() + a.quantum * (x != 0.0)
+        return (4.0 * a.summed + a.stored) * x.abs() + a.quantum * reached.double()
 
     def _partial_sums(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | float:
         """What adding up left^T right in 16 bits, by blocks of rows, may add: squares of it.

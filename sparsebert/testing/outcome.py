@@ -64,7 +64,8 @@ class Expected:
         found = result.detach().double()
         error = torch.where(found == exact, 0.0, (found - exact).abs())  # equal infinities agree
         error = error.nan_to_num(nan=math.inf, posinf=math.inf)
-        ratio = torch.where(error == 0.0, 0.0, error / bound).flatten()
+        ratio = torch.where(bound.isfinite(), error / bound, math.inf)  # else it bounds nothing
+        ratio = ratio.masked_fill(error == 0.0, 0.0).flatten()
         worst = int(ratio.argmax())
         return Outcome(
             name, error.max().item(), bound.flatten()[worst].item(), ratio[worst].item()
