@@ -42,6 +42,7 @@ _lock = ForkSafeLock()
 _numbers = itertools.count()
 _limit: int | None = None
 _OFTEN = 20
+_MANY = 4096
 _repetitions = 0
 """How often something forgotten was made again, under the present bound."""
 
@@ -150,8 +151,10 @@ class Shelf(Generic[Value]):
         return key != self._newest and key not in self._fixed
 
     def forget(self, key: Hashable) -> None:
-        """Drop a value, and remember that it was there."""
+        """Drop a value, and remember that it was there, unless there were very many."""
         del self.items[key]
+        if len(self._forgotten) >= _MANY:
+            self._forgotten.clear()
         self._forgotten.add(key)
 
 
@@ -187,6 +190,7 @@ class _Ledger:
         self._held: dict[Place, tuple[int, set[Place]]] = {}
         self._users: collections.Counter[Place] = collections.Counter()
         self._size: dict[Place, int] = {}
+        self._has_dead_shelves = False
 
     def use(self, place: Place) -> None:
         """Note that an entry was asked for."""
@@ -194,8 +198,10 @@ class _Ledger:
 
     def enter(self, place: Place, shelf: Shelf[Any]) -> None:
         """Count a new entry, or one that has changed."""
+        if self._has_dead_shelves:  # its memory may be where theirs was
+            self.drop_dead_shelves()
         self.remove(place)
-        self._shelves[place] = weakref.ref(shelf)
+        self._shelves[place] = weakref.ref(shelf, self._note_dead_shelf)
         value = shelf.items[place[1]]
         sizes = dict(map(_measure, shelf.buffers(value)))
         for buffer, size in sizes.items():
@@ -223,8 +229,13 @@ class _Ledger:
 
     def drop_dead_shelves(self) -> None:
         """Remove the entries of owners that are gone."""
+        self._has_dead_shelves = False
         for place in [place for place, shelf in self._shelves.items() if shelf() is None]:
             self.remove(place)
+
+    def _note_dead_shelf(self, shelf: weakref.ref[Shelf[Any]]) -> None:
+        # Only noted: this may run at any moment, also while the entries are changed.
+        self._has_dead_shelves = True
 
     def shrink(self) -> None:
         """Forget what was used least recently until the rest is within the bound."""

@@ -128,6 +128,25 @@ def test_what_a_dead_owner_remembered_is_freed(room: Callable) -> None:
     assert alive() is None and remembered_bytes() == before
 
 
+def test_memory_used_again_after_a_dead_owner_is_counted_as_what_it_is_now(room: Callable) -> None:
+    room(100 * MIB)
+    before, place = remembered_bytes(), block(4 * MIB)
+    shelf = a_shelf()
+    shelf.put("a", place[:MIB])
+    del shelf
+    shelf = a_shelf()
+    shelf.put("a", place)  # begins where the other did
+    assert remembered_bytes() - before == 4 * MIB
+
+
+def test_what_was_forgotten_long_ago_is_not_known_for_ever(room: Callable) -> None:
+    room(0)
+    shelf = a_shelf()
+    for key in range(10_000):
+        shelf.put(key, block(1))
+    assert len(shelf._forgotten) < 5_000
+
+
 def test_growth_is_counted(room: Callable) -> None:
     """A plan gets its dense mask when it is first run, not when it is compiled."""
     room(100 * MIB)
