@@ -54,14 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run pytest once for each setting; 1 if one of them fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--one", action="store_true", help="one that is not the machine's own")
-    parser.add_argument("--jobs", default="2", help="processes (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="threads at work (default: 2)")
     arguments, pytest_args = parser.parse_known_args(argv)
     capability = machine_capability()
     runs = selected(capability, one=arguments.one)
     failed = 0
     for setting in runs:
         print("==>", *(f"{name}={value}" for name, value in setting.items()), flush=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-n", arguments.jobs, *pytest_args]
+        processes = max(1, arguments.jobs // int(setting["OMP_NUM_THREADS"]))
+        command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes), *pytest_args]
         files = [str(Path(__file__).with_name(name)) for name in NUMERIC]
         done = subprocess.run([*command, *files], env={**os.environ, **setting}, cwd=ROOT)
         failed += done.returncode != 0
