@@ -46,9 +46,9 @@ def check_call(
         )
     if key_mask is not None:
         _check_key_mask(key_mask, batch, kv_len, q.device)
-    if not 0.0 <= dropout_p < 1.0:
+    if not _is_probability(dropout_p):
         raise ValueError(
-            f"sparse_attention: dropout_p must be in [0, 1), got {dropout_p}; "
+            f"sparse_attention: dropout_p must be in [0, 1), got {dropout_p!r}; "
             "it is the probability to drop, 0.0 for none"
         )
     if backend not in BACKENDS:
@@ -140,10 +140,43 @@ def _check_key_mask(key_mask: torch.Tensor, batch: int, kv_len: int, device: tor
         )
 
 
+def as_number(name: str, value: float) -> float:
+    """A number as a float; not one that a gradient should reach, which it would not."""
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        raise TypeError(
+            f"sparse_attention: {name} must be a number, got a tensor that requires grad, which "
+            f"would get none; multiply q by it and pass {name}=1.0"
+        )
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(
+        f"sparse_attention: {name} must be a number or None, got {describe(value)}; "
+        "the scores q k^T are multiplied by it"
+    )
+
+
+def _is_probability(dropout_p: float) -> bool:
+    try:
+        return 0.0 <= dropout_p < 1.0
+    except TypeError:  # None, text
+        return False
+
+
 def _key_mask_remedy(key_mask: object) -> str:
-    if isinstance(key_mask, torch.Tensor) and numbers_in(key_mask) == "additive":
-        return "True = a real token; this one is additive (0 = a real token): key_mask == 0"
-    return "True = a real token; from a HuggingFace attention_mask write mask.bool()"
+    real = "True = a real token"
+    if not isinstance(key_mask, torch.Tensor):
+        return f"{real}; make it a tensor, torch.as_tensor(key_mask)"
+    if key_mask.dtype == torch.bool:
+        if key_mask.dim() == 4:
+            return f"{real}; of a mask [B, 1, 1, M] that hides padding alone take mask[:, 0, 0]"
+        return f"{real}; it says for every sequence of the batch which keys are"
+    numbers = numbers_in(key_mask)
+    if numbers in ("additive", "biases") or (numbers == "0" and key_mask.is_floating_point()):
+        return f"{real}; this one is additive (0 = a real token): key_mask == 0"
+    return f"{real}; from a HuggingFace attention_mask write mask.bool()"
 
 
 def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:

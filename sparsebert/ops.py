@@ -16,7 +16,7 @@ from typing import Literal, overload
 import torch
 
 from sparsebert import dropout
-from sparsebert.call_checks import BACKENDS, check_call, check_tensors
+from sparsebert.call_checks import BACKENDS, as_number, check_call, check_tensors
 from sparsebert.executor import attention, library, plain
 from sparsebert.executor.call import can_look_at, expand_heads, is_transformed
 from sparsebert.executor.program import FlatProgram, from_tensors
@@ -29,6 +29,9 @@ __all__ = ["BACKENDS", "sparse_attention"]
 
 _plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
 """Plans of masks that were passed, by content, device and kind of call."""
+
+_LOWERED = (torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes that autocast changes."""
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -94,7 +97,7 @@ def sparse_attention(
 
     Shapes and dtypes:
         q: [B, H, N, D]; k, v: [B, H_kv, M, D] with H a multiple of H_kv; any strides; fp32, fp16,
-            bf16 or fp64, all the same; D up to 256.
+            bf16 or fp64, all the same unless autocast makes them so; D up to 256.
         plan: an `AttentionPlan`, or an `AttentionMask` of one layer, which is compiled once and
             remembered (under torch.compile pass a plan). One head's mask serves all heads.
         key_mask: bool [B, M], True = a real token; combined with the mask by AND.
@@ -131,6 +134,7 @@ def sparse_attention(
     >>> sb.sparse_attention(q, k, v, plan).shape
     torch.Size([1, 4, 256, 32])
     """
+    q, k, v = _autocast(q, k, v)
     if isinstance(plan, AttentionMask):
         check_tensors(q, k, v)
         plan = _plan_of(plan, q)
@@ -139,8 +143,7 @@ def sparse_attention(
         raise ValueError(
             f"sparse_attention: backend 'triton' {why}; or use backend 'auto', 'torch' or 'dense'"
         )
-    q, k, v = _autocast(q, k, v)
-    scale = float(q.shape[-1]) ** -0.5 if scale is None else float(scale)
+    scale = float(q.shape[-1]) ** -0.5 if scale is None else as_number("scale", scale)
     transformed = is_transformed()
     program = plan.program_for(backend if transformed else _program_name(q, backend))
     if not (dropout_p > 0.0 or return_lse or transformed) and _sdpa_will_do(q, key_mask):
@@ -251,11 +254,15 @@ def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
 
 
 def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What torch's own attention does under autocast: lower precision where that is asked for."""
+    """What torch's own attention does under autocast: lower precision where that is asked for.
+
+    Also for tensors of several precisions, as a norm of queries and keys alone leaves them.
+    """
+    for x in tensors:  # not yet checked
+        if not isinstance(x, torch.Tensor) or x.dtype not in _LOWERED:
+            return tensors
     device = tensors[0].device.type
-    if tensors[0].dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return tensors
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 

@@ -22,12 +22,13 @@ from sparsebert.provenance import derived_record
 class PackedMask:
     """The bits of a mask [L, H, N, M], what can be read off them, and its parts."""
 
-    __slots__ = ("_bits", "_fingerprint", "_kv_len", "_record")
+    __slots__ = ("_bits", "_fingerprint", "_kv_len", "_positions", "_record")
 
     _bits: Bits
     _kv_len: int
     _record: str
     _fingerprint: str | None
+    _positions: Positions | None
 
     @classmethod
     def _wrap(cls, bits: Bits, kv_len: int, record: str) -> Self:
@@ -42,6 +43,7 @@ class PackedMask:
         object.__setattr__(mask, "_kv_len", kv_len)
         object.__setattr__(mask, "_record", record)
         object.__setattr__(mask, "_fingerprint", None)
+        object.__setattr__(mask, "_positions", None)
         return mask
 
     @property
@@ -88,7 +90,11 @@ class PackedMask:
         It decides what `crop` may do, is kept by all operations and saved with the mask.
         Patterns know it; for a mask of your own over an image see `on_grid`.
         """
-        return from_record(self.provenance, self.q_len, self.kv_len)
+        if self._positions is None:  # each call of attention asks for it
+            positions = from_record(self.provenance, self.q_len, self.kv_len)
+            object.__setattr__(self, "_positions", positions)
+        assert self._positions is not None
+        return self._positions
 
     @property
     def density(self) -> float:

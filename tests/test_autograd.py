@@ -154,3 +154,18 @@ def test_autocast_lowers_the_precision_as_torch_does():
         assert sb.sparse_attention(q, k, v, mask).dtype == torch.bfloat16
         doubles = (x.double() for x in (q, k, v))
         assert sb.sparse_attention(*doubles, mask).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+def test_autocast_takes_several_precisions_as_torch_does(backend):
+    """What a norm of queries and keys alone leaves: they are in fp32, the values in bf16."""
+    mask = sb.patterns.sliding_window(32, window=4)
+    q, k, v = torch.randn(3, 1, 2, 32, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o = sb.sparse_attention(q, k, v.bfloat16(), mask, backend=backend)
+        same = sb.sparse_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, backend=backend)
+        with pytest.raises(TypeError, match=r"q is torch\.float32 but k is torch\.float64"):
+            sb.sparse_attention(q, k.double(), v, mask, backend=backend)
+    assert o.dtype == torch.bfloat16 and o.equal(same)
+    with pytest.raises(TypeError, match=r"q is torch\.float32 but v is torch\.bfloat16"):
+        sb.sparse_attention(q, k, v.bfloat16(), mask, backend=backend)

@@ -1,5 +1,7 @@
 """Bad input is refused with the argument, the expectation, what came, and what to do."""
 
+import math
+
 import pytest
 import torch
 
@@ -80,6 +82,30 @@ def test_key_mask(plan):
     refuse_key_mask(TypeError, "got list", [True])
 
 
+def test_advice_for_a_key_mask_does_not_invert_it(plan):
+    """Nothing hidden is all zeros in an additive mask, and all ones in HuggingFace's."""
+    q, k, v = tensors()
+    for additive in (torch.zeros(2, 16), torch.tensor([0.0, -math.inf]).repeat(2, 8)):
+        refuse(TypeError, "additive.* key_mask == 0$", q, k, v, plan, key_mask=additive)
+    for numbers in (torch.ones(2, 16), torch.tensor([0, 1]).repeat(2, 8)):
+        refuse(TypeError, r"mask\.bool\(\)$", q, k, v, plan, key_mask=numbers)
+    four = torch.ones(2, 1, 1, 16, dtype=torch.bool)
+    refuse(ValueError, r"take mask\[:, 0, 0\]$", q, k, v, plan, key_mask=four)
+    assert sb.sparse_attention(q, k, v, plan, key_mask=four[:, 0, 0]).shape == q.shape
+    refuse(TypeError, r"torch.as_tensor\(key_mask\)$", q, k, v, plan, key_mask=[[True] * 16] * 2)
+
+
+def test_scale_is_a_number(plan):
+    """A scale that is learned would get no gradient."""
+    q, k, v = tensors()
+    refuse(TypeError, "scale .* requires grad, .*multiply q by it and pass scale=1.0",
+           q, k, v, plan, scale=torch.tensor(0.5, requires_grad=True))  # fmt: skip
+    refuse(TypeError, "scale must be a number or None, got str", q, k, v, plan, scale="0.5")
+    refuse(TypeError, r"scale must be .*float32 \[2\]", q, k, v, plan, scale=torch.ones(2))
+    half = sb.sparse_attention(q, k, v, plan, scale=0.5)
+    assert sb.sparse_attention(q, k, v, plan, scale=torch.tensor(0.5)).equal(half)
+
+
 def test_devices(plan):
     meta = [x.to("meta") for x in tensors()]
     refuse(ValueError, r"q is on meta but the plan is on cpu; .*plan.to\('meta'\)", *meta, plan)
@@ -87,7 +113,7 @@ def test_devices(plan):
     refuse(ValueError, "q is on cpu but k is on meta", q, k.to("meta"), v, plan)
 
 
-@pytest.mark.parametrize("dropout_p", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.0, float("nan"), None, "0.1"])
 def test_dropout_p(plan, dropout_p):
     refuse(ValueError, r"dropout_p must be in \[0, 1\)", *tensors(), plan, dropout_p=dropout_p)
 
