@@ -83,6 +83,14 @@ def test_wrong_kernels_are_found(length, dtype):
         assert problem.broken({name: right[name] * (1.0 + 2.0**-5)}) == {name}
 
 
+def test_the_arithmetic_of_fp32_is_found_in_fp64():
+    problem = Problem.draw(65, torch.float64, 0.3)
+    narrow = {name: getattr(problem, name).float() for name in ("q", "k", "v", "grad_o")}
+    results = dataclasses.replace(problem, **narrow).run(problem.allowed)
+    del results["lse"]  # returned in fp32 in any case
+    assert problem.broken(results) == set(results)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_flipped_bit_shows_in_every_result_of_fp32(seed):
     """At N = 64, where each position carries weight; any position."""

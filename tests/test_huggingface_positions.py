@@ -308,6 +308,16 @@ def test_steps_past_the_window_use_the_right_rows_and_columns(name: str, padded:
     assert_equal_in_fp64(torch.cat(steps, dim=1)[real.bool()], expected[real.bool()])
 
 
+def test_a_static_cache_is_refused_also_where_all_layers_slide() -> None:
+    """`generate` makes the masks of such a cache beforehand and passes them as attention_mask."""
+    model = causal_model("Mistral")
+    sb.sparsify(model, random_masks(model))
+    ids, _, _ = left_padded()
+    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    with pytest.raises(ValueError, match=r"static key/value cache .* default cache, which grows"):
+        model.generate(ids, cache_implementation="static", **settings)
+
+
 def test_a_window_does_not_reach_past_the_mask() -> None:
     model = causal_model("Mistral")
     sb.sparsify(model, random_masks(model))

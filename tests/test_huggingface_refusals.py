@@ -128,15 +128,22 @@ def test_what_cannot_be_known_before_is_checked_in_the_first_call() -> None:
     assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks
 
 
-def test_a_first_call_that_is_right_ends_the_checks() -> None:
+def test_packed_sequences_are_checked_in_every_call() -> None:
     model, arguments = _qwen_vision("qwen2-vl")
     before = model(**arguments).last_hidden_state
-    hooks = len(model._forward_pre_hooks) + len(model._forward_hooks)
     sb.sparsify(model, sb.patterns.dense(64))
-    assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks + 2
     for _ in range(2):
         torch.testing.assert_close(model(**arguments).last_hidden_state, before)
-        assert len(model._forward_pre_hooks) + len(model._forward_hooks) == hooks
+
+    model, arguments = _qwen_vision("qwen2.5-vl")
+    sb.sparsify(model, STAR)
+    one_window = {
+        "hidden_states": arguments["hidden_states"][:16],
+        "grid_thw": torch.tensor([[1, 4, 4]]),
+    }
+    model(**one_window)  # nothing in it shows that larger images are taken apart
+    with pytest.raises(ValueError, match="not attend over the same sequences everywhere"):
+        model(**arguments)
 
 
 def test_models_whose_first_call_is_still_to_be_checked_compile(

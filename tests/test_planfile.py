@@ -120,7 +120,9 @@ def _damage(name: str, arrays: dict[str, np.ndarray]) -> None:
     elif name == "head out of range":
         arrays["head"][0] = 9
     elif name == "padding column":
-        arrays["cols"][arrays["col_start"][1] - 1] -= 1
+        padded = np.diff(arrays["col_start"])
+        tile = np.flatnonzero(padded > arrays["width"])[0]
+        arrays["cols"][arrays["col_start"][tile + 1] - 1] = 0
     elif name == "goes dense":
         arrays["dense_heads"][0] = True
     elif name == "tiles twice":

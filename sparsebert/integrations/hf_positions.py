@@ -148,7 +148,8 @@ def _described(shapes: list[tuple[int, int]]) -> str:
 class FirstCall:
     """The same check on real forwards, where it could not be made without inputs.
 
-    It ends with the first that all attention modules take part in.
+    It ends with the first that all attention modules take part in; never where sequences of any
+    length are packed into one: an image as small as one window does not show that there are more.
     """
 
     def __init__(self, attention: SelfAttention) -> None:
@@ -188,5 +189,6 @@ class FirstCall:
         self.seen = None
         if seen.calls:
             judge("sparsebert", self.attention, seen)
-        if seen.calls.keys() == self.attention.modules.keys():
+        packed = seen.given.sequences is None
+        if not packed and seen.calls.keys() == self.attention.modules.keys():
             self.remove()

@@ -75,6 +75,11 @@ _REFUSED = {
     "block_indices": "attention to selected blocks",
 }
 
+_STATIC_CACHE = (
+    "sparsebert: a static key/value cache does not say which rows of the mask apply; use "
+    "transformers' default cache, which grows (no cache_implementation), or use_cache=False"
+)
+
 
 def unsupported(arguments: dict[str, Any]) -> str | None:
     """What a layer passes that our attention would have to ignore, if it does."""
@@ -109,6 +114,8 @@ def sparsebert_mask(
 
     Arguments are those of `transformers.masking_utils.sdpa_mask`.
     """
+    if attention_mask is not None and attention_mask.dim() == 7:  # of `_encode`
+        raise ValueError(_STATIC_CACHE)  # `generate` makes masks beforehand for such caches alone
     if attention_mask is not None and attention_mask.dim() != 2:
         raise ValueError(
             "sparsebert: attention_mask must be [B, N] (1 = a real token) or a full mask "
@@ -118,11 +125,7 @@ def sparsebert_mask(
         return None if attention_mask is None else _encode(None, attention_mask)
     total = kv_offset + kv_length
     if isinstance(q_offset, torch.Tensor) or q_offset + q_length != total:
-        raise ValueError(
-            "sparsebert: a static key/value cache does not say which rows of the mask apply; use "
-            "transformers' default cache, which grows (no cache_implementation), or "
-            "use_cache=False"
-        )
+        raise ValueError(_STATIC_CACHE)
     device = kwargs.get("device", "cpu")
     # With allow_is_bidirectional_skip, transformers promises nothing but a window and padding.
     window = local_size if allow_is_bidirectional_skip else None

@@ -27,10 +27,10 @@ proxy a^2 / 3 of a uniform error). `sums(n)` is the error of a sum of n terms.
    P f V by w, independently; numbers below the dtype's smallest lose up to a quantum.
 4. delta inherits these: sum_j P e |dP - dO O|, the errors of the sums of O times |dO|; the
    rounding of P as w P f dP, that of O as w dO O, and what underflows in O; and its own sum.
-5. The backward pass computes P again from the stored L, whose error moves a whole row alike:
-   dS L_error. dP errs by sums(D + 1) of |dO| |V|^T. delta's error moves P times a row alike.
-   dS and P f are rounded to the inputs' dtype before the last products (independent), which err
-   by sums(M) or sums(N) of the products of absolute values.
+5. The backward pass computes P again from L, kept in the precision of sums, whose error moves a
+   whole row alike: dS L_error. dP errs by sums(D + 1) of |dO| |V|^T. delta's error moves P times
+   a row alike. dS and P f are rounded to the inputs' dtype before the last products
+   (independent), which err by sums(M) or sums(N) of the products of absolute values.
 6. A gradient in 16 bits may be added up in that dtype over blocks of the other side (torch's CPU
    kernels do, in up to 8 steps to N = 2048 and of 256 rows beyond): w of each partial sum. Query
    heads that share a key head may each round their share of dK and dV.
@@ -209,6 +209,7 @@ class _Head:
         # 2. the LSE
         row_e = (p * e).sum(-1, keepdim=True)
         lse_error = row_e + self._sums(kv_len + 2) + 4.0 * u * (lse.abs() + peak_s)
+        lse_kept = lse_error + u * lse.abs()  # for the backward pass
         lse_stored = lse_error + unit_roundoff(torch.float32) * lse.abs()
 
         # 3. the output
@@ -251,12 +252,12 @@ class _Head:
         if a.stores_scores:
             ds_error += 2.0 * w * (dp.abs() + delta.abs())
         ds_error *= p
-        of_row = ds_error + lse_stored * ds.abs() + p * delta_error  # all of a row's, by absolute
+        of_row = ds_error + lse_kept * ds.abs() + p * delta_error  # all of a row's, by absolute
 
         group, q_len = ds.shape[:2]
         dq = self.scale * (ds @ k)
         dq_error = ds_error @ k.abs() + self._products(kv_len + 4) * (ds.abs() @ k.abs())
-        dq_error += lse_stored * (ds @ k).abs() + (delta_error + spread.sqrt()) * (p @ k).abs()
+        dq_error += lse_kept * (ds @ k).abs() + (delta_error + spread.sqrt()) * (p @ k).abs()
         squares = operand**2 * (ds.square() @ k.square())
         squares += lost**2 * (self.allowed.double() @ k.square())
         squares += self._partial_sums(ds.mT, k.expand(group, -1, -1))
@@ -271,7 +272,7 @@ class _Head:
         found["dk"] = (c * (dk_error + squares.sqrt()) + self._stored(dk, used)).sum(0)
 
         dv = pf.mT @ g
-        dv_error = (pf * (again + lse_stored)).mT @ g.abs()
+        dv_error = (pf * (again + lse_kept)).mT @ g.abs()
         dv_error += self._products(q_len + 4) * (pf.mT @ g.abs())
         squares = operand**2 * (pf.square().mT @ g.square())
         squares += lost**2 * (self.allowed.double().mT @ g.square())
