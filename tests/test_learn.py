@@ -214,8 +214,9 @@ def test_another_run_in_the_folder_is_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--text", "missing.txt"], "missing.txt"),
-        (["--csv", "missing.csv"], "missing.csv"),
+        (["--text", "missing.txt"], "error: --text: there is no file missing.txt"),
+        (["--csv", "missing.csv"], "error: --csv: there is no file missing.csv"),
+        (["--csv", "."], "error: --csv: . is a directory; give the name of a file"),
         (["--dataset", "missing"], "missing is no dataset folder"),
         (["--column", "body"], "--column is for --csv or --dataset"),
         (["--model", "m", "--heads", "2"], "--heads is for a fresh BERT"),

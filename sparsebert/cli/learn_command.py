@@ -159,6 +159,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if "against" in given:
         given["against"] = tuple(dict.fromkeys(given["against"]))
     settings = Settings(**given)
+    for option, path in (("text", settings.text), ("csv", settings.csv)):
+        if path is not None and not Path(path).exists():
+            raise UsageError(f"--{option}: there is no file {path}")
+        if path is not None and Path(path).is_dir():
+            raise UsageError(f"--{option}: {path} is a directory; give the name of a file in it")
     if settings.column and not (settings.csv or settings.dataset):
         raise UsageError("--column is for --csv or --dataset; give one of them")
     if "block_size" in given and settings.structure != "block":
