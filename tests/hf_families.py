@@ -324,4 +324,6 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     # Scores that no mask follows.
     "gemma2": (_make("Gemma2Model", **_DECODER, head_dim=8), "soft-capped scores"),
     "gpt-oss": (_make("GptOssModel", **_EXPERTS, head_dim=8), "attention sinks"),
+    # Masks that the model makes of transformers' in every layer.
+    "doge": (_make("DogeModel", **_DECODER, head_dim=8), "computes with the attention mask"),
 }

@@ -276,6 +276,76 @@ def test_where_a_chunk_begins_no_sequence_does(sizes: dict[str, Any]) -> None:
     assert read_mask(sparsebert_mask(**settings), True, 8, 8).first is None
 
 
+# ------------------------------------------------------------------------ masks from around
+
+
+def text_and_image_model() -> transformers.PreTrainedModel:
+    text = {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6}
+    text["layer_types"] = ["sliding_attention", "full_attention"]
+    image = {key: _SIZES[key] for key in ("hidden_size", "num_attention_heads")}
+    image |= {"num_hidden_layers": 1, "intermediate_size": 37, "image_size": 36, "patch_size": 9}
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=image,
+        mm_tokens_per_image=4,
+        **{f"{name}_token_index": VOCAB - 3 + i for i, name in enumerate(("image", "boi", "eoi"))},
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10.0)
+    return model.eval().double()
+
+
+def test_a_model_around_makes_masks_in_our_form() -> None:
+    """Gemma 3 with images makes the masks of its language model, by its own configuration."""
+    model = text_and_image_model()
+    part = model.model.language_model
+    config, inner = model.config, part.config
+    ids = torch.randint(2, VOCAB - 3, (2, LENGTH), generator=torch.Generator().manual_seed(4))
+    real = torch.ones(2, LENGTH, dtype=torch.long)
+    real[1, :5] = 0
+
+    def logits(first: int = 0) -> torch.Tensor:
+        """Of both sequences, or of the second alone."""
+        shown, mask = (ids, real) if not first else (ids[1:, first:], real[1:, first:])
+        out = model(
+            shown,
+            attention_mask=mask,
+            position_ids=positions_of(mask),
+            token_type_ids=torch.zeros_like(shown),
+            use_cache=False,
+        )
+        return out.logits[-1, 5 - first :]
+
+    dense = logits()
+    masks = random_masks(part)
+    sb.sparsify(model, masks, modules=part)
+    assert model.config is not config and model.config.text_config is part.config is not inner
+    assert_equal_in_fp64(logits(), logits(5))
+    sparse = logits()
+    twin = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="now runs 'eager' attention"):
+        model.set_attn_implementation("eager")
+    assert not logits().equal(sparse)
+    model.set_attn_implementation("sparsebert")
+    assert logits().equal(sparse)
+    model.set_attn_implementation({"text_config": "sparsebert", "vision_config": "sdpa"})
+    assert logits().equal(sparse)
+
+    for chosen in (masks, ~masks):  # a part of what was chosen, by itself
+        sb.sparsify(model, chosen[0], modules=[part.layers[0]])
+    sb.densify(part)
+    model.set_attn_implementation("sdpa")
+    assert logits().equal(dense)
+    model = twin
+    sb.densify(model)
+    assert model.config.text_config is model.model.language_model.config
+    assert logits().equal(dense)
+
+
 # ------------------------------------------------------------------------ windows in caches
 
 

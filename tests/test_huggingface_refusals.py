@@ -342,6 +342,8 @@ _REASONS = (
     "picks tokens at random",
     "soft-capped scores",
     "attention sinks",
+    "attention to selected keys",
+    "computes with the attention mask",
     "numbers a head beside queries",
 )
 

@@ -134,17 +134,17 @@ def test_an_additive_padding_mask_is_not_taken_the_wrong_way_round() -> None:
             sparsebert_attention(module, *qkv(), additive, output_attentions=weights)
 
 
-@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("additive", [LOWEST, -torch.inf, -10000.0, None])
 @pytest.mark.parametrize("weights", [True, False])
-def test_padding_in_four_dimensions_is_padding(additive: bool, weights: bool) -> None:
-    """As LayoutLM makes it, on the left too."""
+def test_padding_in_four_dimensions_is_padding(additive: float | None, weights: bool) -> None:
+    """As LayoutLM makes it, on the left too; and MarkupLM, with -10000."""
     module, mask = one_module()
     q, k, v = qkv()
     real = torch.ones(2, LENGTH, dtype=torch.bool)
     real[0, :6] = real[1, -3:] = False
     given = real[:, None, None, :]
-    if additive:
-        given = torch.zeros(given.shape, dtype=torch.float64).masked_fill(~given, LOWEST)
+    if additive is not None:
+        given = torch.zeros(given.shape, dtype=torch.float64).masked_fill(~given, additive)
     settings = {"is_causal": False, "output_attentions": weights}
     got, _ = sparsebert_attention(module, q, k, v, given, **settings)
     expected, _ = sparsebert_attention(module, q, k, v, real, **settings)
@@ -154,6 +154,24 @@ def test_padding_in_four_dimensions_is_padding(additive: bool, weights: bool) ->
         *(x[:1, :, 6:] for x in (q, k, v)), mask[:, : LENGTH - 6, : LENGTH - 6], none
     )
     assert_equal_in_fp64(got[:1, 6:], alone)
+
+
+def test_queries_that_a_model_drops_are_the_first() -> None:
+    """Gemma 4 asks its upper layers for the last tokens alone, under a mask for all."""
+    module, _ = one_module()
+    q, k, v = qkv()
+    rule = chunked_causal_mask_function(6, torch.zeros(2, dtype=torch.long))
+    real = torch.ones(2, LENGTH, dtype=torch.bool)
+    real[1, :3] = False
+    for padding in (None, real):
+        given = sparsebert_mask(2, LENGTH, LENGTH, mask_function=rule, attention_mask=padding)
+        expected, _ = sparsebert_attention(module, q, k, v, given, is_causal=True)
+        assert read_mask(given, True, LENGTH, LENGTH).full_mask is not None
+        for queries in (1, 4):
+            last = q[:, :, -queries:]
+            got, _ = sparsebert_attention(module, last, k, v, given, is_causal=True)
+            assert got.shape == (2, queries, 4, 8)
+            assert_equal_in_fp64(got, expected[:, -queries:])
 
 
 def test_a_four_dimensional_mask_of_one_query_is_no_padding() -> None:

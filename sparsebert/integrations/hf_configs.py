@@ -32,6 +32,7 @@ class ConfigSwap:
     original: PreTrainedConfig
     copy: PreTrainedConfig
     before: dict[str, Any]  # the original's attributes when it was copied
+    around: bool = False  # names no attention of ours, but holds a copy that does
 
 
 class AttachedLayer(nn.Module):
@@ -49,7 +50,7 @@ class AttachedLayer(nn.Module):
     @property
     def unused_for(self) -> str | None:
         """The attention that the model is set to instead of ours, None while ours is used."""
-        names = (swap.copy._attn_implementation for swap in self.configs)
+        names = (swap.copy._attn_implementation for swap in self.configs if not swap.around)
         return next((str(name) for name in names if name != self.implementation), None)
 
     def about_use(self) -> str:
@@ -76,27 +77,61 @@ def swap_configs(
         substitute = copy.copy(original)
         setattr(substitute, _ATTN, implementation)
         swaps.append(ConfigSwap(original, substitute, dict(vars(original))))
+    swaps += _around(attention.root, swaps)
     spread_configs(attention, swaps)
     return tuple(swaps)
 
 
+def _around(root: nn.Module, swaps: Iterable[ConfigSwap]) -> list[ConfigSwap]:
+    """Swaps of configurations in `root` that contain some of those that are swapped.
+
+    A model of text and images can make the masks of its language model, in the form that the
+    configuration inside its own asks for.
+    """
+    copies = {id(swap.original): swap.copy for swap in swaps}
+    found: list[ConfigSwap] = []
+
+    def with_copies(config: PreTrainedConfig) -> PreTrainedConfig:
+        if id(config) not in copies:
+            parts = {k: v for k, v in vars(config).items() if isinstance(v, PreTrainedConfig)}
+            new = {name: with_copies(part) for name, part in parts.items()}
+            if all(new[name] is part for name, part in parts.items()):
+                return config
+            substitute = copy.copy(config)
+            vars(substitute).update(new)
+            copies[id(config)] = substitute
+            found.append(ConfigSwap(config, substitute, dict(vars(config)), around=True))
+        return copies[id(config)]
+
+    for _, _, config in _configs(root):
+        with_copies(config)
+    return found
+
+
 def spread_configs(attention: SelfAttention, swaps: Iterable[ConfigSwap]) -> None:
     """Let everything in the model that has an original use its copy."""
-    root = attention.owner if attention.chosen else attention.root
-    _replace_configs(root, {id(swap.original): swap.copy for swap in swaps})
+    inside = attention.owner if attention.chosen else attention.root
+    copies: dict[bool, dict[int, PreTrainedConfig]] = {False: {}, True: {}}
+    for swap in swaps:
+        copies[swap.around][id(swap.original)] = swap.copy
+    _replace_configs(inside, copies[False])
+    _replace_configs(attention.root, copies[True])
 
 
 def restore_configs(model: nn.Module, swaps: Iterable[ConfigSwap]) -> None:
     """Undo `swap_configs`; what was set on the model's configuration meanwhile stays set."""
     swaps = list(swaps)
+    copies = {id(swap.copy) for swap in swaps}
     for swap in swaps:
         for name, value in vars(swap.copy).items():
-            ours = name == _ATTN and value in (IMPLEMENTATION, DAM)
+            ours = id(value) in copies or (name == _ATTN and value in (IMPLEMENTATION, DAM))
             if not ours and swap.before.get(name, swap) is not value:
                 setattr(swap.original, name, value)
         # A model around the sparse one may use the original, and have been told to use ours.
         if getattr(swap.original, _ATTN, None) in (IMPLEMENTATION, DAM):
             setattr(swap.original, _ATTN, swap.before.get(_ATTN))
+        # And one that is not seen from here may hold the copy, in its own configuration.
+        setattr(swap.copy, _ATTN, getattr(swap.original, _ATTN, None))
     _replace_configs(model, {id(swap.copy): swap.original for swap in swaps})
 
 

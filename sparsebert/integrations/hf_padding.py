@@ -134,16 +134,17 @@ def rows_from_first(
     """The mask as each sequence of a batch sees it, bool [B, H, q_len, kv_len].
 
     Args:
-        first: column of each sequence's first real token, [B]; or, of queries that are all the
-            keys, of the first token of each token's sequence, [B, N].
+        first: column of each sequence's first real token, [B]; or, where all keys are there, of
+            the first token of each token's sequence, [B, N].
         start: column of the first query.
         offset: column of the first key.
 
     Columns before the first real token are False.
     """
     bits = packed_for(plans, first.device)  # [H, N, ceil(N / 8)]
-    first = first[:, None] if first.dim() == 1 else first
-    rows = start + torch.arange(q_len, device=first.device) - first  # [B, q_len]
+    one = first.dim() == 1
+    of_rows, first = (first[:, None],) * 2 if one else (first[:, start : start + q_len], first)
+    rows = start + torch.arange(q_len, device=first.device) - of_rows  # [B, q_len]
     keys = offset + torch.arange(kv_len, device=first.device) - first  # [B, kv_len]
     inside = (rows >= 0)[:, :, None] & (keys >= 0)[:, None, :]
     rows, keys = rows.clamp(min=0), keys.clamp(min=0)

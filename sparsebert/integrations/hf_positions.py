@@ -78,6 +78,12 @@ def judge(name: str, attention: SelfAttention, seen: Seen) -> None:
                 f"{name}: {kind} ({key}) uses {what}, which the sparse attention does not "
                 f"support; {owner} can only run dense"
             )
+    if seen.computes_masks:
+        raise ValueError(
+            f"{name}: {owner} computes with the attention mask on the way to its attention (to "
+            "select keys by their content, for one), which needs the mask [B, 1, N, N] that the "
+            f"sparse attention does without; {owner} can only run dense"
+        )
     if seen.shuffled:
         raise ValueError(
             f"{name}: {owner} picks tokens at random before its attention (it shuffles or drops "

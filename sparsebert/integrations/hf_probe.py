@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsebert.integrations.hf_inputs import (
     Given,
@@ -31,6 +31,9 @@ from sparsebert.integrations.hf_rules import sparsebert_mask
 
 PROBE = "sparsebert_probe"
 """The attention that records its arguments' shapes instead of attending."""
+
+_WITH_USUAL_MASKS = "sparsebert_probe_with_usual_masks"
+"""The same, for models to which masks in our form are of no use: it tells which these are."""
 
 _HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
 _DRAWS = {"rand", "rand_like", "randn", "randn_like", "randint", "randperm", "bernoulli"}
@@ -63,6 +66,7 @@ class Seen:
         arguments: the further arguments of those calls that are not None.
         by_hand: modules that attended over whole sequences in code of their own.
         shuffled: tokens were picked at random before any attention, though not in training.
+        computes_masks: the attention is reached with the usual masks [B, 1, N, N] only.
         whole: the forward ran to its end.
     """
 
@@ -71,15 +75,18 @@ class Seen:
     arguments: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     by_hand: dict[str, int] = dataclasses.field(default_factory=dict)
     shuffled: bool = False
+    computes_masks: bool = False
     whole: bool = False
 
 
 def probe(model: nn.Module, attention: SelfAttention) -> Seen | None:
     """One forward of the model whose attention it is, or None if it cannot be run like this."""
-    for candidate in _candidates(model, attention.owner):
-        seen = _first_that_attends(candidate, attention)
-        if seen is not None:
-            return seen
+    for implementation in (PROBE, _WITH_USUAL_MASKS):
+        for candidate in _candidates(model, attention.owner):
+            seen = _first_that_attends(candidate, attention, implementation)
+            if seen is not None:
+                seen.computes_masks = implementation == _WITH_USUAL_MASKS
+                return seen
     return None
 
 
@@ -94,7 +101,9 @@ def _candidates(model: nn.Module, owner: PreTrainedModel) -> Iterator[PreTrained
     yield from (m for m in around if not takes_outside_inputs(m))
 
 
-def _first_that_attends(model: PreTrainedModel, attention: SelfAttention) -> Seen | None:
+def _first_that_attends(
+    model: PreTrainedModel, attention: SelfAttention, implementation: str
+) -> Seen | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with (
@@ -104,7 +113,7 @@ def _first_that_attends(model: PreTrainedModel, attention: SelfAttention) -> See
             torch.device("cpu"),  # whatever the caller's default is
             torch.random.fork_rng(devices=[]),
         ):
-            stand_in = _StandIn(model, fake)
+            stand_in = _StandIn(model, implementation)
             for arguments in example_inputs(model):
                 seen = Seen(Given.of(arguments))
                 stand_in.record(attention, seen)
@@ -135,7 +144,8 @@ def _no_log() -> Iterator[None]:
 class _StandIn:
     """A model's modules over again, with fake parameters, no hooks and dropout off."""
 
-    def __init__(self, model: PreTrainedModel, fake: FakeTensorMode) -> None:
+    def __init__(self, model: PreTrainedModel, implementation: str) -> None:
+        self._implementation = implementation
         self.originals = dict(model.named_modules())
         self._copies = {id(m): object.__new__(type(m)) for m in self.originals.values()}
         self._others: dict[int, tuple[Any, Any]] = {}  # (copy, original kept alive)
@@ -186,7 +196,10 @@ class _StandIn:
             return self._copies.get(id(value), value)
         if isinstance(value, (torch.Tensor, PreTrainedConfig)):
             if id(value) not in self._others:
-                self._others[id(value)] = (_counterpart(value), value)
+                self._others[id(value)] = (
+                    _counterpart(value, self._implementation),
+                    value,
+                )
             return self._others[id(value)][0]
         if type(value) in (list, tuple):
             return type(value)(map(self._copy, value))
@@ -197,11 +210,11 @@ class _StandIn:
         return value
 
 
-def _counterpart(value: torch.Tensor | PreTrainedConfig) -> Any:
+def _counterpart(value: torch.Tensor | PreTrainedConfig, implementation: str) -> Any:
     if isinstance(value, PreTrainedConfig):
         config = object.__new__(type(value))
         config.__dict__.update(vars(value))
-        config.__dict__["_attn_implementation_internal"] = PROBE
+        config.__dict__["_attn_implementation_internal"] = implementation
         return config
     fake = torch.empty(value.shape, dtype=value.dtype, device="cpu")
     return nn.Parameter(fake, requires_grad=False) if isinstance(value, nn.Parameter) else fake
@@ -287,5 +300,6 @@ def _probe_attention(
     return value.new_empty(batch, length, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(PROBE, _probe_attention)
-AttentionMaskInterface.register(PROBE, sparsebert_mask)
+for _name, _mask in ((PROBE, sparsebert_mask), (_WITH_USUAL_MASKS, sdpa_mask)):
+    AttentionInterface.register(_name, _probe_attention)
+    AttentionMaskInterface.register(_name, _mask)

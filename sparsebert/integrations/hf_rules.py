@@ -64,6 +64,9 @@ def rule_mask(rule: int, length: int) -> AttentionMask:
 
 _PADDED, _PACKED = 2, 3  # where sequences may begin, see above
 
+_PADDING_BELOW = -1000.0
+"""In an additive mask of padding alone: older models write -10000 (MarkupLM)."""
+
 # Arguments that change the result in ways a sparse mask cannot follow, and what they belong to.
 _REFUSED = {
     "softcap": "soft-capped scores",
@@ -226,7 +229,9 @@ def read_mask(
             first = first_of_each(real)
         if rows.shape[1] > 1:
             offset = rows.shape[2] - kv_len
-            return Rules(full_mask=rows[:, None, :-1, offset:], offset=offset, first=first)
+            # The queries are the last: a model may need the result of these alone (Gemma 4).
+            full_mask = rows[:, None, -1 - q_len : -1, offset:]
+            return Rules(full_mask=full_mask, offset=offset, first=first)
         kind = attention_mask.shape[1] - 1
         rule = kind - 1 if kind else None
         return Rules(rule, real if real.shape[1] else None, first=first)
@@ -235,10 +240,15 @@ def read_mask(
     ):
         if q_len == 1 or attention_mask.shape[1:3] != (1, 1):
             return Rules(full_mask=attention_mask)
-        real = _allows(attention_mask)[:, 0, 0]
         if attention_mask.dtype == torch.bool:
+            real = attention_mask[:, 0, 0]
             return Rules(key_mask=real, first=_first_of(real))
-        return Rules(full_mask=attention_mask, first=_first_of(real))
+        padding = attention_mask < _PADDING_BELOW
+        lowest = torch.finfo(attention_mask.dtype).min
+        return Rules(
+            full_mask=attention_mask.masked_fill(padding, lowest),
+            first=_first_of(~padding[:, 0, 0]),
+        )
     raise ValueError(
         f"sparsebert: the attention gets a mask {attention_mask.dtype} "
         f"{list(attention_mask.shape)}, which is neither [B, M] nor [B, 1, N, M], bool (True = "

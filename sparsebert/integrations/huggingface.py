@@ -124,8 +124,11 @@ def sparsify(
             there "sequence" moves the tokens of a layer to the front and back, O(N D). Other
             batches cost nothing but one look at the padding mask in a forward; where values
             cannot be looked at (torch.compile, torch.export), tokens are always moved. Counted
-            are columns from the first real one, padding between them too. A 4-D mask that you
-            pass does not say where sequences begin: positions are those of the batch.
+            are columns from the first real one, padding between them too. A 4-D mask does
+            not say where sequences begin, whether you pass it, the model makes it by itself
+            (TimesFM), or a model around the sparse one does (Gemma 3 with images, if you pass
+            its ``language_model`` alone; pass the whole, and ``modules=language_model``): there
+            positions are those of the batch.
 
     Sparsifying a sparse model replaces its masks; with `modules`, those of the chosen modules.
 
@@ -141,7 +144,8 @@ def sparsify(
             (DeBERTa, MPNet, Longformer, ...), with cross-attention, or with attention in several
             parts of which the masks would reach only one; one in which position i of a mask is
             not token i (windows, merged or shuffled tokens: Swin, Segformer, ViT-MAE, ...); one
-            whose scores the masks cannot follow (soft-capped, with sinks: Gemma 2, GPT-OSS).
+            whose scores or own masks they cannot follow (soft-capped, with sinks, of selected
+            keys: Gemma 2, GPT-OSS, Doge).
 
     Example:
         >>> import sparsebert as sb
@@ -172,7 +176,7 @@ def sparsify(
         )
     kept = _kept_configs(attention)
     if kept is None:
-        _detach(attention.owner if attention.chosen else model)
+        _detach(attention.owner if attention.chosen else model, attention.root)
         configs = swap_configs(model, attention, IMPLEMENTATION)
         for module in attention.others.values():
             module.add_module(IMPLEMENTATION, DenseLayer(configs))
@@ -207,15 +211,18 @@ def _kept_configs(attention: SelfAttention) -> tuple[ConfigSwap, ...] | None:
     return first.configs if together else None
 
 
-def _detach(model: nn.Module) -> None:
-    """Remove all that is attached to attention modules, and restore the configurations."""
+def _detach(model: nn.Module, root: nn.Module | None = None) -> None:
+    """Remove all that is attached to attention modules, and restore the configurations.
+
+    Those of `root` too, if it is around the model.
+    """
     _end_first_call(model)
     unwatch_images(model)
     swaps: dict[int, ConfigSwap] = {}
     for module in attached_modules(model):
         swaps |= {id(swap): swap for swap in getattr(module, IMPLEMENTATION).configs}
         delattr(module, IMPLEMENTATION)
-    restore_configs(model, swaps.values())
+    restore_configs(model if root is None else root, swaps.values())
 
 
 def _end_first_call(model: nn.Module) -> None:
