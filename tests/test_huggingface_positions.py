@@ -436,6 +436,13 @@ def test_a_grid_is_not_used_for_an_image_of_another_size(knows: bool) -> None:
         assert not same._forward_pre_hooks
 
 
+def test_a_grid_without_room_for_special_tokens_says_how_to_make_it() -> None:
+    model = image_model()
+    sb.sparsify(model, sb.patterns.neighborhood_2d(4, 4, 3))
+    with pytest.raises(ValueError, match=r"17 tokens, but the masks cover 16; .* num_special"):
+        model(torch.randn(1, 3, 36, 36))
+
+
 def test_a_model_watches_for_the_latest_grid() -> None:
     model = image_model()
     watch_images(model, 17, Grid(4, 4, 1))

@@ -246,9 +246,14 @@ def _check_length(layer: LayerMask, tokens: int) -> None:
     """Raise ValueError unless the mask, or a part of it, is for so many tokens."""
     length = layer.plans.length
     if tokens > length:
+        remedy = "truncate the input, or sparsify with longer masks"
+        if layer.only_whole:  # an image
+            remedy = (
+                "sparsify with masks for this input; in front of a grid's patches num_special "
+                "makes room for [CLS] and its like"
+            )
         raise ValueError(
-            f"sparsebert: a sequence of {tokens} tokens, but the masks cover {length}; truncate "
-            "the input, or sparsify with longer masks"
+            f"sparsebert: a sequence of {tokens} tokens, but the masks cover {length}; {remedy}"
         )
     if tokens < length and layer.only_whole:
         raise ValueError(
