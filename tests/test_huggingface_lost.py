@@ -17,6 +17,7 @@ from torch import nn
 
 import sparsebert as sb
 from sparsebert.integrations.hf_guards import MasksNotSavedWarning, MasksNotUsedWarning
+from sparsebert.integrations.hf_modules import find_self_attention
 
 
 def run(model: nn.Module, name: str = "bert") -> torch.Tensor:
@@ -125,6 +126,23 @@ def test_another_attention_survives_densify_and_a_new_sparsify() -> None:
         sb.densify(sparse)
         assert sparse.config._attn_implementation == "eager"
         assert sparse.bert.config._attn_implementation == "eager"
+
+
+def test_layers_with_a_configuration_of_their_own_follow() -> None:
+    """As in an EncoderDecoderModel: transformers sets the model's configuration alone."""
+    model = build("bert")
+    layers = copy.deepcopy(model.config)
+    for module in find_self_attention("test", model).modules.values():
+        module.config = layers
+    arguments, _ = inputs("bert")
+    dense = model(**arguments).logits
+    sparse = sb.sparsify(model, random_masks(model))(**arguments).logits
+    with pytest.warns(UserWarning, match="now runs 'sdpa' attention, dense"):
+        model.set_attn_implementation("sdpa")
+    assert model(**arguments).logits.equal(dense)
+    model.set_attn_implementation("sparsebert")
+    assert model(**arguments).logits.equal(sparse)
+    assert sb.densify(model)(**arguments).logits.equal(dense)
 
 
 def test_a_dam_that_is_not_used_is_told() -> None:

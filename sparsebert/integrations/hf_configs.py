@@ -53,6 +53,15 @@ class AttachedLayer(nn.Module):
         names = (swap.copy._attn_implementation for swap in self.configs if not swap.around)
         return next((str(name) for name in names if name != self.implementation), None)
 
+    def follow(self) -> None:
+        """Let layers with a configuration of their own use the attention that the model is set to.
+
+        transformers tells the model's alone (those of an EncoderDecoderModel are two).
+        """
+        told, *others = (swap.copy for swap in self.configs if not swap.around)
+        for config in others:
+            setattr(config, _ATTN, getattr(told, _ATTN))
+
     def about_use(self) -> str:
         """For `extra_repr`: nothing while it is used."""
         unused = self.unused_for

@@ -96,8 +96,11 @@ def _holds_masks(folder: str, layers: list[LayerMask]) -> bool:
 
 
 def _check_used(model: nn.Module, *_: Any, **__: Any) -> None:
-    for module in model.modules():
-        if isinstance(module, AttachedLayer) and module.unused_for is not None:
+    attached = [module for module in model.modules() if isinstance(module, AttachedLayer)]
+    for module in attached:
+        module.follow()
+    for module in attached:
+        if module.unused_for is not None:
             what, undo = _OF[module.implementation]
             warnings.warn(
                 f"sparsebert: {type(model).__name__} has {what}, but now runs "
