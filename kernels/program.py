@@ -135,7 +135,7 @@ def _side(arrays: list[torch.Tensor], sizes: Sequence[int]) -> Side:
     return Side(*arrays, num_slots=sizes[0], groups=_groups(tuple(sizes[1:])))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)  # each new length has counts of its own
 def _groups(counts: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     groups, first = [], 0
     for height, count in zip(PACKED_HEIGHTS, counts, strict=True):
