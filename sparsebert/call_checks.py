@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparsebert.mask_input import numbers_in, remedy
+from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.positions import why_not_crop
 
@@ -29,16 +30,8 @@ def check_call(
             "sparse_attention: plan must be an AttentionPlan or an AttentionMask, got "
             f"{describe(plan)}; {remedy(plan, 'compile_plan(AttentionMask.from_dense({}))')}"
         )
-    batch, heads, q_len, _ = q.shape
-    kv_len = k.shape[2]
-    if plan.q_len != q_len or plan.kv_len != kv_len:
-        wrong, cure = _length_mismatch(q_len, kv_len, plan), _length_remedy(q_len, kv_len, plan)
-        raise ValueError(f"sparse_attention: {wrong}; {cure}")
-    if plan.num_heads not in (1, heads):
-        raise ValueError(
-            f"sparse_attention: q has H={heads} heads but the plan has {plan.num_heads}; "
-            f"compile a mask with 1 head (it serves all) or {heads}"
-        )
+    check_fit(q, k, plan)
+    batch, kv_len = q.shape[0], k.shape[2]
     if plan.device != q.device:
         raise ValueError(
             f"sparse_attention: q is on {q.device} but the plan is on {plan.device}; "
@@ -53,6 +46,19 @@ def check_call(
         )
     if backend not in BACKENDS:
         raise ValueError(f"sparse_attention: backend must be one of {BACKENDS}, got {backend!r}")
+
+
+def check_fit(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan | AttentionMask) -> None:
+    """Refuse a plan, or the mask that one would be made of, for other lengths or heads."""
+    heads, q_len, kv_len = q.shape[1], q.shape[2], k.shape[2]
+    if plan.q_len != q_len or plan.kv_len != kv_len:
+        wrong, cure = _length_mismatch(q_len, kv_len, plan), _length_remedy(q_len, kv_len, plan)
+        raise ValueError(f"sparse_attention: {wrong}; {cure}")
+    if plan.num_heads not in (1, heads):
+        raise ValueError(
+            f"sparse_attention: q has H={heads} heads but the plan has {plan.num_heads}; "
+            f"compile a mask with 1 head (it serves all) or {heads}"
+        )
 
 
 def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -179,7 +185,7 @@ def _key_mask_remedy(key_mask: object) -> str:
     return f"{real}; from a HuggingFace attention_mask write mask.bool()"
 
 
-def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
+def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan | AttentionMask) -> str:
     wrong = []
     if q_len != plan.q_len:
         wrong.append(f"q has N={q_len} but the plan covers N={plan.q_len}")
@@ -188,11 +194,12 @@ def _length_mismatch(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
     return " and ".join(wrong)
 
 
-def _length_remedy(q_len: int, kv_len: int, plan: AttentionPlan) -> str:
+def _length_remedy(q_len: int, kv_len: int, plan: AttentionPlan | AttentionMask) -> str:
     if q_len == 0 or kv_len == 0:
         return "an empty sequence has nothing to attend, leave it out"
     if q_len <= plan.q_len and kv_len <= plan.kv_len:
-        if why := why_not_crop(plan.mask.positions):
+        mask = plan if isinstance(plan, AttentionMask) else plan.mask
+        if why := why_not_crop(mask.positions):
             return f"the mask cannot be cropped to them: {why}"
         lengths = f"{q_len}" if q_len == kv_len else f"{q_len}, {kv_len}"
         return f"crop the mask (mask.crop({lengths})) and compile it, or pad the tensors"

@@ -16,7 +16,7 @@ from typing import Literal, overload
 import torch
 
 from sparsebert import dropout
-from sparsebert.call_checks import BACKENDS, as_number, check_call, check_tensors
+from sparsebert.call_checks import BACKENDS, as_number, check_call, check_fit, check_tensors
 from sparsebert.executor import attention, library, plain
 from sparsebert.executor.call import can_look_at, expand_heads, is_transformed
 from sparsebert.executor.program import FlatProgram, from_tensors
@@ -137,7 +137,7 @@ def sparse_attention(
     q, k, v = _autocast(q, k, v)
     if isinstance(plan, AttentionMask):
         check_tensors(q, k, v)
-        plan = _plan_of(plan, q)
+        plan = _plan_of(plan, q, k)
     check_call(q, k, v, plan, key_mask, dropout_p, backend)
     if backend == "triton" and (why := _why_not_triton(q)):
         raise ValueError(
@@ -236,18 +236,17 @@ def _composed(
     return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p, differentiable=True)
 
 
-def _plan_of(mask: AttentionMask, q: torch.Tensor) -> AttentionPlan:
+def _plan_of(mask: AttentionMask, q: torch.Tensor, k: torch.Tensor) -> AttentionPlan:
     if mask.num_layers != 1:
         raise ValueError(
             f"sparse_attention: plan is a mask of {mask.num_layers} layers; pass one of them, "
             "mask.layer(i)"
         )
     heads, head_dim = q.shape[1], q.shape[3]
-    if mask.num_heads not in (1, heads):  # refused later, with what is known of the plan
-        heads = mask.num_heads
     key = mask.fingerprint, mask.positions, q.device, head_dim, heads, torch.get_num_threads()
     plan = _plans.get(key)
     if plan is None:
+        check_fit(q, k, mask)  # before what may take long
         plan = compile_for(mask, q.device, head_dim, heads).to(q.device)
         _plans.put(key, plan)
     return plan

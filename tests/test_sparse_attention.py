@@ -370,6 +370,6 @@ def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
 def test_a_mask_is_compiled_once_for_a_device(device):
     """Equal content is enough; a plan moved anew at every call would cost a copy each time."""
     q = torch.empty(1, 1, 40, 8, device=device)
-    first, second = (sparsebert.ops._plan_of(sb.patterns.star(40), q) for _ in range(2))
+    first, second = (sparsebert.ops._plan_of(sb.patterns.star(40), q, q) for _ in range(2))
     assert first is second
     assert first.device.type == device
