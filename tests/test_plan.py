@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sparsebert.compiler.cost import cost_model
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import MaskPlans
+from sparsebert.testing import expected_attention
 from sparsebert.tilecheck import check_cover, check_format
 from sparsebert.untraced import constant_in_graphs
 
@@ -181,3 +183,19 @@ def test_functions_are_marked_for_dynamo_as_torch_marks_them() -> None:
     def two() -> None: ...
 
     assert vars(constant_in_graphs(one)) == vars(torch.compiler.assume_constant_result(two))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+def test_a_compiled_call_may_be_the_first(backend: str) -> None:
+    """torch.compile finds programs that no call has made yet."""
+    band, full = sb.patterns.sliding_window(32, window=2).dense()[0, 0], torch.ones(32, 32) > 0
+    mask = sb.AttentionMask.from_dense(torch.stack([band, full]))
+    plan = sb.compile_plan(mask, target="cpu")
+    q, k, v = torch.randn(3, 1, 2, 32, 8)
+    attention = functools.partial(sb.sparse_attention, backend=backend)
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    assert backend not in plan.programs
+    o = compiled(q, k, v, plan)
+    assert backend in plan.programs
+    (outcome,) = expected_attention(q, k, v, mask).outcomes({"o": o})
+    assert outcome.passed, outcome

@@ -116,3 +116,13 @@ def test_type_checkers_know_what_comes_back(function):
         typing.Literal[True]: pair,
         bool: torch.Tensor | pair,
     }
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "message"),
+    [(3, 2, "not a multiple of k's H_kv=2"), (0, 1, "H=0 heads"), (2, 0, "H_kv=0")],
+)
+def test_head_counts_that_do_not_go_together(heads, kv_heads, message):
+    q, k = torch.zeros(1, heads, 4, 2), torch.zeros(1, kv_heads, 4, 2)
+    with pytest.raises(ValueError, match=message):
+        sb.reference_attention(q, k, k, torch.ones(4, 4, dtype=torch.bool))

@@ -111,7 +111,7 @@ GROUPS = (
             "kernels/philox.py",
             "kernels/tile.py",
         ),
-        ("tests/test_kernels_attention*.py",),
+        ("tests/test_kernels_attention*.py", "tests/test_kernels_codegen*.py"),
     ),
     Group(
         "kernels",
