@@ -15,10 +15,14 @@ SCRATCH = 1 << 23
 
 def can_look_at(x: torch.Tensor) -> bool:
     """Whether Python may decide by the values of x: on the CPU, and not while a call is traced."""
-    if x.device.type != "cpu" or type(x) is not torch.Tensor:
+    return x.device.type == "cpu" and has_own_values(x)
+
+
+def has_own_values(x: torch.Tensor) -> bool:
+    """Whether x is a plain tensor, and not one that is traced, or transformed by torch.func."""
+    if type(x) is not torch.Tensor or torch.compiler.is_compiling():
         return False
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return not (traced or is_transformed())
+    return torch._C._get_tracing_state() is None and not is_transformed()
 
 
 def is_transformed() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from sparsebert.executor.call import is_transformed
+from sparsebert.executor.call import has_own_values, is_transformed
 from sparsebert.plan_cache import MaskPlans, packed_for
 
 
@@ -30,8 +30,7 @@ def may_hold_any(x: torch.Tensor) -> bool:
     Values that cannot be looked at, while a call is traced, transformed by torch.func or
     captured, might be anything.
     """
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    if traced or is_transformed() or type(x) is not torch.Tensor or x.is_meta:
+    if x.is_meta or not has_own_values(x):
         return True
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
