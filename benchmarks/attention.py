@@ -25,7 +25,7 @@ from benchmarks.rivals import OURS, Rival, rivals_on
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
-from sparsebert.timing import quantiles, side_by_side
+from sparsebert.reporting.timing import quantiles, side_by_side
 
 MOST_SETS = 64
 _CPU_CACHE = 32 * 2**20  # where the system does not say

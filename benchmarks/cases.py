@@ -20,7 +20,7 @@ TOKENS = 32768  # tokens of a batch on a GPU
 DROPOUT, PADDING = 0.1, 0.25
 
 PAPER = ("star", "longformer", "log_sparse", "strided", "fixed", "bigbird")
-"""The patterns that the SparseBERT paper compares, in `sparsebert.patterns`."""
+"""The patterns that the SparseBERT paper compares, in `sparsebert.masks.patterns`."""
 OTHERS = (
     "sliding_window",
     "dilated_window",

@@ -30,7 +30,8 @@ from benchmarks.fit_cost_model import HEADS, least
 from benchmarks.masks import learned_looking, permuted_blocks
 from benchmarks.measure import RESULTS, provenance
 from sparsebert import patterns
-from sparsebert.compiler import bits, compile_plan
+from sparsebert.compiler import words as bits
+from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.orders import in_order
 from sparsebert.compiler.pieces import cut
 from sparsebert.compiler.pricing import Area

@@ -1,6 +1,6 @@
 """Check the cost model on masks that the fit has not seen: predictions, and the choice they make.
 
-    python -m benchmarks.cost_check     # with the constants in cost_model.json
+    python -m benchmarks.cost_check     # with the constants in constants.json
 
 For each mask, head size and number of threads: what the plan chose, what it and the two routes
 took, and what was predicted. A choice is right if no route is faster by more than `TOLERANCE`.
@@ -19,7 +19,7 @@ from benchmarks.fit_cost_model import HEADS, ROUNDS, THREADS, calls, least, writ
 from benchmarks.masks import learned_looking, permuted_blocks
 from benchmarks.measure import RESULTS
 from sparsebert import patterns
-from sparsebert.compiler import compile_plan
+from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 

@@ -43,7 +43,7 @@ from benchmarks.end_to_end_report import COLUMNS, read, write_report
 from benchmarks.measure import RESULTS, keep_memory, provenance
 from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
 from sparsebert.machine import threads_for
-from sparsebert.timing import quantiles, side_by_side
+from sparsebert.reporting.timing import quantiles, side_by_side
 
 SDPA = "sdpa"
 MODES = ("inference", "training")

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.measure import RESULTS
 from benchmarks.report import markdown
 from sparsebert.cli.errors import UsageError
-from sparsebert.cli.plots import COLOURS, new_figure, save_figure
+from sparsebert.reporting.plots import COLOURS, new_figure, save_figure
 
 COLUMNS = (
     "device", "model", "layers", "N", "batch", "dtype", "route", "mode", "ms_20", "ms_50", "ms_80",

@@ -1,6 +1,6 @@
 """Fit the cost model's constants for the CPU to measurements of the torch executor.
 
-    python -m benchmarks.fit_cost_model            # measure, fit, check, write cost_model.json
+    python -m benchmarks.fit_cost_model            # measure, fit, check, write constants.json
     python -m benchmarks.fit_cost_model --dry-run  # measure, fit and check only
     python -m benchmarks.fit_cost_model --quick    # one round only: to try the script
     python -m benchmarks.fit_cost_model --threads 1  # on a machine that is busy with other work
@@ -37,13 +37,14 @@ import sparsebert
 from benchmarks.masks import learned_looking
 from benchmarks.measure import RESULTS, provenance
 from sparsebert import patterns
-from sparsebert.compiler import compile_plan, cost
-from sparsebert.compiler.account import tiles_of_head
+from sparsebert.compiler.compile import compile_plan
+from sparsebert.compiler.cost import model as cost
+from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.estimate import ModelShape, calibrate
 from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
-from sparsebert.tiles import HEIGHTS, TileGroup, build_tile_set
+from sparsebert.tiles.format import HEIGHTS, TileGroup, build_tile_set
 
 HEADS, DIMS, ROUNDS = 12, (32, 64, 128), 5
 THREADS = (1, 2)
@@ -54,7 +55,7 @@ MARGINS = (1.05, 1.5)
 """Least and largest margin by which tiles must be predicted to win."""
 
 BERT_BASE = ModelShape(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
-MODEL = Path(cost.__file__).with_name("cost_model.json")
+MODEL = Path(cost.__file__).with_name("constants.json")
 
 Terms = tuple[tuple[str, str, int], ...]
 SERIAL, PARALLEL = 0, 1
@@ -323,7 +324,7 @@ def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def fit_pass(rows: list[Row], column: int) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """The constants of one pass as cost_model.json has them, and relative errors by route."""
+    """The constants of one pass as constants.json has them, and relative errors by route."""
     stored: dict[str, dict[str, list[float]]] = {}
     predicted = np.zeros(len(rows))
     for route, terms in (("tiles", TILE_TERMS), ("dense", DENSE_TERMS)):
@@ -370,7 +371,7 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def as_json(models: dict[str, object]) -> str:
-    """cost_model.json's text: each term on one line."""
+    """constants.json's text: each term on one line."""
     text = json.dumps(models, indent=2)
     text = re.sub(r"\[\s+(\S+),\s+(\S+)\s+\]", r"[\1, \2]", text)
     return re.sub(
@@ -387,7 +388,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry-run", action="store_true", help="do not write cost_model.json")
+    parser.add_argument("--dry-run", action="store_true", help="do not write constants.json")
     parser.add_argument("--quick", action="store_true", help="one round only")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=THREADS, help="numbers of threads to measure"

@@ -16,7 +16,7 @@ from benchmarks import flex
 from benchmarks.cases import Case
 from benchmarks.contender import Ready, Setup
 from benchmarks.gate import eager_attention
-from sparsebert.ops import sparse_attention
+from sparsebert.api import sparse_attention
 
 OURS = "sparsebert"
 SDPA_MASK, EAGER = "SDPA + mask", "eager + mask"

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from benchmarks.masks import permuted_blocks
 from sparsebert import patterns
-from sparsebert.cli.plots import tile_colours
-from sparsebert.compiler import compile_plan
+from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.inspect import NOT_COMPUTED, WASTE, tile_map
+from sparsebert.reporting.plots import tile_colours
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,6 +1,6 @@
 """Attention over a plan by Triton kernels: the host's side of the forward and backward pass.
 
-The same signatures and conventions as `sparsebert.executor.attention`; every result lies in
+The same signatures and conventions as `sparsebert.backends.torch_attention`; every result lies in
 memory as [B, N, H, D]. Nothing here waits for the device, so a call can be captured in a graph.
 """
 

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from sparsebert.tiles import TileSet
+from sparsebert.tiles.format import TileSet
 
 WORD_COLUMNS = 32
 """Columns that one word of a row covers."""

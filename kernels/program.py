@@ -87,8 +87,8 @@ def build_program(plan: AttentionPlan, *, only_tiled: bool = False) -> KernelPro
     Every head runs in tiles; with `only_tiled` just those that the plan runs in tiles, and the
     others get zeros and an LSE of -inf, as if their masks were empty.
     """
-    from sparsebert.compiler import compile_tiles
-    from sparsebert.tiles import without_heads
+    from sparsebert.compiler.compile import compile_tiles
+    from sparsebert.tiles.format import without_heads
 
     queries, keys = plan.tiles, plan.transposed
     if plan.dense_heads.any():

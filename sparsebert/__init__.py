@@ -17,15 +17,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsebert import patterns
-    from sparsebert.compiler import compile_plan
+    from sparsebert.api import sparse_attention
+    from sparsebert.compiler.compile import compile_plan
     from sparsebert.dam import DifferentiableAttentionMask
-    from sparsebert.integrations.hf_dam import attach_dam, detach_dam
-    from sparsebert.integrations.huggingface import densify, load_masks, save_masks, sparsify
-    from sparsebert.integrations.trainer import DAMTrainer
-    from sparsebert.masks import AttentionMask
+    from sparsebert.integrations.huggingface.api import densify, load_masks, save_masks, sparsify
+    from sparsebert.integrations.huggingface.dam import attach_dam, detach_dam
+    from sparsebert.integrations.huggingface.trainer import DAMTrainer
+    from sparsebert.masks import AttentionMask, patterns
     from sparsebert.modules import SparseSelfAttention
-    from sparsebert.ops import sparse_attention
     from sparsebert.plan import AttentionPlan
     from sparsebert.reference import reference_attention
 
@@ -52,21 +51,21 @@ __all__ = [
 
 # Public name -> the module that defines it. "patterns" is itself a module.
 _HOME = {
-    "AttentionMask": "sparsebert.masks",
+    "AttentionMask": "sparsebert.masks.mask",
     "AttentionPlan": "sparsebert.plan",
-    "DAMTrainer": "sparsebert.integrations.trainer",
+    "DAMTrainer": "sparsebert.integrations.huggingface.trainer",
     "DifferentiableAttentionMask": "sparsebert.dam",
     "SparseSelfAttention": "sparsebert.modules",
-    "attach_dam": "sparsebert.integrations.hf_dam",
-    "compile_plan": "sparsebert.compiler",
-    "densify": "sparsebert.integrations.huggingface",
-    "detach_dam": "sparsebert.integrations.hf_dam",
-    "load_masks": "sparsebert.integrations.huggingface",
-    "patterns": "sparsebert.patterns",
+    "attach_dam": "sparsebert.integrations.huggingface.dam",
+    "compile_plan": "sparsebert.compiler.compile",
+    "densify": "sparsebert.integrations.huggingface.api",
+    "detach_dam": "sparsebert.integrations.huggingface.dam",
+    "load_masks": "sparsebert.integrations.huggingface.api",
+    "patterns": "sparsebert.masks.patterns",
     "reference_attention": "sparsebert.reference",
-    "save_masks": "sparsebert.integrations.huggingface",
-    "sparse_attention": "sparsebert.ops",
-    "sparsify": "sparsebert.integrations.huggingface",
+    "save_masks": "sparsebert.integrations.huggingface.api",
+    "sparse_attention": "sparsebert.api",
+    "sparsify": "sparsebert.integrations.huggingface.api",
 }
 
 _OPTIONAL = ("transformers", "accelerate")

@@ -4,10 +4,10 @@ Attention is a part of the work; the rest (projections, feed-forward, norms) sta
 attention makes the model faster by Amdahl's law: the share of the time that attention takes says
 what can be gained at all, the plan's predicted speed-up what is gained of it.
 
-Attention is priced by the compiler's cost model (`sparsebert.compiler.cost`). The rest of a layer
-is its floating-point operations over a rate: measured on the spot on a CPU (`calibrate`), a fitted
-constant without that, and on a GPU the documented peak times a stated utilisation. Embeddings,
-pooler and task heads are left out.
+Attention is priced by the compiler's cost model (`sparsebert.compiler.cost.model`). The rest of a
+layer is its floating-point operations over a rate: measured on the spot on a CPU (`calibrate`), a
+fitted constant without that, and on a GPU the documented peak times a stated utilisation.
+Embeddings, pooler and task heads are left out.
 
     >>> import sparsebert as sb
     >>> from sparsebert.estimate import ModelShape, estimate
@@ -31,19 +31,19 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebert import checks
-from sparsebert.compiler import compile_plan
-from sparsebert.compiler.cost import (
+from sparsebert.compiler.compile import compile_plan
+from sparsebert.compiler.cost.model import (
     DEFAULT_GPU,
     all_constants,
     cost_model,
     is_target,
     machine_target,
 )
-from sparsebert.compiler.targets import about_targets
-from sparsebert.mask_input import refused
+from sparsebert.compiler.cost.targets import about_targets
 from sparsebert.masks import AttentionMask
-from sparsebert.timing import own_clock
+from sparsebert.masks.mask_input import refused
+from sparsebert.reporting.timing import own_clock
+from sparsebert.support import checks
 
 _KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -171,7 +171,7 @@ class Rates:
 
 
 def stored_rates(target: str, threads: int) -> Rates:
-    """The rates that `cost_model.json` has for a target."""
+    """The rates that `constants.json` has for a target."""
     constants = all_constants().get(target, all_constants()[DEFAULT_GPU])
     rate = constants["linear_flops"] * (threads if target == "cpu" else 1)
     return Rates(rate, 1.0, constants["linear_source"])

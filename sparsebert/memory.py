@@ -27,8 +27,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from sparsebert import checks
-from sparsebert.forks import ForkSafeLock
+from sparsebert.support import checks
+from sparsebert.support.forks import ForkSafeLock
 
 VARIABLE = "SPARSEBERT_CACHE_BYTES"
 DEFAULT_BYTES = 512 << 20

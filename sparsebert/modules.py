@@ -27,11 +27,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sparsebert import checks
-from sparsebert.mask_input import kind, numbers_in
+from sparsebert.api import BACKENDS, sparse_attention
 from sparsebert.masks import AttentionMask, as_mask
-from sparsebert.ops import BACKENDS, sparse_attention
+from sparsebert.masks.mask_input import kind, numbers_in
 from sparsebert.plan_cache import MaskPlans, plan_for
+from sparsebert.support import checks
 
 _NAME = "SparseSelfAttention"
 _ABOUT_PADDING = " (a mask of padding, [batch, N], is forward's key_padding_mask)"

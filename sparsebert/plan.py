@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparsebert.executor.program import (
+from sparsebert.backends.torch_program import (
     TRITON,
     FlatProgram,
     build_program,
     from_tensors,
     mixed_program,
 )
+from sparsebert.compiler.plan_file import load_plan, save_plan
+from sparsebert.compiler.report import PlanReport
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import has_grown
-from sparsebert.planfile import load_plan, save_plan
-from sparsebert.report import PlanReport
-from sparsebert.tiles import TileSet
-from sparsebert.untraced import constant_in_graphs, untraced
+from sparsebert.support.untraced import constant_in_graphs, untraced
+from sparsebert.tiles.format import TileSet
 
 if TYPE_CHECKING:
     from sparsebert.compiler.covers import Covers
@@ -220,7 +220,7 @@ class AttentionPlan:
         >>> plan.dense().equal(sb.patterns.longformer(512).crop(300).dense()[0])
         True
         """
-        from sparsebert.compiler import crop_plan
+        from sparsebert.compiler.compile import crop_plan
 
         mask = self.mask.crop(q_len, kv_len)
         return self if mask.shape == self.mask.shape else crop_plan(self, mask)
@@ -234,8 +234,9 @@ class AttentionPlan:
         """Read the plan of `mask` (one layer) from a file that `save` wrote.
 
         It is checked in full: the file's sums, all indices, and that the tiles cover exactly the
-        entries of `mask`. Raises FileNotFoundError, or `sparsebert.planfile.PlanFileError` (a
-        ValueError) that says what is wrong; then compile the mask again.
+        entries of `mask`. Raises FileNotFoundError, or
+        `sparsebert.compiler.plan_file.PlanFileError` (a ValueError) that says what is
+        wrong; then compile the mask again.
 
         >>> import tempfile, sparsebert as sb
         >>> mask = sb.patterns.star(256)
@@ -262,12 +263,12 @@ class AttentionPlan:
         return self.report.with_pictures(self._tiles_html)
 
     def _tiles_html(self) -> str:
-        from sparsebert.notebook import tiles_html
+        from sparsebert.reporting.notebook import tiles_html
 
         return tiles_html(self)
 
     def _repr_html_(self) -> str:
-        from sparsebert.notebook import plan_html
+        from sparsebert.reporting.notebook import plan_html
 
         return plan_html(self)
 

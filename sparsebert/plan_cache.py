@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsebert.compiler import compile_plan
-from sparsebert.compiler.cost import DEFAULT_HEAD_DIM
-from sparsebert.forks import ForkSafeLock
+from sparsebert.compiler.compile import compile_plan
+from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
-from sparsebert.untraced import constant_in_graphs, untraced
+from sparsebert.support.forks import ForkSafeLock
+from sparsebert.support.untraced import constant_in_graphs, untraced
 
 
 class MaskPlans:

@@ -13,8 +13,8 @@ from typing import Literal, overload
 import numpy as np
 import torch
 
-from sparsebert.mask_input import is_bool, refused
 from sparsebert.masks import AttentionMask
+from sparsebert.masks.mask_input import is_bool, refused
 
 
 @overload

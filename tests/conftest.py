@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
     # defined, so it has to be set before any test imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
     if importlib.util.find_spec("triton"):
-        from interpreter import round_to_nearest
+        from tests.interpreter import round_to_nearest
 
         round_to_nearest()
 

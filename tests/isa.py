@@ -17,11 +17,19 @@ ROOT = Path(__file__).parents[1]
 ATEN = "ATEN_CPU_CAPABILITY"
 ORDER = ("default", "avx2", "avx512")
 NUMERIC = (
-    "test_autograd.py", "test_dam_gates.py", "test_dam_huggingface.py", "test_dropout.py",
-    "test_error_bounds.py", "test_huggingface.py", "test_huggingface_masks.py",
-    "test_huggingface_positions.py", "test_modules.py", "test_reference.py", "test_routes.py",
-    "test_sparse_attention.py",
-)  # fmt: skip
+    "attention/test_autograd.py",
+    "attention/test_dropout.py",
+    "attention/test_error_bounds.py",
+    "attention/test_modules.py",
+    "attention/test_reference.py",
+    "attention/test_sparse_attention.py",
+    "backends/test_routes.py",
+    "dam/test_dam_gates.py",
+    "huggingface/test_dam_huggingface.py",
+    "huggingface/test_huggingface.py",
+    "huggingface/test_huggingface_masks.py",
+    "huggingface/test_huggingface_positions.py",
+)
 OLD = {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 SETTINGS: tuple[dict[str, str], ...] = (
     {ATEN: "default", "OMP_NUM_THREADS": "1", **OLD},
@@ -63,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print("==>", *(f"{name}={value}" for name, value in setting.items()), flush=True)
         processes = max(1, arguments.jobs // int(setting["OMP_NUM_THREADS"]))
         command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes), *pytest_args]
-        files = [str(Path(__file__).with_name(name)) for name in NUMERIC]
+        files = [str(ROOT / "tests" / name) for name in NUMERIC]
         done = subprocess.run([*command, *files], env={**os.environ, **setting}, cwd=ROOT)
         failed += done.returncode != 0
     if not arguments.one:

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ATTENTION = (
-    "tests/test_reference.py",
-    "tests/test_dropout.py",
-    "tests/test_sparse_attention_*.py",
-    "tests/test_transforms*.py",
-    "tests/test_routes*.py",
-    "tests/test_devices*.py",
-    "tests/test_autograd.py",
-    "tests/test_tracing*.py",
-    "tests/test_sparse_attention.py",
+    "tests/attention/test_reference.py",
+    "tests/attention/test_dropout.py",
+    "tests/attention/test_sparse_attention_*.py",
+    "tests/attention/test_transforms*.py",
+    "tests/backends/test_routes*.py",
+    "tests/backends/test_devices*.py",
+    "tests/attention/test_autograd.py",
+    "tests/attention/test_tracing*.py",
+    "tests/attention/test_sparse_attention.py",
 )
-COMPILER = ("tests/test_compiler*.py", "tests/test_planfile*.py", "tests/test_plan*.py")
+PLANS = ("tests/attention/test_plan*.py", "tests/attention/test_memory*.py")
+COMPILER = ("tests/compiler/test_[!e]*.py", *PLANS)
 
 
 @dataclass(frozen=True)
@@ -36,115 +37,64 @@ GROUPS = (
     Group(
         "masks",
         (
-            "sparsebert/mask*.py",
-            "sparsebert/packed_mask.py",
-            "sparsebert/patterns*.py",
-            "sparsebert/files.py",
-            "sparsebert/flex*.py",
-            "sparsebert/bits.py",
-            "sparsebert/positions.py",
-            "sparsebert/provenance.py",
-            "sparsebert/checks.py",
+            "sparsebert/masks/pictures.py",
+            "sparsebert/masks/drawing.py",
+            "sparsebert/reporting/*.py",
         ),
-        (
-            "tests/test_mask*.py",
-            "tests/test_patterns*.py",
-            "tests/test_positions*.py",
-            "tests/test_files*.py",
-        ),
+        ("tests/masks/test_pictures*.py", "tests/support/test_machine*.py", "tests/cli/*.py"),
     ),
+    Group("masks", ("sparsebert/masks/*.py", "sparsebert/storage.py"), ("tests/masks/*.py",)),
     Group(
-        "tiles",
-        (
-            "sparsebert/tile*.py",
-            "sparsebert/plan.py",
-            "sparsebert/planfile*.py",
-            "sparsebert/reportcheck*.py",
-        ),
-        ("tests/test_tile*.py", *COMPILER, "tests/test_sparse_attention.py"),
+        "compiler",
+        ("sparsebert/plan*.py", "sparsebert/memory.py", "sparsebert/support/*.py"),
+        PLANS,
     ),
     Group(
         "compiler",
-        ("sparsebert/plan_*.py", "sparsebert/memory.py", "sparsebert/forks.py"),
-        ("tests/test_memory*.py", "tests/test_compiler_threads*.py", *COMPILER),
+        ("sparsebert/tiles/*.py",),
+        (*COMPILER, "tests/attention/test_sparse_attention.py"),
     ),
-    Group("compiler", ("sparsebert/compiler/*.py",), COMPILER),
+    Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/compiler/cost/*.py"), COMPILER),
+    Group("compiler", ("sparsebert/estimate*.py",), ("tests/compiler/test_estimate*.py",)),
+    Group("testing", ("sparsebert/testing/*.py",), ("tests/attention/test_error_bounds*.py",)),
     Group(
-        "compiler", ("sparsebert/memory*.py", "sparsebert/forks*.py"), ("tests/test_memory*.py",)
-    ),
-    Group(
-        "masks",
-        ("sparsebert/pictures.py", "sparsebert/drawing.py", "sparsebert/notebook.py"),
-        ("tests/test_pictures*.py",),
-    ),
-    Group("testing", ("sparsebert/testing/*.py",), ("tests/test_error_bounds*.py",)),
-    Group("compiler", ("sparsebert/estimate*.py",), ("tests/test_estimate*.py",)),
-    Group(
-        "executor",
-        ("sparsebert/executor/*.py",),
+        "backends",
+        ("sparsebert/backends/*.py",),
         (
-            "tests/test_executor*.py",
-            "tests/test_routes*.py",
-            "tests/test_autograd.py",
-            "tests/test_sparse_attention.py",
+            "tests/backends/test_*.py",
+            "tests/attention/test_autograd.py",
+            "tests/attention/test_sparse_attention.py",
         ),
     ),
     Group(
-        "ops",
+        "attention",
         (
-            "sparsebert/ops*.py",
-            "sparsebert/call_checks.py",
-            "sparsebert/dropout*.py",
-            "sparsebert/reference*.py",
-            "sparsebert/untraced.py",
+            "sparsebert/api.py",
+            "sparsebert/arguments.py",
+            "sparsebert/autograd.py",
+            "sparsebert/dropout.py",
+            "sparsebert/reference.py",
         ),
         ATTENTION,
     ),
-    Group("ops", ("sparsebert/modules*.py",), ("tests/test_modules*.py",)),
+    Group("attention", ("sparsebert/modules*.py",), ("tests/attention/test_modules*.py",)),
+    Group("kernels", ("kernels/*.py",), ("tests/kernels/test_*.py",)),
     Group(
-        "kernels",
-        (
-            "kernels/attention.py",
-            "kernels/backward.py",
-            "kernels/forward.py",
-            "kernels/merge.py",
-            "kernels/philox.py",
-            "kernels/tile.py",
-        ),
-        ("tests/test_kernels_attention*.py", "tests/test_kernels_codegen*.py"),
+        "dam", ("sparsebert/dam/importance.py",), ("tests/huggingface/test_dam_huggingface*.py",)
     ),
-    Group(
-        "kernels",
-        ("kernels/pack.py", "kernels/program.py"),
-        ("tests/test_kernels_pack*.py", "tests/test_kernels_attention*.py"),
-    ),
-    Group(
-        "kernels",
-        ("kernels/launch.py", "kernels/prepared.py"),
-        (
-            "tests/test_kernels_launch*.py",
-            "tests/test_kernels_configs*.py",
-            "tests/test_kernels_attention*.py",
-        ),
-    ),
-    Group(
-        "kernels", ("kernels/*.py",), ("tests/test_kernels_co*.py", "tests/test_kernels_tune*.py")
-    ),
-    Group("dam", ("sparsebert/dam/importance.py",), ("tests/test_dam_huggingface*.py",)),
-    Group("dam", ("sparsebert/dam/*.py",), ("tests/test_dam.py", "tests/test_dam_[!cht]*.py")),
+    Group("dam", ("sparsebert/dam/*.py",), ("tests/dam/test_*.py",)),
     Group(
         "integrations",
         (
-            "sparsebert/integrations/dam_*.py",
-            "sparsebert/integrations/hf_dam*.py",
-            "sparsebert/integrations/trainer*.py",
+            "sparsebert/integrations/huggingface/dam*.py",
+            "sparsebert/integrations/huggingface/trainer*.py",
         ),
-        ("tests/test_dam_callback*.py", "tests/test_dam_huggingface*.py", "tests/test_dam_tr*.py"),
+        ("tests/huggingface/test_dam_*.py",),
     ),
     Group(
         "integrations",
-        ("sparsebert/integrations/*.py",),
-        ("tests/test_huggingface*.py", "tests/test_hf_*.py"),
+        ("sparsebert/integrations/*.py", "sparsebert/integrations/huggingface/*.py"),
+        ("tests/huggingface/test_huggingface*.py", "tests/huggingface/test_hf_*.py"),
     ),
 )
 

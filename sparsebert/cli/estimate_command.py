@@ -91,7 +91,7 @@ def estimate_model(arguments: argparse.Namespace) -> int:
     """Print the report for one length, and a table over several."""
     import torch
 
-    from sparsebert.compiler.cost import machine_target
+    from sparsebert.compiler.cost.model import machine_target
     from sparsebert.estimate import calibrate, estimate, table
 
     try:
@@ -156,7 +156,7 @@ def _masks(
     arguments: argparse.Namespace,
 ) -> tuple[Callable[[int], AttentionMask], int | None]:
     """The mask of each length, and the longest length if there is one."""
-    from sparsebert.patterns import build
+    from sparsebert.masks.patterns import build
 
     def finish(mask: AttentionMask) -> AttentionMask:
         return mask.without_diagonal() if arguments.without_diagonal else mask
@@ -174,6 +174,6 @@ def _masks(
 
 
 def _takes_length(pattern: str) -> bool:
-    from sparsebert.patterns import PATTERNS
+    from sparsebert.masks.patterns import PATTERNS
 
     return pattern not in PATTERNS or "seq_len" in inspect.signature(PATTERNS[pattern]).parameters

@@ -11,8 +11,8 @@ from sparsebert.cli.errors import OK, UsageError
 from sparsebert.cli.options import Commands, add_command, add_mask, load_layers, load_mask
 
 if TYPE_CHECKING:
+    from sparsebert.compiler.report import PlanReport
     from sparsebert.masks import AttentionMask
-    from sparsebert.report import PlanReport
 
 _FEW_HEADS = 8  # of all layers together, for which each layer is reported at length
 
@@ -68,8 +68,8 @@ def _add_picture(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 
 def _target(text: str) -> str:
-    from sparsebert.compiler.cost import is_target
-    from sparsebert.compiler.targets import about_targets
+    from sparsebert.compiler.cost.model import is_target
+    from sparsebert.compiler.cost.targets import about_targets
 
     if not is_target(text):
         raise argparse.ArgumentTypeError(
@@ -83,7 +83,7 @@ def show_mask(arguments: argparse.Namespace) -> int:
     mask = load_mask(arguments.mask)
     print(f"{arguments.mask}\n{summary(mask)}")
     if not arguments.text:
-        from sparsebert.cli.plots import draw_mask
+        from sparsebert.reporting.plots import draw_mask
 
         picture = Path(arguments.output or Path(arguments.mask).with_suffix(".png"))
         title = f"{Path(arguments.mask).stem}: {mask.q_len} queries x {mask.kv_len} keys"
@@ -94,7 +94,7 @@ def show_mask(arguments: argparse.Namespace) -> int:
 
 def explain_mask(arguments: argparse.Namespace) -> int:
     """Print the compiler's report of each selected layer, and write a picture of the tiles."""
-    from sparsebert.compiler import compile_plan
+    from sparsebert.compiler.compile import compile_plan
 
     layers = load_layers(arguments)
     plans = {}
@@ -108,7 +108,7 @@ def explain_mask(arguments: argparse.Namespace) -> int:
         plans[f"layer {index}, head " if len(layers) > 1 else "head "] = plan
     print(accounts(reports, arguments.details))
     if not arguments.text:
-        from sparsebert.cli.plots import draw_covers
+        from sparsebert.reporting.plots import draw_covers
 
         picture = Path(arguments.output or Path(arguments.mask).with_suffix(".tiles.png"))
         draw_covers(plans, f"{Path(arguments.mask).stem}, planned for {plan.target}", picture)

@@ -52,7 +52,7 @@ def register(commands: Commands) -> None:
 
 def list_patterns(arguments: argparse.Namespace) -> int:
     """Print every pattern with its parameters and what it does."""
-    from sparsebert.patterns import PATTERNS
+    from sparsebert.masks.patterns import PATTERNS
 
     for name, function in PATTERNS.items():
         parameters = ", ".join(
@@ -66,7 +66,7 @@ def list_patterns(arguments: argparse.Namespace) -> int:
 
 def build_pattern(arguments: argparse.Namespace) -> int:
     """Build one pattern and write its mask file."""
-    from sparsebert.patterns import PATTERNS, build
+    from sparsebert.masks.patterns import PATTERNS, build
 
     name = arguments.name
     needs_length = name in PATTERNS and "seq_len" in inspect.signature(PATTERNS[name]).parameters

@@ -71,7 +71,7 @@ def verify_mask(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     import torch
 
-    from sparsebert.cli.verification import Case, verify
+    from sparsebert.verification import Case, verify
 
     try:
         device = torch.device(arguments.device)

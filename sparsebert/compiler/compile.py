@@ -7,8 +7,18 @@ import dataclasses
 import numpy as np
 import torch
 
-from sparsebert import checks
-from sparsebert.compiler.account import (
+from sparsebert.compiler.cost.model import (
+    DEFAULT_HEAD_DIM,
+    CostModel,
+    is_target,
+    machine_target,
+    usual_copies,
+)
+from sparsebert.compiler.cost.targets import about_targets
+from sparsebert.compiler.covers import Aim, Calls, tiles_of
+from sparsebert.compiler.pieces import all_tiles
+from sparsebert.compiler.report import HeadReport, PlanReport
+from sparsebert.compiler.routes import (
     Mask,
     report_dense,
     report_tiles,
@@ -16,23 +26,13 @@ from sparsebert.compiler.account import (
     tiles_of_head,
     with_fallback,
 )
-from sparsebert.compiler.cost import (
-    DEFAULT_HEAD_DIM,
-    CostModel,
-    is_target,
-    machine_target,
-    usual_copies,
-)
-from sparsebert.compiler.cover import Cover
-from sparsebert.compiler.covers import Aim, Calls, tiles_of
-from sparsebert.compiler.pieces import all_tiles
-from sparsebert.compiler.targets import about_targets
-from sparsebert.mask_input import refused
+from sparsebert.compiler.search import Cover
 from sparsebert.masks import AttentionMask
+from sparsebert.masks.mask_input import refused
 from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
-from sparsebert.report import HeadReport, PlanReport
-from sparsebert.tiles import TileSet, crop_tiles, without_heads
+from sparsebert.support import checks
+from sparsebert.tiles.format import TileSet, crop_tiles, without_heads
 
 _OBJECTIVES = ("time", "area")
 

@@ -15,15 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from sparsebert.compiler import bits
-from sparsebert.compiler.cost import CostModel, cost_model
-from sparsebert.compiler.cover import Cover, best_cover
+from sparsebert.compiler import words as bits
+from sparsebert.compiler.cost.model import CostModel, cost_model
 from sparsebert.compiler.pricing import Area, Pricing, Time
-from sparsebert.forks import ForkSafeLock
+from sparsebert.compiler.report import PlanReport
+from sparsebert.compiler.search import Cover, best_cover
 from sparsebert.masks import AttentionMask
-from sparsebert.progress import Progress
-from sparsebert.report import PlanReport
-from sparsebert.tiles import TileGroup, TileSet, build_tile_set, crop_tiles, join_heads
+from sparsebert.support.forks import ForkSafeLock
+from sparsebert.support.progress import Progress
+from sparsebert.tiles.format import TileGroup, TileSet, build_tile_set, crop_tiles, join_heads
 
 _WORTH_A_THREAD = 1 << 16
 """Bytes of a head's bits; below, little happens outside of Python's own lock."""

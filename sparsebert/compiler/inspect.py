@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.pictures import NOT_COMPUTED as NOT_COMPUTED
-from sparsebert.pictures import WASTE as WASTE
+from sparsebert.masks.pictures import NOT_COMPUTED as NOT_COMPUTED
+from sparsebert.masks.pictures import WASTE as WASTE
 from sparsebert.plan import AttentionPlan
 
 

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from sparsebert.compiler import bits
+from sparsebert.compiler import words as bits
 
 SMALLEST = 16
 """Rows of the smallest tile, and of the smallest group."""

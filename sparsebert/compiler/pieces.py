@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from sparsebert.bits import Positions
-from sparsebert.compiler import bits
+from sparsebert.compiler import words as bits
 from sparsebert.compiler.orders import SMALLEST, Order
-from sparsebert.tiles import COLUMN_CHUNK
+from sparsebert.masks.bits import Positions
+from sparsebert.tiles.format import COLUMN_CHUNK
 
 Price = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 """price(height, real rows [T], padded columns [T]) -> cost of each tile, [T]."""

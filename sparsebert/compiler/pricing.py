@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsebert.compiler.cost import CostModel
+from sparsebert.compiler.cost.model import CostModel
 from sparsebert.compiler.pieces import Piece, all_tiles
 
 Heights = tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsebert.bits import unpack
+from sparsebert.masks.bits import unpack
 
 _SAMPLED_ROWS = 256
 _IS_STRONG = 0.3

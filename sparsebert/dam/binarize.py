@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparsebert import checks
 from sparsebert.masks import AttentionMask
+from sparsebert.support import checks
 
 if TYPE_CHECKING:
     from sparsebert.dam.mask import DifferentiableAttentionMask

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sparsebert import checks
+from sparsebert.support import checks
 
 GROUPS = ("diagonal", "neighbourhood", "special", "others")
 

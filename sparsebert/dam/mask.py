@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert import checks
 from sparsebert.dam import binarize, penalties
 from sparsebert.dam.structure import STRUCTURES, parameter_index
 from sparsebert.masks import AttentionMask
+from sparsebert.support import checks
 
 _NAME = "DifferentiableAttentionMask"
 

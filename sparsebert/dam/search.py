@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert import checks
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.penalties import KINDS
 from sparsebert.dam.schedules import SparsityController, annealed
+from sparsebert.support import checks
 
 _NAME = "MaskSearch"
 

@@ -1,1 +1,1 @@
-"""SparseBERT inside other libraries: `sparsebert.integrations.huggingface`."""
+"""SparseBERT inside other libraries: `sparsebert.integrations.huggingface.api`."""

@@ -22,7 +22,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch.utils.data import Dataset
 
-from sparsebert import checks
+from sparsebert.support import checks
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 IGNORED = -100

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparsebert import checks, patterns
-from sparsebert.masks import AttentionMask
+from sparsebert.masks import AttentionMask, patterns
+from sparsebert.support import checks
 
 _NAME = "pattern_at_sparsity"
 

@@ -30,15 +30,15 @@ from transformers import (
 
 from sparsebert.dam import DifferentiableAttentionMask
 from sparsebert.dam.importance import GROUPS
-from sparsebert.files import write_atomically
-from sparsebert.integrations.dam_files import save_dam
-from sparsebert.integrations.hf_modules import find_self_attention
-from sparsebert.integrations.huggingface import save_masks, sparsify
-from sparsebert.integrations.trainer import DAMTrainer
+from sparsebert.integrations.huggingface.api import save_masks, sparsify
+from sparsebert.integrations.huggingface.dam_files import save_dam
+from sparsebert.integrations.huggingface.discovery import find_self_attention
+from sparsebert.integrations.huggingface.trainer import DAMTrainer
 from sparsebert.learn import training
 from sparsebert.learn.data import MaskedBlocks, MaskedText, prepare, train_tokenizer
 from sparsebert.learn.settings import Settings, write_json
 from sparsebert.masks import AttentionMask
+from sparsebert.storage import write_atomically
 
 RESULT = "result.json"
 MASK = "mask.safetensors"

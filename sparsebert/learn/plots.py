@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from sparsebert.cli.plots import COLOURS, new_figure, save_figure
 from sparsebert.dam.importance import GROUPS
-from sparsebert.drawing import MAX_PANELS, draw_cells, draw_mask
 from sparsebert.masks import AttentionMask
+from sparsebert.masks.drawing import MAX_PANELS, draw_cells, draw_mask
+from sparsebert.reporting.plots import COLOURS, new_figure, save_figure
 
 History = Sequence[Mapping[str, float]]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from sparsebert.cli.demo.report import Report
-from sparsebert.cli.demo.tables import Column
 from sparsebert.dam.importance import GROUPS
 from sparsebert.learn import plots, speed
 from sparsebert.learn.phases import DENSE, LATER_RATE, LEARNED, MASK, Search, Tuned
 from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
-from sparsebert.timing import Spread, own_clock, uncertain_words
+from sparsebert.reporting.pages import Report
+from sparsebert.reporting.tables import Column
+from sparsebert.reporting.timing import Spread, own_clock, uncertain_words
 
 _CONTEXT = 0.2  # nats below guessing by frequency that show that context is used
 _SHORT = 0.2  # of the density asked for, that the search may miss it by

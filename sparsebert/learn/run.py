@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from sparsebert.cli.demo.tables import write_csv
-from sparsebert.cli.demo.timing import provenance
+from sparsebert.demo.timing import provenance
 from sparsebert.learn import report, sources, speed, training
 from sparsebert.learn.handmade import pattern_at_sparsity
 from sparsebert.learn.phases import DENSE, LEARNED, Phases, history_rows
 from sparsebert.learn.settings import Settings, claim
 from sparsebert.masks import AttentionMask
+from sparsebert.reporting.tables import write_csv
 
 _ROUNDS, _SECONDS = 30, 20.0  # of the timings; what comes first ends them
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsebert.files import write_atomically
+from sparsebert.storage import write_atomically
 
 FILE = "settings.json"
 HAND_MADE = ("longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random")

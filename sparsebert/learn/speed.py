@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebert.compiler import compile_plan
+from sparsebert.api import sparse_attention
+from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
-from sparsebert.ops import sparse_attention
 from sparsebert.plan import AttentionPlan
-from sparsebert.timing import Spread, own_clock, side_by_side
+from sparsebert.reporting.timing import Spread, own_clock, side_by_side
 
 GPU = "sm90"
 """A GPU to predict for, wherever the run takes place."""

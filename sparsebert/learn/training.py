@@ -22,10 +22,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from sparsebert.integrations.hf_guards import MasksNotSavedWarning
+from sparsebert.integrations.huggingface.guards import MasksNotSavedWarning
 from sparsebert.learn.data import IGNORED, MaskedBlocks, MaskedText
 from sparsebert.learn.settings import Settings
-from sparsebert.progress import Progress
+from sparsebert.support.progress import Progress
 
 _LOGS = 100  # points of a curve
 _CHECKPOINTS = 10  # in a phase; one more when it is interrupted

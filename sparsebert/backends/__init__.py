@@ -1,0 +1,1 @@
+"""The backends of `sparse_attention`, siblings behind one interface."""

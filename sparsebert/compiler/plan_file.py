@@ -1,0 +1,183 @@
+"""The plan file: a compiled plan in one safetensors file, proved right before it is used.
+
+A file holds the arrays of the plan's tiles, and in the safetensors metadata, under the key
+"sparsebert-plan", a JSON object: format version, the mask's fingerprint, target, objective, the
+report, and the SHA-256 sum of all arrays. The SHA-256 sum of that JSON text stands beside it,
+under "sparsebert-plan-sha256". The mask is not in the file: a plan is loaded for a mask at hand,
+and is refused unless its tiles cover exactly that mask, entry by entry, and its report is about
+them. So a damaged plan is never run; compiling the mask again replaces it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsebert.compiler.report import HeadReport, PlanReport
+from sparsebert.compiler.report_check import check_report
+from sparsebert.masks import AttentionMask
+from sparsebert.storage import require_file, write_atomically
+from sparsebert.tiles.check import check_cover, check_format
+from sparsebert.tiles.format import TileSet
+
+if TYPE_CHECKING:
+    from sparsebert.plan import AttentionPlan
+
+VERSION = 2
+KEY = "sparsebert-plan"
+SUM_KEY = "sparsebert-plan-sha256"
+
+_TILE_ARRAYS = {
+    "head": np.int32, "height": np.int32, "row_start": np.int64, "rows": np.int32,
+    "full": np.int32, "width": np.int32, "col_start": np.int64, "cols": np.int32,
+    "word_start": np.int64, "words": np.uint8,
+}  # fmt: skip
+_ARRAYS = {**_TILE_ARRAYS, "head_map": np.int64, "dense_heads": np.bool_}
+_FIELDS = {"version", "fingerprint", "target", "objective", "report", "sha256"}
+
+
+class PlanFileError(ValueError):
+    """A plan file that must not be used; the message says why. Compile the mask again."""
+
+
+def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
+    """Write a plan; the file appears under its name only when it is complete.
+
+    Raises IsADirectoryError, FileNotFoundError if the folder is missing, and other OSErrors.
+    """
+    arrays = {name: getattr(plan.tiles, name) for name in _TILE_ARRAYS}
+    arrays |= {"head_map": plan.head_map, "dense_heads": plan.dense_heads}
+    arrays = {name: np.ascontiguousarray(x, dtype=_ARRAYS[name]) for name, x in arrays.items()}
+    header = {
+        "version": VERSION,
+        "fingerprint": plan.mask.fingerprint,
+        "target": plan.target,
+        "objective": plan.objective,
+        "report": dataclasses.asdict(plan.report),
+        "sha256": _sum(arrays),
+    }
+    from safetensors.numpy import save as to_safetensors  # not needed just to run plans
+
+    text = json.dumps(header)
+    content = to_safetensors(arrays, metadata={KEY: text, SUM_KEY: _text_sum(text)})
+    write_atomically("AttentionPlan.save", path, content)
+
+
+def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPlan:
+    """Read the plan of `mask`, one layer, that `save_plan` wrote.
+
+    Raises FileNotFoundError, and `PlanFileError` for what is no plan file, truncated, altered, of
+    a newer version, the plan of another mask, or not an exact cover of this one.
+    """
+    from sparsebert.plan import AttentionPlan
+
+    header, arrays = _read(path)
+    if header["fingerprint"] != mask.fingerprint:
+        raise _error(path, "is the plan of another mask: their fingerprints differ")
+    try:
+        report = _report(header["report"])
+        _check_heads(arrays, report, mask)
+        head_map, dense_heads = arrays["head_map"], arrays["dense_heads"]
+        tiles = TileSet(
+            num_heads=len(dense_heads),
+            num_rows=mask.q_len,
+            num_cols=mask.kv_len,
+            **{name: arrays[name] for name in _TILE_ARRAYS},
+        )
+        check_format(tiles)
+        firsts = [head.heads[0] for head in report.per_head]
+        check_cover(tiles, mask.bits[0, firsts], dense_heads)
+        check_report(report, header["target"], header["objective"], mask, dense_heads, tiles)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise _error(path, f"is damaged: {error}") from error
+    return AttentionPlan.create(
+        mask,
+        head_map,
+        dense_heads,
+        tiles,
+        target=header["target"],
+        objective=header["objective"],
+        report=report,
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays, whose types and sums are right."""
+    from safetensors import SafetensorError, safe_open
+
+    require_file(path, "AttentionPlan.load", "AttentionPlan.save", PlanFileError)
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise _error(path, f"is truncated, or no safetensors file: {error}") from error
+    text = metadata.get(KEY, "null")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise _error(path, f"is not a plan file: its metadata has no object {KEY!r}")
+    version = header.get("version")
+    if type(version) is not int or version != VERSION:
+        raise _error(path, f"has format version {version!r}; this sparsebert reads {VERSION}")
+    if metadata.keys() != {KEY, SUM_KEY} or metadata[SUM_KEY] != _text_sum(text):
+        raise _error(path, "is altered: the header does not match its SHA-256 sum")
+    if header.keys() != _FIELDS:
+        raise _error(path, f"is altered: odd fields {sorted(header.keys() ^ _FIELDS)}")
+    types = {name: array.dtype for name, array in arrays.items()}
+    if types != {name: np.dtype(dtype) for name, dtype in _ARRAYS.items()}:
+        raise _error(path, "is altered: its arrays do not have the names and types of a plan's")
+    if any(array.ndim != 1 for array in arrays.values()) or header["sha256"] != _sum(arrays):
+        raise _error(path, "is altered: the arrays do not match their SHA-256 sum")
+    return header, arrays
+
+
+def _text_sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name}{arrays[name].shape}".encode())
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
+
+
+def _report(stored: dict[str, Any]) -> PlanReport:
+    """The report as it was before JSON made strings and lists of it."""
+    heads = []
+    for head in stored["per_head"]:
+        tiles = {int(height): count for height, count in head["tiles"].items()}
+        tried = tuple((name, cost) for name, cost in head["tried"])
+        changed = {"heads": tuple(head["heads"]), "tiles": tiles, "tried": tried}
+        heads.append(HeadReport(**{**head, **changed}))
+    return PlanReport(**{**stored, "per_head": tuple(heads)})
+
+
+def _check_heads(arrays: dict[str, np.ndarray], report: PlanReport, mask: AttentionMask) -> None:
+    """Heads, distinct heads and the report must be about the same mask."""
+    head_map, distinct = arrays["head_map"], len(arrays["dense_heads"])
+    if len(head_map) != mask.num_heads or len(report.per_head) != distinct:
+        raise ValueError("its heads are not those of the mask")
+    for number, head in enumerate(report.per_head):
+        if head.heads != tuple(np.flatnonzero(head_map == number).tolist()) or not head.heads:
+            raise ValueError("its map of heads contradicts its report")
+        same = mask.bits[0, list(head.heads)]
+        if not (same == same[0]).all():
+            raise ValueError(f"heads {head.heads} share tiles but not a mask")
+    if (report.q_len, report.kv_len, report.num_heads) != (*mask.shape[2:], mask.num_heads):
+        raise ValueError("its report is about a mask of another size")
+
+
+def _error(path: str | os.PathLike[str], what: str) -> PlanFileError:
+    return PlanFileError(
+        f"AttentionPlan.load: {os.fspath(path)} {what}; make it again with compile_plan(mask)"
+    )

@@ -1,0 +1,83 @@
+"""Proving that a stored report is about the plan that it stands beside, and holds what it may."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from sparsebert.compiler.report import HeadReport, PlanReport
+from sparsebert.masks import AttentionMask
+from sparsebert.tiles.format import TileSet
+
+_OBJECTIVES = ("time", "area")
+
+
+def check_report(
+    report: PlanReport,
+    target: object,
+    objective: object,
+    mask: AttentionMask,
+    dense_heads: np.ndarray,
+    tiles: TileSet,
+) -> None:
+    """Raise ValueError unless all fields have their types and ranges, and fit mask and tiles.
+
+    What can be counted is counted again; predicted times must be times.
+    """
+    from sparsebert.compiler.cost.model import is_target
+
+    _check_types(report)
+    _require(is_target(target) and report.target == target, "target")
+    _require(objective in _OBJECTIVES and report.objective == objective, "objective")
+    sizes = (report.q_len, report.kv_len, report.num_heads)
+    _require(sizes == (mask.q_len, mask.kv_len, mask.num_heads), "size of the mask")
+    _require(report.head_dim >= 1, "head_dim")
+    _require(report.threads == 1 or (report.threads > 1 and target == "cpu"), "threads")
+    _require(report.copies >= mask.num_heads, "copies")
+    for number, head in enumerate(report.per_head):
+        _check_types(head)
+        _check_head(head, mask, bool(dense_heads[number]), tiles, tiles.head == number)
+
+
+def _check_head(
+    head: HeadReport, mask: AttentionMask, is_dense: bool, tiles: TileSet, own: np.ndarray
+) -> None:
+    positions = mask.q_len * mask.kv_len
+    entries = int(np.bitwise_count(mask.bits[0, head.heads[0]]).sum(dtype=np.int64))
+    heights, columns = tiles.height[own].astype(np.int64), tiles.padded_width[own]
+    counts = dict(zip(*(x.tolist() for x in np.unique(heights, return_counts=True)), strict=True))
+    executed = 1.0 if is_dense else int((heights * columns).sum()) / positions
+    _require(head.route == ("dense" if is_dense else "tiles"), "route")
+    _require(head.density == entries / positions, "density")
+    _require(head.executed_fraction == executed, "executed fraction")
+    _require(head.tiles == counts, "tile counts")
+    _require(head.gathered_columns == int(columns.sum()), "gathered columns")
+    _require(head.merge_share <= 1.0, "merge share")
+    for name, cost in head.tried:
+        _require(type(name) is str and _is_amount(cost), "covers tried")
+
+
+def _check_types(report: PlanReport | HeadReport) -> None:
+    """Numbers are finite and not negative, text is text."""
+    for field in dataclasses.fields(report):
+        value: Any = getattr(report, field.name)
+        if field.type == "int":
+            _require(type(value) is int and value >= 0, field.name)
+        elif field.type == "float":
+            _require(_is_amount(value), field.name)
+        elif field.type == "str":
+            _require(type(value) is str, field.name)
+
+
+def _is_amount(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and value >= 0
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"its report has a wrong {what}")

@@ -1,1 +1,0 @@
-"""Runs plans with torch operations alone, on the CPU and any other torch device."""

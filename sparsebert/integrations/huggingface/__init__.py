@@ -1,0 +1,1 @@
+"""HuggingFace models: sparsify and densify, masks in files, learning masks."""

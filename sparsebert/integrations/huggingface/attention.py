@@ -1,0 +1,277 @@
+"""What transformers' attention layers call under the name "sparsebert", and what it reads there.
+
+A model's static rule (see `hf_rules`) is intersected with the sparse mask once and compiled into
+the plan. Whatever a plan cannot express - a 4-D mask, a position bias, a decoder's step with
+cached keys, a request for the attention weights - takes the dense route: `dense_attention`, same
+result, no saving.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import output_capturing
+
+from sparsebert.api import sparse_attention
+from sparsebert.integrations.huggingface.configs import IMPLEMENTATION, AttachedLayer, ConfigSwap
+from sparsebert.integrations.huggingface.dense import dense_attention
+from sparsebert.integrations.huggingface.padding import ToFront, rows_from_first
+from sparsebert.integrations.huggingface.rules import (
+    Rules,
+    check_key_mask,
+    combine,
+    read_mask,
+    refuse_unsupported,
+    rule_mask,
+    rule_rows,
+    sparsebert_mask,
+)
+from sparsebert.integrations.huggingface.token_positions import FirstCall
+from sparsebert.masks import AttentionMask
+from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
+
+# transformers' record of what the caller wants returned; not a public name.
+_collector: Any = getattr(output_capturing, "_active_collector", None)
+
+
+class DenseLayer(AttachedLayer):
+    """Attached where the caller chose other modules for the masks: nothing is masked out."""
+
+
+class LayerMask(AttachedLayer):
+    """The sparse mask of one attention module (or of several with the same mask)."""
+
+    def __init__(
+        self,
+        masks: AttentionMask,
+        index: int,
+        backend: str,
+        positions: str,
+        configs: tuple[ConfigSwap, ...],
+        only_whole: str | None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        super().__init__(configs)
+        self.masks = masks  # of the whole model, to be saved
+        self.index = index  # of the layer among them
+        self.backend = backend
+        self.positions = positions  # counted from the first of the "sequence", or of the "batch"
+        self.only_whole = only_whole  # why a shorter input has no part of the mask, if so
+        self.first_call = first_call  # which is still to be checked
+        self.plans = MaskPlans(masks.layer(index))
+        self.ruled: dict[int, MaskPlans] = {}
+
+    @property
+    def mask(self) -> AttentionMask:
+        """[1, H or 1, N, N], as given, without the model's own rules."""
+        return self.plans.mask
+
+    def under(self, rule: int | None) -> MaskPlans:
+        """The mask's plans where the model's own rule holds too."""
+        if rule is None:
+            return self.plans
+        _intersect(self, rule)
+        return self.ruled[rule]
+
+    def extra_repr(self) -> str:
+        mask = self.mask
+        return (
+            f"[{mask.num_heads}, {mask.q_len}, {mask.kv_len}] at density {mask.density:.2%}, "
+            f"backend={self.backend!r}, "
+            f"positions={self.positions!r}"
+            f"{self.about_use()}"
+        )
+
+
+def sparse_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of `model` that carry a mask, in order."""
+    return [m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), LayerMask)]
+
+
+def attached_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of `model` that carry a mask or stand beside such, in order."""
+    return [
+        m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), AttachedLayer)
+    ]
+
+
+def layer_of(module: nn.Module) -> LayerMask:
+    """The mask of an attention module that `sparse_modules` names."""
+    layer = getattr(module, IMPLEMENTATION)
+    assert isinstance(layer, LayerMask)
+    return layer
+
+
+def masks_of(layers: list[LayerMask]) -> AttentionMask:
+    """The masks of these layers together: as they were given, or of those that are left."""
+    whole = layers[0].masks
+    one_given = all(layer.masks is whole or layer.masks == whole for layer in layers)
+    in_order = [layer.index for layer in layers] == list(range(whole.num_layers))
+    if one_given and (in_order or whole.num_layers == 1):
+        return whole
+    return AttentionMask.stack_layers(layer.mask for layer in layers)
+
+
+@torch.compiler.assume_constant_result
+def _intersect(layer: LayerMask, rule: int) -> None:
+    """See to it that `layer.ruled` has the mask under `rule`; torch.compile does not look in."""
+    if rule not in layer.ruled:
+        layer.ruled[rule] = MaskPlans(layer.mask & rule_mask(rule, layer.mask.q_len))
+
+
+def sparsebert_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sparse attention in the form that transformers' layers call.
+
+    Args:
+        module: the calling layer, with its `LayerMask`.
+        query: [B, H, N, D]; key, value: [B, H_kv, M, D], M > N if earlier keys are cached.
+        attention_mask: see `hf_rules`.
+        scaling: factor of the scores; None means D ** -0.5.
+        dropout: dropout of the probabilities (transformers passes 0.0 outside training).
+        is_causal: overrides `module.is_causal`, and counts only where attention_mask is None.
+        position_bias: added to the scores (T5 and its kin).
+
+    Returns the output [B, N, H, D], and the attention weights if the caller wants them.
+    """
+    layer = getattr(module, IMPLEMENTATION, None)
+    if not isinstance(layer, AttachedLayer):
+        raise ValueError(
+            f"sparsebert: {type(module).__name__} has no mask, though its model is set to the "
+            f"'{IMPLEMENTATION}' attention; call sparsebert.sparsify(model, masks)"
+        )
+    refuse_unsupported(module, kwargs)
+    q_len, kv_len = query.shape[2], key.shape[2]
+    if query.dtype != value.dtype:  # under autocast, rotary embeddings can leave q and k in fp32
+        query, key = query.to(value.dtype), key.to(value.dtype)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    rules = read_mask(attention_mask, is_causal, q_len, kv_len)
+    check_key_mask(rules.key_mask, query.shape[0], kv_len)
+    tokens = rules.offset + kv_len
+    if not isinstance(layer, LayerMask):
+        allowed = rule_rows(rules, tokens - q_len, q_len, kv_len, query.device)
+        return _all_scores(
+            query, key, value, allowed, rules, position_bias, scaling, dropout, kwargs
+        )
+    if layer.first_call is not None:
+        layer.first_call.saw(module, query, key, value)
+    _check_length(layer, tokens)
+    first = rules.first if layer.positions == "sequence" else None
+    whole = q_len == tokens and rules.full_mask is None and position_bias is None
+    if whole and not _weights_wanted(kwargs):
+        plan = plan_for(
+            layer.under(rules.rule),
+            q_len,
+            kv_len,
+            query.device,
+            layer.backend,
+            head_dim=query.shape[-1],
+            heads=query.shape[1],
+        )
+        key_mask = rules.key_mask
+        move = None if first is None else ToFront(first, q_len)
+        if move is not None and key_mask is not None:
+            query, key, value = (move.tokens(x) for x in (query, key, value))
+            key_mask = move.mask(key_mask)
+        out = sparse_attention(
+            query,
+            key,
+            value,
+            plan,
+            scale=scaling,
+            key_mask=key_mask,
+            dropout_p=dropout,
+            backend=layer.backend,
+        )
+        out = out if move is None else move.back(out)
+        return out.transpose(1, 2).contiguous(), None
+
+    if q_len != kv_len and not is_causal:
+        raise ValueError(
+            f"sparsebert: {type(module).__name__} got {q_len} queries and {kv_len} keys, and it "
+            "is not clear which rows of the mask apply; self-attention can be sparse, and causal "
+            "models with cached keys, but not cross-attention and prefix tuning"
+        )
+    # Cached keys come first: the queries are the last rows.
+    plans, start = layer.under(rules.rule), tokens - q_len
+    if first is None:
+        allowed = rows_for(plans, start, q_len, tokens, query.device)[None, ..., rules.offset :]
+    else:
+        allowed = rows_from_first(plans, first, start, q_len, rules.offset, kv_len)
+    return _all_scores(query, key, value, allowed, rules, position_bias, scaling, dropout, kwargs)
+
+
+def _all_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.Tensor,
+    rules: Rules,
+    position_bias: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The dense route, over what both `allowed` and the model's masks allow."""
+    allowed, bias = combine(allowed, rules.key_mask, rules.full_mask, position_bias)
+    out, weights = dense_attention(
+        query,
+        key,
+        value,
+        allowed,
+        bias=bias,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout_p=dropout,
+        need_weights=_weights_wanted(kwargs),
+    )
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def _check_length(layer: LayerMask, tokens: int) -> None:
+    """Raise ValueError unless the mask, or a part of it, is for so many tokens."""
+    length = layer.plans.length
+    if tokens > length:
+        remedy = "truncate the input, or sparsify with longer masks"
+        if layer.only_whole:  # an image
+            remedy = (
+                "sparsify with masks for this input; in front of a grid's patches num_special "
+                "makes room for [CLS] and its like"
+            )
+        raise ValueError(
+            f"sparsebert: a sequence of {tokens} tokens, but the masks cover {length}; {remedy}"
+        )
+    if tokens < length and layer.only_whole:
+        raise ValueError(
+            f"sparsebert: a sequence of {tokens} tokens, but the masks are for {length}, and "
+            + layer.only_whole
+        )
+
+
+def _weights_wanted(kwargs: dict[str, Any]) -> bool:
+    """Whether the caller asked for attention weights (`output_attentions=True`)."""
+    if kwargs.get("output_attentions"):
+        return True
+    # Some layers, GPT-2's for one, keep the request to themselves.
+    if _collector is None:
+        return False
+    wanted = _collector.global_var if torch.compiler.is_compiling() else _collector.get()
+    return wanted is not None and any(name.endswith("attentions") for name in wanted)
+
+
+AttentionInterface.register(IMPLEMENTATION, sparsebert_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sparsebert_mask)

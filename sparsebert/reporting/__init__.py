@@ -1,0 +1,1 @@
+"""Tables, plots, timing and pages: how results are measured and shown."""

@@ -1,0 +1,1 @@
+"""Tiles: the format between the mask compiler and the backends."""

@@ -1,0 +1,127 @@
+"""Compare `sparse_attention` with the fp64 reference, within bounds that are derived, not tuned.
+
+Inputs are drawn, rounded to the dtype, and only then promoted to fp64 for the reference, so that
+the rounding of the inputs is in no error. `sparsebert.testing` has the bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from tqdm import tqdm
+
+from sparsebert import dropout
+from sparsebert.api import sparse_attention
+from sparsebert.compiler.compile import compile_plan
+from sparsebert.masks import AttentionMask
+from sparsebert.testing import Outcome, expected_attention
+
+QUANTITIES = ("o", "lse", "dq", "dk", "dv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison; see the options of ``sparsebert verify``."""
+
+    mask: AttentionMask
+    batch: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    key_padding: float
+    dropout_p: float
+    backend: str
+    device: torch.device
+    seed: int
+
+    def __str__(self) -> str:
+        return (
+            f"B={self.batch} H={self.heads} N={self.mask.q_len} M={self.mask.kv_len} "
+            f"D={self.head_dim} {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"backend {self.backend}, key padding {self.key_padding:g}, "
+            f"dropout {self.dropout_p:g}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    grad_o: torch.Tensor
+    grad_lse: torch.Tensor
+    key_mask: torch.Tensor | None
+    keep_mask: torch.Tensor | None
+
+
+def verify(case: Case) -> list[Outcome]:
+    """The outcome for each of `QUANTITIES`: output, log-sum-exp, and the three gradients.
+
+    Raises:
+        TypeError, ValueError: `sparse_attention` refuses the case.
+    """
+    inputs = _draw(case)
+    ours = _run_sparse(case, inputs)
+    worst: dict[str, Outcome] = {}
+    # A head at a time: the fp64 scores of all heads at once may not fit into memory.
+    for head in tqdm(range(case.heads), desc="heads", leave=False, disable=None):
+        one = slice(head, head + 1)
+        expected = expected_attention(
+            inputs.q[:, one],
+            inputs.k[:, one],
+            inputs.v[:, one],
+            case.mask.head(head if case.mask.num_heads > 1 else 0),
+            key_mask=inputs.key_mask,
+            keep_mask=None if inputs.keep_mask is None else inputs.keep_mask[:, one],
+            dropout_p=case.dropout_p,
+            grad_o=inputs.grad_o[:, one],
+            grad_lse=inputs.grad_lse[:, one],
+        )
+        for outcome in expected.outcomes({name: x[:, one] for name, x in ours.items()}):
+            if outcome.name not in worst or outcome.ratio > worst[outcome.name].ratio:
+                worst[outcome.name] = outcome
+    return [worst[name] for name in QUANTITIES]
+
+
+def _draw(case: Case) -> _Inputs:
+    """Random inputs on the case's device; hidden keys and values are zero here."""
+    mask, batch, heads, dim = case.mask, case.batch, case.heads, case.head_dim
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        drawn = torch.randn(*shape, generator=generator)
+        return drawn.to(device=case.device, dtype=case.dtype)
+
+    q, grad_o = normal(batch, heads, mask.q_len, dim), normal(batch, heads, mask.q_len, dim)
+    k, v = normal(batch, heads, mask.kv_len, dim), normal(batch, heads, mask.kv_len, dim)
+    grad_lse = normal(batch, heads, mask.q_len).float()
+    key_mask = keep_mask = None
+    if case.key_padding:
+        key_mask = torch.rand(batch, mask.kv_len, generator=generator) >= case.key_padding
+        key_mask = key_mask.to(case.device)
+        k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
+    if case.dropout_p:
+        torch.manual_seed(case.seed)
+        keep_mask = dropout.keep_mask(
+            batch, heads, mask.q_len, mask.kv_len, case.dropout_p, device=case.device
+        )
+    return _Inputs(q, k, v, grad_o, grad_lse, key_mask, keep_mask)
+
+
+def _run_sparse(case: Case, inputs: _Inputs) -> dict[str, torch.Tensor]:
+    """What we compute, each [B, H, ...]. Hidden keys and values hold NaN, which must not leak."""
+    k, v = inputs.k, inputs.v
+    if inputs.key_mask is not None:
+        k, v = (x.masked_fill(~inputs.key_mask[:, None, :, None], math.nan) for x in (k, v))
+    q, k, v = (x.clone().requires_grad_() for x in (inputs.q, k, v))
+    target = "cpu" if case.device.type == "cpu" else None
+    plan = compile_plan(case.mask, target=target, head_dim=case.head_dim).to(case.device)
+    torch.manual_seed(case.seed)  # the draw that keep_mask has seen
+    o, lse = sparse_attention(
+        q, k, v, plan, key_mask=inputs.key_mask, dropout_p=case.dropout_p, return_lse=True,
+        backend=case.backend,
+    )  # fmt: skip
+    gradients = torch.autograd.grad((o, lse), (q, k, v), (inputs.grad_o, inputs.grad_lse))
+    return dict(zip(QUANTITIES, (o, lse, *gradients), strict=True))

@@ -1,0 +1,375 @@
+"""The contract of sparse_attention, crossed over dtypes, head sizes, lengths and features.
+
+Every case runs all backends of the CPU and is held to the bounds of `sparsebert.testing`.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import sparsebert as sb
+import sparsebert.api
+from sparsebert import dropout
+from sparsebert.backends import call as executor_call
+from sparsebert.plan import AttentionPlan
+from sparsebert.testing import expected_attention
+from sparsebert.tiles.format import TileGroup, build_tile_set
+
+BACKENDS = ("auto", "torch", "dense")
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+HEAD_DIMS = (8, 32, 64, 80, 128, 256)
+LENGTHS = (1, 63, 64, 65, 130, 512)
+
+
+def random_mask(heads: int, q_len: int, kv_len: int, density: float = 0.15) -> sb.AttentionMask:
+    """Different heads, dead rows and unused columns."""
+    dense = torch.rand(heads, q_len, kv_len) < density
+    dense[:, :: max(3, q_len // 4)] = False
+    dense[:, :, 1 :: max(3, kv_len // 4)] = False
+    return sb.AttentionMask.from_dense(dense)
+
+
+def half_dense_mask(heads: int, q_len: int, kv_len: int) -> sb.AttentionMask:
+    """Every second head attends to everything, the others to a narrow band."""
+    i, j = torch.arange(q_len)[:, None], torch.arange(kv_len)
+    band = (i - j).abs() <= 2
+    return sb.AttentionMask.from_dense(
+        torch.stack([band if h % 2 else torch.ones_like(band) for h in range(heads)])
+    )
+
+
+def shared_mask(heads: int, q_len: int, kv_len: int) -> sb.AttentionMask:
+    length = max(q_len, kv_len)
+    return sb.patterns.longformer(length, window=3, num_global=1).crop(q_len, kv_len)
+
+
+MASKS = (random_mask, half_dense_mask, shared_mask)
+HEADS = ((1, 1), (4, 2), (3, 3))  # H, H_kv
+PADDING = ("none", "right", "left", "middle")
+STRIDES = ("contiguous", "heads last", "sliced")
+DROPOUT = (0.0, 0.0, 0.3)
+
+
+def make_tensor(batch, heads, length, dim, dtype, strides):
+    """A random tensor [B, H, N, D] of one of the memory orders, its values rounded to dtype."""
+    if strides == "contiguous":
+        return torch.randn(batch, heads, length, dim).to(dtype)
+    if strides == "heads last":
+        return torch.randn(batch, length, heads, dim).to(dtype).transpose(1, 2)
+    return torch.randn(heads, length, batch, 2 * dim).to(dtype)[..., ::2].permute(2, 0, 1, 3)
+
+
+def make_key_mask(padding, batch, kv_len):
+    """bool [B, M]; the last sequence of the batch hides everything where there is padding."""
+    if padding == "none":
+        return None
+    position = torch.arange(kv_len)
+    hidden = {
+        "right": position >= kv_len * 2 // 3,
+        "left": position < kv_len // 3,
+        "middle": (position >= kv_len // 3) & (position < kv_len // 2),
+    }[padding]
+    key_mask = (~hidden).repeat(batch, 1)
+    key_mask[-1] = False
+    return key_mask
+
+
+def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS, scale=None):
+    """Forward and backward of each backend against the fp64 reference, within the bounds."""
+    (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
+    torch.manual_seed(11)
+    keep = None
+    if dropout_p:
+        keep = dropout.keep_mask(batch, heads, q_len, kv_len, dropout_p, device=q.device)
+    grad_o = torch.randn(q.shape).to(q)
+    expected = expected_attention(
+        q, k, v, mask, scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=dropout_p,
+        grad_o=grad_o,
+    )  # fmt: skip
+    dead = expected.exact["lse"] == -math.inf
+    for backend in backends:
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        torch.manual_seed(11)
+        o = sb.sparse_attention(
+            *inputs, plan, scale=scale, key_mask=key_mask, dropout_p=dropout_p, backend=backend
+        )
+        dq, dk, dv = torch.autograd.grad(o, inputs, grad_o)
+        lse = sb.sparse_attention(
+            q, k, v, plan, scale=scale, key_mask=key_mask, return_lse=True, backend=backend
+        )[1]
+        assert (o.dtype, lse.dtype) == (q.dtype, torch.float32)
+        results = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        for outcome in expected.outcomes(results):
+            assert outcome.passed, (backend, str(outcome))
+        assert not o[dead].any()
+        assert not dq[dead].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_contract(dtype, dim, length, device):
+    """On a GPU the plans are for it, and the kernels run too."""
+    on_gpu = device == "cuda"
+    backends = BACKENDS + (("triton",) if on_gpu and dtype != torch.float64 else ())
+    # Each draw of each case takes its features from a different place in their product.
+    case = (DTYPES.index(dtype) * len(HEAD_DIMS) + HEAD_DIMS.index(dim)) * len(LENGTHS)
+    features = list(itertools.product(MASKS, HEADS, PADDING, STRIDES, DROPOUT))
+    for draw in range(10 if length <= 65 else 2):  # longer ones would take minutes
+        pick = (97 * (case + LENGTHS.index(length)) + 31 * draw) % len(features)
+        make_mask, (heads, kv_heads), padding, strides, dropout_p = features[pick]
+        batch = 2
+        torch.manual_seed(draw)
+        q = make_tensor(batch, heads, length, dim, dtype, strides).to(device)
+        k, v = (
+            make_tensor(batch, kv_heads, length, dim, dtype, strides).to(device) for _ in range(2)
+        )
+        mask = make_mask(heads, length, length)
+        plan = sb.compile_plan(mask, target=None if on_gpu else "cpu").to(device)
+        key_mask = make_key_mask(padding, batch, length)
+        key_mask = None if key_mask is None else key_mask.to(device)
+        run_and_check(
+            q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=backends
+        )
+
+
+@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize("make_mask", MASKS)
+@pytest.mark.parametrize(
+    ("dtype", "nats", "size"),
+    [
+        (torch.float32, 200.0, 1.0),
+        (torch.float32, 200.0, 1e15),  # of values, and of what flows back
+        (torch.bfloat16, 200.0, 1e15),
+        (torch.float16, 200.0, 30.0),  # gradients stay below its largest number
+        (torch.float64, 200.0, 1e15),
+    ],
+)
+def test_large_scores_and_values(dtype, nats, size, make_mask, padding):
+    """Scores far apart both ways, in rows that padding empties in part, altogether or not."""
+    q, k, v = (make_tensor(2, h, 70, 16, dtype, "contiguous") for h in (4, 2, 2))
+    q[:, :, ::3] *= -1.0
+    k[:, :, ::2] = k[:, :, ::2].abs()  # many keys on one side, so that some rows have no large one
+    scale = nats / (q.double() @ k.double().repeat_interleave(2, 1).mT).abs().max().item()
+    v = v * size
+    mask = make_mask(4, 70, 70)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask(padding, 2, 70)
+    for dropout_p in (0.0, 0.3):
+        run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, scale=scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_whose_keys_are_far_to_the_right(backend):
+    """The kernels of torch step through keys: whole steps are hidden before such a row's first."""
+    dense = torch.zeros(5, 1300, dtype=torch.bool)
+    dense[0, 1200:], dense[1, 600:610], dense[2, :] = True, True, True
+    dense[3, [0, 1299]] = True
+    mask = sb.AttentionMask.from_dense(dense)
+    plan = sb.compile_plan(mask, target="cpu")
+    q, k, v = torch.randn(1, 1, 5, 16), torch.randn(1, 1, 1300, 16), torch.randn(1, 1, 1300, 16)
+    for key_mask in (None, torch.arange(1300)[None] >= 700):
+        run_and_check(
+            20 * q, k, v, mask, plan, key_mask=key_mask, dropout_p=0.0, backends=(backend,)
+        )
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 130), (130, 1), (63, 200), (200, 65)])
+@pytest.mark.parametrize("make_mask", MASKS)
+def test_rectangular(q_len, kv_len, make_mask):
+    q = make_tensor(2, 4, q_len, 16, torch.float32, "contiguous")
+    k, v = (make_tensor(2, 2, kv_len, 16, torch.float32, "heads last") for _ in range(2))
+    mask = make_mask(4, q_len, kv_len)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask("middle", 2, kv_len)
+    run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=0.0, scale=0.3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
+def test_hidden_rows_reach_nothing(backend, dropout_p, garbage, heads):
+    """The same bits whatever stands in k and v rows that no query may attend to."""
+    mask = random_mask(heads[0], 70, 90)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask("middle", 2, 90)
+    q = torch.randn(2, heads[0], 70, 16)
+    k, v = torch.randn(2, 2, heads[1], 90, 16)
+    group = heads[0] // heads[1]
+    attended = mask.dense()[0].any(1).view(heads[1], group, 90).any(1)
+    hidden = ~(attended[None] & key_mask[:, None, :])
+    assert hidden.any()
+    assert not hidden.all()
+
+    def run(k, v):
+        torch.manual_seed(3)
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        o, lse = sb.sparse_attention(
+            *inputs, plan, key_mask=key_mask, dropout_p=dropout_p, return_lse=True,
+            backend=backend,
+        )  # fmt: skip
+        return [o, lse, *torch.autograd.grad(o.square().sum(), inputs)]
+
+    clean = run(k, v)
+    poisoned = run(*(x.masked_fill(hidden[..., None], garbage) for x in (k, v)))
+    for a, b in zip(clean, poisoned, strict=True):
+        assert a.equal(b)
+    for gradient in poisoned[3:]:
+        assert gradient.masked_select(hidden[..., None]).eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_garbage_in_dead_queries_and_their_gradients_reaches_nothing(backend):
+    mask = random_mask(2, 70, 70)
+    plan = sb.compile_plan(mask, target="cpu")
+    key_mask = make_key_mask("right", 2, 70)
+    q, k, v, grad_o = torch.randn(4, 2, 2, 70, 16)
+    dead = ~(mask.dense() & key_mask[:, None, None, :]).any(-1)[..., None]
+
+    def run(q, grad_o):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        o = sb.sparse_attention(*inputs, plan, key_mask=key_mask, backend=backend)
+        return [o, *torch.autograd.grad(o, inputs, grad_o)]
+
+    nan = float("nan")
+    clean, poisoned = run(q, grad_o), run(q.masked_fill(dead, nan), grad_o.masked_fill(dead, nan))
+    for a, b in zip(clean, poisoned, strict=True):
+        assert a.equal(b)
+
+
+def plan_of_parts(mask: sb.AttentionMask, parts: list[np.ndarray], heights: list[int]):
+    """A plan whose rows are covered by one tile of every part, in a random row order."""
+    report = sb.compile_plan(mask, target="cpu").report
+    groups = []
+    for part, height in zip(parts, heights, strict=True):
+        order = np.random.default_rng(0).permutation(len(part)).astype(np.int32)
+        slots = np.full(-(-len(order) // height) * height, -1, dtype=np.int32)
+        slots[: len(order)] = order
+        bits = np.packbits(part, axis=-1, bitorder="little")
+        groups.append(TileGroup(0, bits, slots.reshape(-1, height)))
+    tiles = build_tile_set(groups, 1, mask.q_len, mask.kv_len)
+    return AttentionPlan.create(
+        mask, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), tiles, target="cpu",
+        objective="area", report=report,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_rows_covered_by_several_tiles(dropout_p, padding):
+    dense = torch.rand(150, 90) < 0.3
+    dense[7] = False
+    dense[20, 5:] = False
+    dense[20, :5] = True  # covered once, while its neighbours are covered four times
+    owner = torch.arange(90).expand(150, 90) % 4
+    owner[20] = 2
+    mask = sb.AttentionMask.from_dense(dense)
+    parts = [(dense & (owner == part)).numpy() for part in range(4)]
+    plan = plan_of_parts(mask, parts, [16, 32, 64, 128])
+    assert plan.dense()[0].equal(dense)
+    q = torch.randn(2, 4, 150, 24, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 90, 24, dtype=torch.float64)
+    key_mask = make_key_mask(padding, 2, 90)
+    run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("auto",))
+    run = lambda *x: torch.ops.sparsebert.attention(  # noqa: E731
+        *x, *plan.program_for("auto"), key_mask, None, 0.2, 0.0
+    )[0]
+    small = [x[:1].detach().requires_grad_() for x in (q, k, v)]
+    key_mask = None if key_mask is None else key_mask[:1]
+    assert torch.autograd.gradgradcheck(run, small, fast_mode=True)
+
+
+def test_bounded_steps_change_nothing(monkeypatch):
+    mask = random_mask(4, 130, 130)
+    plan = sb.compile_plan(mask, target="cpu")
+    q, k, v = torch.randn(3, 2, 4, 130, 16, dtype=torch.float64)
+    for module in ("torch_tiles", "dense"):
+        monkeypatch.setattr(f"sparsebert.backends.{module}.SCRATCH", 5000)
+    assert executor_call.SCRATCH > 5000
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("torch", "dense"))
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("torch", "dense"))
+
+
+@pytest.mark.parametrize("make", [sb.AttentionMask.from_dense], ids=["mask"])
+@pytest.mark.parametrize("fill", [False, True])
+def test_empty_and_full_masks(make, fill):
+    mask = make(torch.full((33, 47), fill))
+    plan = sb.compile_plan(mask, target="cpu")
+    q = torch.randn(1, 2, 33, 8)
+    k, v = torch.randn(2, 1, 2, 47, 8)
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0)
+
+
+def test_a_mask_in_place_of_a_plan_and_other_layouts_of_gradients():
+    mask = sb.patterns.star(65)
+    q, k, v = (torch.randn(1, 2, 65, 8, requires_grad=True) for _ in range(3))
+    sb.sparse_attention(q, k, v, mask).sum().backward()  # an expanded gradient
+    expected = torch.autograd.grad(sb.reference_attention(q, k, v, mask).sum(), (q, k, v))
+    for x, e in zip((q, k, v), expected, strict=True):
+        torch.testing.assert_close(x.grad, e)
+
+
+def test_only_some_inputs_need_gradients():
+    mask = sb.patterns.star(65)
+    q, k, v = torch.randn(3, 1, 2, 65, 8)
+    v.requires_grad_()
+    (dv,) = torch.autograd.grad(sb.sparse_attention(q, k, v, mask).sum(), v)
+    (expected,) = torch.autograd.grad(sb.reference_attention(q, k, v, mask).sum(), v)
+    torch.testing.assert_close(dv, expected)
+
+
+def test_the_explained_choice_is_what_auto_runs():
+    """On this mask some heads run in tiles and some dense, in one plan."""
+    mask = half_dense_mask(4, 1024, 1024)
+    plan = sb.compile_plan(mask, target="cpu")
+    assert {head.route for head in plan.explain().per_head} == {"tiles", "dense"}
+    q, k, v = torch.randn(3, 1, 4, 1024, 16)
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("auto",))
+    run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("auto",))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("make_mask", MASKS)
+def test_the_kernels_behind_the_op(dtype, make_mask):
+    """In Triton's interpreter where there is no GPU; the kernels have tests of their own."""
+    mask = make_mask(4, 33, 47)
+    plan = sb.compile_plan(mask, target="cpu")
+    q = make_tensor(2, 4, 33, 16, dtype, "heads last")
+    k, v = (make_tensor(2, 2, 47, 16, dtype, "contiguous") for _ in range(2))
+    key_mask = make_key_mask("middle", 2, 47)
+    for dropout_p in (0.0, 0.3):
+        run_and_check(
+            q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("triton",)
+        )
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    o = sb.sparse_attention(*inputs, plan, backend="triton")
+    (dq,) = torch.autograd.grad(o.float().square().sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="use backend='torch'"):
+        dq.sum().backward()
+
+
+def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
+    """On the CPU a mask of three dimensions would send SDPA to a path three times slower."""
+    mask = sb.patterns.random(64, density=0.9)
+    plan = sb.compile_plan(mask, target="cpu")
+    assert plan.program_for("auto").is_plain
+    q, k, v = torch.randn(3, 1, 2, 64, 16)
+    with torch.profiler.profile() as profile:
+        sb.sparse_attention(q, k, v, plan)
+    called = {event.name for event in profile.events()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_mask_is_compiled_once_for_a_device(device):
+    """Equal content is enough; a plan moved anew at every call would cost a copy each time."""
+    q = torch.empty(1, 1, 40, 8, device=device)
+    first, second = (sparsebert.api._plan_of(sb.patterns.star(40), q, q) for _ in range(2))
+    assert first is second
+    assert first.device.type == device

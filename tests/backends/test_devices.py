@@ -1,0 +1,145 @@
+"""Nothing is left on the CPU: every public function that takes tensors, on another device.
+
+Without a GPU on the meta device, watched for operations whose operands lie on two devices (torch
+itself lets some of these pass there).
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import sparsebert as sb
+from sparsebert import dropout
+from sparsebert.backends import sdpa as plain
+from sparsebert.backends import torch_attention as attention
+from sparsebert.backends.torch_program import from_tensors
+from tests.backends.test_routes import OPTIONS, PLANS
+
+DEVICES = ["meta", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices; copies and single numbers may cross."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors if x.dim() > 0}
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        assert copies or len(devices) <= 1, f"{func} on {devices}"
+        return func(*args, **kwargs or {})
+
+
+def test_the_watch_itself():
+    x, index = torch.empty(3, 4, device="meta"), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(AssertionError, match="index_select"), OneDevice():
+        x.index_select(0, index)
+
+
+def make(device, *shape, dtype=torch.float32):
+    x = torch.zeros(shape, dtype=dtype, device=device)
+    return x.requires_grad_() if dtype.is_floating_point else x
+
+
+def check_on(device, *results):
+    assert {x.device.type for x in results} == {device}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", PLANS)
+def test_sparse_attention(name, options, device):
+    plan = PLANS[name]().to(device)
+    q, k, v = (make(device, 2, h, n, 16) for h, n in ((4, 33), (2, 40), (2, 40)))
+    given = dict(OPTIONS[options])
+    if "key_mask" in given:
+        given["key_mask"] = make(device, 2, 40, dtype=torch.bool)
+    backends = ["auto", "torch", "dense"] + (["triton"] if device == "cuda" else [])
+    for backend in backends:
+        with OneDevice():
+            result = sb.sparse_attention(q, k, v, plan, backend=backend, **given)
+            o, *rest = result if isinstance(result, tuple) else (result,)
+            check_on(device, o, *rest, *torch.autograd.grad(o.sum(), (q, k, v)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", PLANS)
+def test_what_the_ops_run(name, device):
+    """The meta device does not look into them."""
+    plan = PLANS[name]().to(device)
+    q, k, v = (make(device, 2, h, n, 16).detach() for h, n in ((4, 33), (2, 40), (2, 40)))
+    key_mask = make(device, 2, 40, dtype=torch.bool)
+    calls = ((None, None, 0.0), (key_mask, dropout.draw_seed(device), 0.3))
+    for backend, (hidden, seed, p) in itertools.product(("auto", "torch", "dense"), calls):
+        program = from_tensors(*plan.program_for(backend))
+        options = hidden, seed, program, 0.25, p
+        with OneDevice():
+            o, lse = attention.forward(q, k, v, *options)
+            composed = attention.forward(q, k, v, *options, differentiable=True)
+            gradients = attention.backward(o, lse, q, k, v, o, lse, *options)
+        check_on(device, o, lse, *composed, *gradients)
+    program = plan.program_for("dense")
+    unused = torch.zeros(4, 40, dtype=torch.bool, device=device)
+    with OneDevice():
+        o = plain.attention(q, k, v, program.dense_mask, unused, key_mask, 0.25)
+    check_on(device, o)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_reference_attention(padded, device):
+    """Masks lie on the CPU, as do those that users make, whatever the tensors do."""
+    q, k, v = (make(device, 2, h, 33, 16) for h in (4, 2, 2))
+    key_mask = make(device, 2, 33, dtype=torch.bool) if padded else None
+    mask = sb.patterns.star(33)
+    for given in (mask, mask.dense()[0]):
+        o, lse = sb.reference_attention(q, k, v, given, key_mask=key_mask, return_lse=True)
+        check_on(device, o, lse, *torch.autograd.grad(o.sum(), (q, k, v)))
+        keep = dropout.keep_mask(2, 4, 33, 33, 0.3, device=device)
+        with_dropout = sb.reference_attention(
+            q, k, v, given, key_mask=key_mask, keep_mask=keep, dropout_p=0.3
+        )
+        check_on(device, keep, with_dropout)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+def test_modules(backend, device):
+    module = sb.SparseSelfAttention(
+        16, 2, sb.patterns.star(33), dropout=0.1, backend=backend, device=device
+    )
+    x, padding = make(device, 2, 30, 16), make(device, 2, 30, dtype=torch.bool)
+    with OneDevice():
+        check_on(device, module(x), module(x, key_padding_mask=padding))
+        check_on(device, *torch.autograd.grad(module(x).sum(), list(module.parameters())))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("structure", ["full", "toeplitz", "block"])
+def test_learned_masks(structure, device):
+    block_size = 8 if structure == "block" else None
+    dam = sb.DifferentiableAttentionMask(2, 4, 32, structure=structure, block_size=block_size)
+    dam = dam.to(device)
+    with OneDevice():
+        sample = dam.sample()
+        penalties = [dam.penalty(kind=kind) for kind in ("expected_l1", "executed_area")]
+        penalties.append(dam.penalty(kind="l1", sample=sample))
+        check_on(device, dam.probabilities(), sample, *penalties)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_models(need_weights, device):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        vocab_size=50, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.BertModel(config, add_pooling_layer=False)
+    model = sb.sparsify(model, sb.patterns.longformer(64)).to(device)
+    ids, padding = (make(device, 2, 48, dtype=torch.int64) for _ in range(2))
+    with OneDevice():
+        result = model(ids, attention_mask=padding, output_attentions=need_weights)
+    check_on(device, result.last_hidden_state, *(result.attentions or ()))

@@ -1,0 +1,233 @@
+"""How the compiler decides: what heads cost, when they fall back, what the search may use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sparsebert import patterns
+from sparsebert.compiler import words as bits
+from sparsebert.compiler.compile import compile_plan
+from sparsebert.compiler.cost.model import CostModel, PassCost, cost_model
+from sparsebert.compiler.orders import in_order
+from sparsebert.compiler.pieces import Tiles, cut, split_wide
+from sparsebert.compiler.pricing import Area, Time
+from sparsebert.compiler.report import HeadReport
+from sparsebert.compiler.routes import (
+    Mask,
+    report_dense,
+    report_tiles,
+    settle,
+    tiles_of_head,
+    with_fallback,
+)
+from sparsebert.compiler.search import _orders, _Search
+from sparsebert.masks import AttentionMask
+from sparsebert.masks.bits import pack
+from sparsebert.tiles.format import HEIGHTS
+
+PASS = PassCost(
+    call=1.0, shape=2.0, level=3.0, tile=0.5, row=0.01, column=0.1,
+    entry=dict.fromkeys(HEIGHTS, 0.001), merge=0.25, mixed=0.125, floor_row=0.0,
+    dense_call=0.5, dense_entry=0.01, mask_entry=0.02,
+)  # fmt: skip
+
+
+def a_model(margin: float = 1.0) -> CostModel:
+    """A CPU whose constants are round numbers, the backward pass twice the forward pass."""
+    backward = {
+        name: {h: 2 * t for h, t in value.items()} if name == "entry" else 2 * value
+        for name, value in dataclasses.asdict(PASS).items()
+    }
+    return dataclasses.replace(
+        cost_model("cpu"), forward=PASS, backward=PassCost(**backward), margin=margin
+    )
+
+
+def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> HeadReport:
+    """Tiles with these predicted times, where dense attention takes 100 and 200."""
+    tiles = Tiles(np.arange(16, dtype=np.int32)[None], np.array([16]))
+    report = report_tiles(Mask(heads, 256, 64, 64), [tiles], "some", (), "why", a_model())
+    return dataclasses.replace(
+        report,
+        predicted_us=forward,
+        predicted_backward_us=backward,
+        dense_us=100.0,
+        dense_backward_us=200.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "loses"),
+    [
+        (99.0, 200.0, None),
+        (90.0, 209.0, None),
+        (101.0, 100.0, "101 us forward, dense"),
+        (101.0, 200.0, "101 us forward, dense"),
+        (90.0, 211.0, "301 us forward and backward, dense attention 300"),
+    ],
+)
+def test_tiles_must_win_in_inference_and_in_training(
+    forward: float, backward: float, loses: str | None
+) -> None:
+    report = a_report(forward, backward)
+    chosen = with_fallback(report, Mask((0,), 256, 64, 64), a_model())
+    if loses is None:
+        assert chosen is report
+    else:
+        assert chosen.route == "dense" and loses in chosen.reason
+        assert chosen.tried[0] == ("some", forward)
+
+
+def test_within_the_margin_of_error_tiles_do_not_win() -> None:
+    mask = Mask((0,), 256, 64, 64)
+    assert with_fallback(a_report(99.0, 150.0), mask, a_model(1.05)).route == "dense"
+    assert with_fallback(a_report(95.0, 150.0), mask, a_model(1.05)).route == "tiles"
+
+
+@pytest.mark.parametrize("entries", [4096, 4095])
+def test_only_a_full_mask_costs_dense_attention_nothing(entries: int) -> None:
+    model, mask = a_model(), Mask((0,), entries, 64, 64)
+    times = [x.dense(64, 64, masked=entries < 4096) for x in (model.forward, model.backward)]
+    dense = report_dense(mask, (), "why", model)
+    assert [dense.predicted_us, dense.predicted_backward_us] == times
+    tiled = report_tiles(mask, rows_of(16, 16), "some", (), "why", model)
+    for report in (dense, tiled):
+        assert [report.dense_us, report.dense_backward_us] == times
+    assert ("no mask" in dense.cover) == (entries == 4096)
+
+
+def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
+    rows = np.full((2, 16), -1, dtype=np.int32)
+    rows[0], rows[1, :8] = np.arange(16), np.arange(8)
+    cover = [Tiles(rows, np.array([20, 16])), *rows_of(32, 40)]
+    report = report_tiles(Mask((0,), 256, 64, 64), cover, "some", (), "why", a_model())
+    assert report.tiles == {32: 1, 16: 2} and list(report.tiles) == [32, 16]
+    assert report.gathered_columns == 32 + 16 + 48
+    assert report.executed_fraction == (16 * 48 + 32 * 48) / 4096
+    assert report.merge_share == 1 - 32 / (16 + 8 + 32)
+    assert report.predicted_us == a_model().cover_us(cover, 64, 64)
+    assert report.predicted_backward_us == a_model().cover_us(cover, 64, 64, backward=True)
+
+
+def rows_of(height: int, width: int) -> list[Tiles]:
+    return [Tiles(np.arange(height, dtype=np.int32)[None], np.array([width]))]
+
+
+def test_heads_pay_for_each_other() -> None:
+    """By hand: 3 heads in tiles of two shapes, 1 dense; N = 64."""
+    covers = [rows_of(16, 16), rows_of(32, 64), []]
+    masks = [Mask((0, 1), 256, 64, 64), Mask((2,), 256, 64, 64), Mask((3,), 4096, 64, 64)]
+    reports = [a_report(10.0, 20.0, (0, 1)), a_report(30.0, 40.0, (2,)), a_report(1, 1, (3,))]
+    reports[2] = dataclasses.replace(
+        reports[2], route="dense", predicted_us=100.0, predicted_backward_us=200.0
+    )
+    settled = settle(reports, covers, masks, a_model())
+    # 1 head's call, 4 heads x 2 shapes of which 2 x 1 + 1 x 1 are priced, 64 rows of 4 heads mixed
+    extra = (1 * 1.0 + (4 * 2 - 3) * 2.0 + 64 * 4 * 0.125) / 3
+    assert [report.route for report in settled] == ["tiles", "tiles", "dense"]
+    assert settled[0].predicted_us == pytest.approx(10.0 + extra)
+    assert settled[1].predicted_us == pytest.approx(30.0 + extra)
+    assert settled[1].predicted_backward_us == pytest.approx(40.0 + 2 * extra)
+    assert settled[2] is reports[2]
+
+
+def test_heads_that_are_all_in_tiles_do_not_pay_for_mixing() -> None:
+    covers, masks = [rows_of(16, 16)] * 2, [Mask((h,), 256, 64, 64) for h in (0, 1)]
+    reports = [a_report(10.0, 20.0, (h,)) for h in (0, 1)]
+    assert settle(reports, covers, masks, a_model()) == reports
+    assert settle(reports[:1], covers[:1], masks[:1], a_model()) == reports[:1]
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "route"),
+    [(10.0, 20.0, "tiles"), (99.0, 20.0, "dense"), (10.0, 280.0, "dense")],
+)
+def test_all_heads_together_must_win_too(forward: float, backward: float, route: str) -> None:
+    """With the second head dense, the first must win by what the two parts of the call cost."""
+    covers, masks = [rows_of(16, 16), []], [Mask((h,), 256, 64, 64) for h in (0, 1)]
+    dense = dataclasses.replace(a_report(100.0, 200.0, (1,)), route="dense", reason="no structure")
+    settled = settle([a_report(forward, backward), dense], covers, masks, a_model())
+    assert settled[0].route == route
+    assert settled[1] is dense
+    if route == "dense":
+        assert "does not pay for all heads together: with 1 of 2 in tiles" in settled[0].reason
+
+
+def test_heads_with_masks_of_their_own_share_no_tiles() -> None:
+    """What comes once for all heads that share tiles is priced by how many do."""
+    n, heads = 512, 4
+    one = patterns.longformer(n, 8, 2)
+    same = AttentionMask.stack_heads([one] * heads)
+    each = AttentionMask.stack_heads([patterns.longformer(n, 8 + h, 2) for h in range(heads)])
+    for mask, tile_sets in ((same, 1), (each, heads)):
+        plan = compile_plan(mask, target="cpu", threads=1, objective="area")
+        model = cost_model("cpu", copies=heads, tile_sets=tile_sets)
+        predicted = [model.cover_us(tiles_of_head(plan.tiles, u), n, n) for u in range(tile_sets)]
+        found = [head.predicted_us for head in plan.report.per_head]
+        assert found == pytest.approx(predicted)
+    assert cost_model("cpu", copies=4, tile_sets=4) != cost_model("cpu", copies=4, tile_sets=1)
+
+
+# ------------------------------------------------------------------------ the search
+
+
+def test_peeled_tiles_pay_for_merging() -> None:
+    time = Time(a_model(), 64, 64)
+    rows, width = np.array([16, 9]), np.array([32, 48])
+    merging = time.peeled_tile(16, rows, width) - time.tile(16, rows, width)
+    assert merging == pytest.approx(rows * PASS.merge)
+
+
+def test_patches_begin_behind_the_special_tokens() -> None:
+    """A grid after 3 special tokens is folded as the same grid without them."""
+    mask = patterns.neighborhood_2d(16, 16, 5, num_special=3)
+    words = bits.to_words(mask.bits[0, 0])
+    plain, _ = _orders(mask.bits[0, 0], words, np.arange(3, 259), 259, Area())
+    patches = next(order for order in plain if "patches 4 wide of a grid 16 wide" in order.name)
+    for group in patches.rows:
+        place = (group[group >= 0] - 3) % 16
+        assert len(set(place // 4)) == 1
+
+
+def words_with_long_rows() -> np.ndarray:
+    mask = np.abs(np.arange(96)[:, None] - np.arange(96)) <= 2
+    mask[[17, 40]] = True
+    return bits.to_words(pack(mask))
+
+
+def test_long_rows_are_tried_apart_at_every_height() -> None:
+    """Apart, the other rows keep to one height or mix them, just as when they are together."""
+    words, time = words_with_long_rows(), Time(a_model(), 96, 96)
+    search = _Search(time)
+    passes = list(search._passes(words, in_order(np.arange(96), 128), time.height_choices))
+    apart = [pieces for pieces in passes if len(pieces) == 2]
+    assert len(apart) == len(time.height_choices) == len(passes) - len(apart)
+    for pieces, heights in zip(apart, time.height_choices, strict=True):
+        assert pieces[0].name == "2 long rows"
+        assert {tiles.height for tiles in pieces[1].tiles} <= set(heights)
+        entries = [bits.count(piece.words).sum() for piece in pieces]
+        assert sum(entries) == bits.count(words).sum()
+        assert not (pieces[0].words & pieces[1].words).any()
+        rows = np.concatenate([tiles.rows.reshape(-1) for tiles in pieces[0].tiles])
+        assert set(rows[rows >= 0]) == {17, 40}
+
+
+def test_global_tokens_do_not_widen_their_neighbours() -> None:
+    mask = patterns.sliding_window(512, 4).dense()[0, 0]
+    mask[[100, 300]] = True
+    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    assert "2 long rows" in plan.report.per_head[0].cover
+    assert plan.explain().executed_fraction < 0.1
+
+
+@pytest.mark.parametrize("limit", [16, 37, 40, 50, 100, 119])
+def test_no_part_of_an_even_tile_is_wider_than_the_limit(limit: int) -> None:
+    full = bits.to_words(pack(np.ones((16, 120), dtype=bool)))
+    whole = cut(full, in_order(np.arange(16), 16), Area().tile, (16,))
+    parts = list(split_wide((whole,), limit, 120))
+    widths = [int(tiles.width.max()) for piece in parts for tiles in piece.tiles]
+    assert max(widths) <= limit and sum(widths) == 120
+    assert len(widths) == -(-120 // limit)  # and no more parts than it takes

@@ -1,0 +1,185 @@
+"""Launches that leave out Triton's own: what reaches the driver is the same, argument by argument.
+
+In a process of its own, for the kernels are compiled (for sm_90) and not interpreted; a stub in
+place of the CUDA driver writes down what it is asked to launch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests import ROOT
+
+pytest.importorskip("triton")
+
+SCRIPT = """
+import json
+import torch, triton
+from benchmarks.band import band_program
+from benchmarks.kernels_host import StubDriver
+from sparsebert.kernels import attention, launch
+
+launched, ordinary, inputs = [], [], {}
+
+def describe(x):
+    if not isinstance(x, torch.Tensor):
+        return repr(x)
+    origin = inputs.get(x.data_ptr(), "made in the call")
+    return [str(x.dtype), list(x.shape), list(x.stride()), origin]
+
+class Recorder(StubDriver):
+    def launcher_cls(self, source, metadata):
+        def record(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
+            launched.append([metadata.hash, x, y, z, stream, function, list(packed),
+                             type(launch_metadata).__name__, *map(describe, arguments)])
+        return record
+
+triton.runtime.driver.set_active(Recorder())
+launch.architecture = lambda device: "sm90"
+run = triton.JITFunction.run
+
+def counted(self, *arguments, **options):
+    ordinary.append(self.__name__)
+    return run(self, *arguments, **options)
+
+triton.JITFunction.run = counted
+
+def once(change=None, parts=1, key_mask=None, seed=None, grad_lse=None, kv_heads=2):
+    program = band_program(40, (16,), parts=parts)
+    heads = (2, kv_heads, kv_heads)
+    q, k, v = (torch.zeros(1, 40, h, 16).bfloat16().transpose(1, 2) for h in heads)
+    if change:
+        q, k, v = change(q), change(k), change(v)
+    inputs.clear()
+    inputs.update({x.data_ptr(): i for i, x in enumerate((q, k, v, *program.arrays)) if x.numel()})
+    def call():
+        launched.clear(), ordinary.clear()
+        p = 0.0 if seed is None else 0.3
+        o, lse = attention.forward(q, k, v, key_mask, seed, program, 0.25, p)
+        if change is None:
+            attention.backward(o, grad_lse, q, k, v, o, lse, key_mask, seed, program, 0.25, p)
+        return [list(launched), list(ordinary)]
+    return [call(), call()]
+
+def shifted(x, by=1):
+    return x.new_zeros(x.numel() + by)[by:].as_strided(x.shape, x.stride())
+
+def far(x):
+    return x.as_strided(x.shape, (2**40, *x.stride()[1:]))
+
+print(json.dumps({
+    "plain": once(),
+    "merges": once(parts=2),
+    "features": once(key_mask=torch.ones(1, 40, dtype=torch.bool), seed=torch.tensor([7]),
+                     grad_lse=torch.zeros(1, 2, 40), kv_heads=1),
+    "aligned again": once(),
+    "shifted": once(shifted),
+    "half shifted": once(lambda x: shifted(x, 4)),
+    "far": once(far),
+    "fp16": once(lambda x: x.half()),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def records():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", ["plain", "merges", "features"])
+def test_a_second_call_launches_the_same_without_triton(records, case):
+    (first, ordinary), (second, again) = records[case]
+    assert len(first) == (8 if case == "merges" else 4)
+    assert ordinary and not again
+    assert first == second
+
+
+def test_what_is_known_is_launched_directly(records):
+    assert records["aligned again"][0][1] == []
+    assert records["aligned again"][0][0] == records["plain"][0][0]
+
+
+def test_another_dtype_is_another_form(records):
+    """fp16 and bf16 have the same constants, strides and addresses."""
+    (first, ordinary), (second, again) = records["fp16"]
+    assert first == second and ordinary and not again
+    assert first[0][0] not in {launch[0] for launch in records["plain"][0][0]}
+
+
+@pytest.mark.parametrize("case", ["shifted", "half shifted", "far"])
+def test_what_is_out_of_the_ordinary_is_left_to_triton(records, case):
+    """Another compiled form: one that does not count on alignment, or with 64-bit strides."""
+    (first, ordinary), (second, again) = records[case]
+    assert first == second and ordinary == again
+    assert ordinary == ["forward_kernel"]
+    plain = {launch[0] for launch in records["plain"][0][0]}
+    assert first[0][0] not in plain
+
+
+def test_rows_count_as_aligned_only_as_far_as_strides_and_beginnings_are():
+    from sparsebert.kernels.launch import alignment
+
+    base = torch.zeros(4096, dtype=torch.bfloat16)
+    shape = (1, 2, 8, 40)
+    heads_last = base[:640].view(1, 8, 2, 40).transpose(1, 2)
+    assert alignment(heads_last) == 8
+    assert alignment(heads_last, base[4:644].view(shape)) == 4
+    assert alignment(heads_last, base[1:641].view(shape)) == 1
+    assert alignment(base[:672].as_strided(shape, (672, 336, 42, 1))) == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (2, 1), (2, 7), (2, 8), (0, 8), (1, 8)])
+def test_a_key_mask_is_in_pairs_whatever_its_memory(shape):
+    from sparsebert.kernels.launch import in_pairs
+
+    def offset(x):  # memory that torch did not allocate may begin at an odd address
+        raw = torch.frombuffer(bytearray(x.numel() + 8), dtype=torch.bool, offset=1)
+        return raw[: x.numel()].view(x.shape).copy_(x)
+
+    def strided(x):
+        return x.new_zeros(x.shape[0], 2 * x.shape[1] + 1)[:, 1::2].copy_(x)
+
+    key_mask = torch.rand(shape) < 0.5
+    one = key_mask[:1].expand(min(shape[0], 1) * 3, -1)
+    for x in (key_mask, offset(key_mask), strided(key_mask), one):
+        pairs = in_pairs(x)
+        assert pairs.data_ptr() % 2 == 0 and pairs.dtype == torch.int16
+        assert torch.equal(pairs.contiguous().view(torch.bool)[:, : x.shape[1]], x)
+    if key_mask.numel() and shape[1] % 2 == 0:
+        assert in_pairs(key_mask).data_ptr() == key_mask.data_ptr()  # not a copy
+
+
+def test_rows_far_apart_are_copied_even_a_single_one():
+    """The kernels compute a row's offset in 32 bits, and cannot take a longer stride at all."""
+    from sparsebert.kernels.launch import with_contiguous_rows
+
+    near = torch.zeros(2, 2, 4, 8)
+    assert with_contiguous_rows(near) is near
+    assert with_contiguous_rows(near[:, :, :, :1]).stride(-2) == 8
+    for x in (torch.zeros(8).as_strided((1, 1, 1, 8), (2**40, 2**40, 2**40, 1)), near.mT):
+        copied = with_contiguous_rows(x)
+        assert torch.equal(copied, x)
+        assert copied.stride(-1) == 1 and copied.stride(-2) == x.shape[-1]
+
+
+def test_more_programs_than_a_gpu_launches_are_refused():
+    from sparsebert.kernels.prepared import Launcher
+
+    class Kernel:
+        arg_names = ("x_ptr", "n", "BLOCK")
+
+    with pytest.raises(ValueError, match=r"2147483648 programs .* split the batch"):
+        Launcher(Kernel())(2**31, {"x_ptr": torch.zeros(1), "n": 1, "BLOCK": 1}, num_warps=4)
