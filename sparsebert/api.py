@@ -20,12 +20,13 @@ from sparsebert import dropout
 from sparsebert.arguments import BACKENDS, as_number, check_call, check_fit, check_tensors
 from sparsebert.backends import sdpa as plain
 from sparsebert.backends import torch_attention as attention
-from sparsebert.backends.call import can_look_at, expand_heads, is_transformed
+from sparsebert.backends.call import expand_heads
 from sparsebert.backends.torch_program import FlatProgram, from_tensors
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
+from sparsebert.support.tensors import can_look_at, is_transformed
 
 __all__ = ["BACKENDS", "sparse_attention"]
 

@@ -5,37 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch.autograd import forward_ad
 
 from sparsebert import dropout
+from sparsebert.support.tensors import may_hold_any
 
 SCRATCH = 1 << 23
 """Elements of scores, or of gathered keys, that one step may hold; bounds the memory."""
-
-
-def can_look_at(x: torch.Tensor) -> bool:
-    """Whether Python may decide by the values of x: on the CPU, and not while a call is traced."""
-    return x.device.type == "cpu" and has_own_values(x)
-
-
-def has_own_values(x: torch.Tensor) -> bool:
-    """Whether x is a plain tensor, and not one that is traced, or transformed by torch.func."""
-    if type(x) is not torch.Tensor or torch.compiler.is_compiling():
-        return False
-    return torch._C._get_tracing_state() is None and not is_transformed()
-
-
-def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work.
-
-    Our ops have no rules for these; composed operations have.
-    """
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def may_hold_any(x: torch.Tensor) -> bool:
-    """False only where a bool tensor is seen to hold no True."""
-    return not can_look_at(x) or bool(x.any())
 
 
 def needed(key_mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from sparsebert.backends import torch_engines as engines
-from sparsebert.backends.call import SCRATCH, Call, may_hold_any
+from sparsebert.backends.call import SCRATCH, Call
+from sparsebert.support.tensors import may_hold_any
 
 
 def forward(

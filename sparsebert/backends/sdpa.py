@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from sparsebert.backends.call import expand_heads, may_hold_any, needed
+from sparsebert.backends.call import expand_heads, needed
 from sparsebert.backends.dense import allowed_positions, rows_without_any
+from sparsebert.support.tensors import may_hold_any
 
 
 def attention(

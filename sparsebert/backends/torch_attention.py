@@ -18,11 +18,11 @@ from sparsebert.backends.call import (
     Call,
     Dropout,
     expand_heads,
-    may_hold_any,
     needed,
     without_padding,
 )
 from sparsebert.backends.torch_program import TorchProgram
+from sparsebert.support.tensors import may_hold_any
 
 
 def forward(

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from sparsebert.backends.call import has_own_values, is_transformed
 from sparsebert.plan_cache import MaskPlans, packed_for
+from sparsebert.support.tensors import is_transformed, may_hold_any
 
 
 def may_begin_with_padding(real: torch.Tensor) -> bool:
@@ -21,20 +21,7 @@ def may_begin_with_padding(real: torch.Tensor) -> bool:
 
     Ask once in a forward: this waits for a GPU.
     """
-    return may_hold_any(real[:, :1] == 0)
-
-
-def may_hold_any(x: torch.Tensor) -> bool:
-    """False where a bool tensor is seen to hold no True.
-
-    Values that cannot be looked at, while a call is traced, transformed by torch.func or
-    captured, might be anything.
-    """
-    if x.is_meta or not has_own_values(x):
-        return True
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return True
-    return bool(x.any())
+    return may_hold_any(real[:, :1] == 0, wait=True)
 
 
 def packed_begins(full: torch.Tensor) -> torch.Tensor:

@@ -43,10 +43,10 @@ from sparsebert.integrations.huggingface.padding import (
     first_of_each,
     first_tokens,
     may_begin_with_padding,
-    may_hold_any,
     packed_begins,
 )
 from sparsebert.masks import AttentionMask, patterns
+from sparsebert.support.tensors import may_hold_any
 
 CAUSAL = 0
 """The model's own rule, as an int: None for none, CAUSAL, or the window's w from 1 up."""
@@ -149,7 +149,7 @@ def sparsebert_mask(
     if attention_mask is None:
         if total == q_length and not kwargs.get("use_vmap") and _sees_the_last(local_size, kwargs):
             begins = packed_begins(full[:, 0])
-            if may_hold_any(begins[:, 1:]):
+            if may_hold_any(begins[:, 1:], wait=True):
                 return _encode(None, begins, full[:, 0], _PACKED)
         attention_mask = torch.ones((batch_size, total), dtype=torch.bool, device=device)
     check_key_mask(attention_mask, batch_size, total)
