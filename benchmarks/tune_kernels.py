@@ -37,8 +37,8 @@ from benchmarks.gpu_cases import check_case
 from benchmarks.gpu_times import time_call
 from benchmarks.measure import RESULTS, provenance
 from sparsebert.kernels import attention, configs
+from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
-from sparsebert.kernels.launch import architecture
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _KERNELS = ("forward", "dq", "dkdv")

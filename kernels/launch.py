@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import torch
 import triton
 
+from .architecture import architecture
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import block_d, launch_config
 from .forward import forward_kernel
@@ -184,18 +184,7 @@ def dot_precision(dtype: torch.dtype, arch: str, head_dim: int) -> str:
 
 
 def target_of(arch: str) -> str:
-    """What kind of compiler makes code for `arch`: "cuda", "hip" or "interpreter"."""
-    if arch == "interpreter":
-        return arch
-    return "cuda" if arch.startswith("sm") else "hip"
-
-
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """The key of the launch table: "sm90", "gfx942", ...; "interpreter" on the CPU."""
-    if device.type == "cpu":
+    """What runs kernels on `arch`: the compiler for "cuda" or "hip", or the "interpreter"."""
+    if arch == "cpu":
         return "interpreter"
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm{properties.major}{properties.minor}"
+    return "cuda" if arch.startswith("sm") else "hip"

@@ -14,24 +14,21 @@ import numpy as np
 
 from sparsebert.tiles.format import TileSet
 
-WORD_COLUMNS = 32
-"""Columns that one word of a row covers."""
-
-COLUMN_PAD = 128
-"""Column lists are padded to a multiple of this; no kernel takes a longer step."""
-
-PACKED_HEIGHTS = (128, 64, 32, 16)
-"""The order in which work items are sorted, and launched."""
-
-ROW_START, COL_START, WORD_START, WORD_COL, FULL, WIDTH, HEAD, SLOT_BASE = range(8)
-"""The fields of a work item, in `PackedTiles.items`."""
-
-WORD_ORDER = np.arange(WORD_COLUMNS).reshape(4, 4, 2).transpose(1, 0, 2).reshape(-1)
-"""Which of its 32 columns each bit of a word is for, lowest bit first.
-
-Tensor cores give a thread columns 8 j + 2 (lane % 4) + {0, 1}; theirs are one byte of the word, so
-that the thread tests constant bits.
-"""
+from .layout import (
+    COL_START,
+    COLUMN_PAD,
+    FULL,
+    HEAD,
+    ITEM_FIELDS,
+    PACKED_HEIGHTS,
+    ROW_START,
+    SLOT_BASE,
+    WIDTH,
+    WORD_COL,
+    WORD_COLUMNS,
+    WORD_ORDER,
+    WORD_START,
+)
 
 _UNPACKED_LIMIT = 1 << 26  # bytes of unpacked bits held at once
 
@@ -87,7 +84,7 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> PackedTiles:
     users = [np.flatnonzero(heads == u) for u in range(tiles.num_heads)]
     tile = np.repeat(np.arange(tiles.num_tiles), [len(users[u]) for u in tiles.head])
     head = np.concatenate([users[u] for u in tiles.head]) if len(tile) else tile
-    items = np.zeros((len(tile), 8), dtype=np.int64)
+    items = np.zeros((len(tile), ITEM_FIELDS), dtype=np.int64)
     items[:, ROW_START] = tiles.row_start[tile]
     items[:, COL_START] = col_start[tile]
     items[:, WORD_START] = word_start[tile]
@@ -220,6 +217,6 @@ def _turn_words(
     is_row = tiles.rows[row_start[:, None] + np.arange(height)] >= 0
     bits[line_start[owner] + rank] = is_row[owner]
 
-    by_row = bits.reshape(-1, WORD_COLUMNS, height)[:, WORD_ORDER].transpose(0, 2, 1)
+    by_row = bits.reshape(-1, WORD_COLUMNS, height)[:, list(WORD_ORDER)].transpose(0, 2, 1)
     packed = np.packbits(by_row, axis=-1, bitorder="little")  # [units, height, 4]
     return np.ascontiguousarray(packed).view("<i4").reshape(-1)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .pack import PACKED_HEIGHTS, PackedTiles, pack_tiles
+from .layout import PACKED_HEIGHTS
+from .pack import PackedTiles, pack_tiles
 
 if TYPE_CHECKING:
     from sparsebert.plan import AttentionPlan

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 from sparsebert.kernels import configs, launch
+from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import launch_config, shared_limit
 from sparsebert.kernels.launch import dot_precision
 from sparsebert.kernels.prepared import Launcher
@@ -80,14 +81,14 @@ def test_launches_on_the_device_of_the_tensors(monkeypatch, current, switches):
 
 
 def test_names_of_architectures(monkeypatch):
-    """As the launch table has them; what an AMD GPU adds about its modes is left out."""
+    """As tables are keyed by them; what an AMD GPU adds about its modes is left out."""
     card = types.SimpleNamespace(major=12, minor=1, gcnArchName="gfx942:sramecc+:xnack-")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     for device, hip, name in (("cuda:90", None, "sm121"), ("cuda:91", "6.4", "gfx942")):
         monkeypatch.setattr(torch.version, "hip", hip)
-        assert launch.architecture(torch.device(device)) == name
-    assert launch.architecture(torch.device("cpu")) == "interpreter"
-    targets = [launch.target_of(arch) for arch in ("sm90", "gfx942", "interpreter")]
+        assert architecture(torch.device(device)) == name
+    assert architecture(torch.device("cpu")) == "cpu"
+    targets = [launch.target_of(arch) for arch in ("sm90", "gfx942", "cpu")]
     assert targets == ["cuda", "hip", "interpreter"]
 
 

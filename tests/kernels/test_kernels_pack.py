@@ -7,7 +7,7 @@ import torch
 from sparsebert.tiles.format import TileGroup, TileSet, build_tile_set
 
 pytest.importorskip("triton")
-from sparsebert.kernels import pack
+from sparsebert.kernels import layout, pack
 from sparsebert.kernels.program import from_tensors, pack_program
 
 
@@ -33,14 +33,16 @@ def unpack(packed, num_heads, num_rows, num_cols):
     written = np.zeros((num_heads, num_rows), dtype=int)
     slots_used = np.zeros(packed.num_slots, dtype=int)
     merges = {tuple(entry[:2]): entry[2:] for entry in packed.merges.tolist()}
-    position = np.empty(pack.WORD_COLUMNS, dtype=int)  # of each column's bit in a word
-    position[pack.WORD_ORDER] = np.arange(pack.WORD_COLUMNS)
-    heights = np.repeat(pack.PACKED_HEIGHTS, packed.counts)
+    position = np.empty(layout.WORD_COLUMNS, dtype=int)  # of each column's bit in a word
+    position[list(layout.WORD_ORDER)] = np.arange(layout.WORD_COLUMNS)
+    heights = np.repeat(layout.PACKED_HEIGHTS, packed.counts)
     for item, height in zip(packed.items, heights, strict=True):
         row_start, col_start, word_start, word_col, full, width, head, slot_base = item.tolist()
         rows = packed.rows[row_start : row_start + height]
         slots = packed.slots[row_start : row_start + height]
-        cols = packed.cols[col_start : col_start + -(-width // pack.COLUMN_PAD) * pack.COLUMN_PAD]
+        cols = packed.cols[
+            col_start : col_start + -(-width // layout.COLUMN_PAD) * layout.COLUMN_PAD
+        ]
         for column, col in enumerate(cols):
             allowed = rows >= 0
             if column >= word_col:
@@ -125,7 +127,7 @@ def test_the_tallest_tiles_and_the_rows_with_most_parts_come_first():
     mask = np.random.default_rng(0).random((1, 70, 60)) < 0.3
     tiles = cover(mask, (128, 16), 4)
     packed = pack.pack_tiles(tiles, np.zeros(1, dtype=np.int64))
-    assert pack.PACKED_HEIGHTS == (128, 64, 32, 16) and packed.counts == (2, 0, 0, 10)
+    assert layout.PACKED_HEIGHTS == (128, 64, 32, 16) and packed.counts == (2, 0, 0, 10)
     parts = packed.merges[:, 3].tolist()
     assert parts == sorted(parts, reverse=True) and parts[0] == 4
     program = pack_program(packed, packed, 70, 60, 1)
@@ -138,8 +140,8 @@ def test_heads_with_one_mask_have_partial_results_of_their_own():
     packed = pack.pack_tiles(cover(mask, (16,), 2), np.array([0, 1, 0]))
     base = {}
     for item in packed.items.tolist():
-        if item[pack.SLOT_BASE] >= 0:
-            base.setdefault(item[pack.HEAD], set()).add(item[pack.SLOT_BASE])
+        if item[layout.SLOT_BASE] >= 0:
+            base.setdefault(item[layout.HEAD], set()).add(item[layout.SLOT_BASE])
     of_head = np.bincount(packed.merges[:, 0], weights=packed.merges[:, 3], minlength=3)
     starts = (np.cumsum(of_head) - of_head).astype(int).tolist()
     assert base == {head: {start} for head, start in enumerate(starts)}
