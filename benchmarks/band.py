@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsebert.kernels.pack import pack_tiles
 from sparsebert.kernels.program import KernelProgram, pack_program
-from sparsebert.tiles.format import TileGroup, build_tile_set
+from sparsebert.tiles.build import TileGroup, build_tile_set
 
 
 def band(length: int, half_width: int) -> np.ndarray:

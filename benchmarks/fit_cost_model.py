@@ -44,7 +44,8 @@ from sparsebert.estimate import ModelShape, calibrate
 from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
-from sparsebert.tiles.format import HEIGHTS, TileGroup, build_tile_set
+from sparsebert.tiles.build import TileGroup, build_tile_set
+from sparsebert.tiles.format import HEIGHTS
 
 HEADS, DIMS, ROUNDS = 12, (32, 64, 128), 5
 THREADS = (1, 2)

@@ -89,7 +89,7 @@ def build_program(plan: AttentionPlan, *, only_tiled: bool = False) -> KernelPro
     others get zeros and an LSE of -inf, as if their masks were empty.
     """
     from sparsebert.compiler.compile import compile_tiles
-    from sparsebert.tiles.format import without_heads
+    from sparsebert.tiles.assemble import without_heads
 
     queries, keys = plan.tiles, plan.transposed
     if plan.dense_heads.any():

@@ -20,13 +20,11 @@ import numpy as np
 import torch
 
 from sparsebert.masks import AttentionMask
+from sparsebert.tiles.batching import batch_tiles
 from sparsebert.tiles.format import TileSet
 
 TORCH, TRITON, MIXED = 0, 1, 2
 """What a program is for: the torch executor, the kernels in `sparsebert.kernels`, or both."""
-
-_SAME_BUCKET = 0.8
-"""Tiles share a bucket if the narrower is at least this fraction of the widest one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +220,11 @@ def build_program(
     used = np.array([int((tiles.row_slots(tile) >= 0).sum()) for tile, _ in work], dtype=np.int64)
     width = np.array([int(tiles.padded_width[tile]) for tile, _ in work], dtype=np.int64)
     buckets, slot_rows, first_slot = [], [], 0
-    for members in _bucket_members(used, width):
+    batching = batch_tiles(used, width)
+    shapes = zip(batching.rows.tolist(), batching.width.tolist(), strict=True)
+    for members, (height, columns) in zip(batching.members(), shapes, strict=True):
         batch = [work[i] for i in members]
-        bucket, rows = _make_bucket(
-            tiles, batch, int(used[members].max()), int(width[members].max()), stride, first_slot
-        )
+        bucket, rows = _make_bucket(tiles, batch, height, columns, stride, first_slot)
         buckets.append(bucket)
         slot_rows.append(rows)
         first_slot += rows.size
@@ -256,23 +254,6 @@ def build_program(
         dense_unused=dense_unused,
         dense_dead=dense_dead,
     )
-
-
-def _bucket_members(used: np.ndarray, width: np.ndarray) -> list[np.ndarray]:
-    """Split tiles into groups of equal row count and similar width, widest first."""
-    order = np.lexsort((-width, -used))
-    groups: list[list[int]] = []
-    for tile in order:
-        first = groups[-1][0] if groups else None
-        if (
-            first is not None
-            and used[tile] == used[first]
-            and width[tile] >= _SAME_BUCKET * width[first]
-        ):
-            groups[-1].append(tile)
-        else:
-            groups.append([tile])
-    return [np.array(group) for group in groups]
 
 
 def _make_bucket(

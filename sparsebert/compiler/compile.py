@@ -32,7 +32,9 @@ from sparsebert.masks.mask_input import refused
 from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
 from sparsebert.support import checks
-from sparsebert.tiles.format import TileSet, crop_tiles, without_heads
+from sparsebert.tiles.assemble import without_heads
+from sparsebert.tiles.crop import crop_tiles
+from sparsebert.tiles.format import TileSet
 
 _OBJECTIVES = ("time", "area")
 

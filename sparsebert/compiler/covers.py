@@ -23,7 +23,10 @@ from sparsebert.compiler.search import Cover, best_cover
 from sparsebert.masks import AttentionMask
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.progress import Progress
-from sparsebert.tiles.format import TileGroup, TileSet, build_tile_set, crop_tiles, join_heads
+from sparsebert.tiles.assemble import join_heads
+from sparsebert.tiles.build import TileGroup, build_tile_set
+from sparsebert.tiles.crop import crop_tiles
+from sparsebert.tiles.format import TileSet
 
 _WORTH_A_THREAD = 1 << 16
 """Bytes of a head's bits; below, little happens outside of Python's own lock."""

@@ -16,7 +16,7 @@ from sparsebert import dropout
 from sparsebert.backends import call as executor_call
 from sparsebert.plan import AttentionPlan
 from sparsebert.testing import expected_attention
-from sparsebert.tiles.format import TileGroup, build_tile_set
+from sparsebert.tiles.build import TileGroup, build_tile_set
 
 BACKENDS = ("auto", "torch", "dense")
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))

@@ -15,13 +15,13 @@ from sparsebert import patterns
 from sparsebert.backends.torch_program import (
     FlatProgram,
     TorchProgram,
-    _bucket_members,
     build_program,
     from_tensors,
 )
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
+from sparsebert.tiles.batching import batch_tiles
 
 
 def scattered(heads: int, rows: int, columns: int) -> AttentionMask:
@@ -125,7 +125,7 @@ def test_buckets_are_of_one_shape_and_little_padding(name: str) -> None:
 def test_widths_within_a_fifth_of_the_widest_share_a_bucket() -> None:
     used = np.array([16, 16, 32, 16, 16, 32])
     width = np.array([80, 100, 48, 79, 64, 48])
-    groups = [group.tolist() for group in _bucket_members(used, width)]
+    groups = [group.tolist() for group in batch_tiles(used, width).members()]
     assert groups == [[2, 5], [1, 0], [3, 4]]  # 64 of 79 is above 0.8, 79 of 100 is not
 
 

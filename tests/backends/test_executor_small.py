@@ -19,7 +19,7 @@ from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
 from sparsebert.testing import expected_attention
-from sparsebert.tiles.format import TileGroup, build_tile_set
+from sparsebert.tiles.build import TileGroup, build_tile_set
 
 B, H, N, M, D = 2, 4, 37, 45, 8
 DEAD, UNUSED = 5, 7

@@ -17,7 +17,7 @@ from sparsebert import autograd as library
 from sparsebert.backends import sdpa as plain
 from sparsebert.backends.torch_program import MIXED, TORCH, TRITON, FlatProgram, from_tensors
 from sparsebert.plan import AttentionPlan
-from sparsebert.tiles.format import without_heads
+from sparsebert.tiles.assemble import without_heads
 from tests.attention.test_sparse_attention import (
     half_dense_mask,
     make_key_mask,

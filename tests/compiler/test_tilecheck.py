@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from sparsebert.masks.bits import pack
+from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.check import check_cover, check_format
-from sparsebert.tiles.format import TileGroup, TileSet, build_tile_set, crop_tiles
+from sparsebert.tiles.crop import crop_tiles
+from sparsebert.tiles.format import TileSet
 
 Change = Callable[[dict[str, np.ndarray]], None]
 

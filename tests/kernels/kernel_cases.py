@@ -16,7 +16,8 @@ from sparsebert.kernels import attention as kernels
 from sparsebert.kernels.pack import pack_tiles
 from sparsebert.kernels.program import pack_program
 from sparsebert.testing import expected_attention
-from sparsebert.tiles.format import TileGroup, TileSet, build_tile_set
+from sparsebert.tiles.build import TileGroup, build_tile_set
+from sparsebert.tiles.format import TileSet
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RESULTS = ("o", "lse", "dq", "dk", "dv")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert.tiles.format import TileGroup, TileSet, build_tile_set
+from sparsebert.tiles.build import TileGroup, build_tile_set
+from sparsebert.tiles.format import TileSet
 
 pytest.importorskip("triton")
 from sparsebert.kernels import layout, pack

@@ -23,14 +23,12 @@ import numpy as np
 import torch
 
 from sparsebert.compiler.pieces import Tiles
+from sparsebert.tiles.batching import batch_tiles
 
 DEFAULT_GPU = "sm90"
 DEFAULT_HEAD_DIM = 64
 DEFAULT_HEADS = 12
 """Heads that a mask of one head is taken to serve."""
-
-_SAME_BATCH = 0.8
-"""Tiles of equal row count whose widths are within this factor run as one batch on the CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,24 +195,15 @@ class CostModel:
 
 
 def batches(cover: Iterable[Tiles]) -> tuple[int, list[np.ndarray]]:
-    """How many batches the torch executor makes of these tiles, and each tile's width there.
-
-    As `executor.program` groups them: equal row counts, and widths of at least a share of the
-    widest, to which all are padded.
-    """
+    """How many batches the torch backend makes of these tiles, and each tile's width there."""
     cover = list(cover)
     if not cover:
         return 0, []
     rows = np.concatenate([tiles.real_rows for tiles in cover])
     width = np.concatenate([tiles.padded for tiles in cover])
-    shapes, place = np.unique(np.stack([-rows, -width]), axis=1, return_inverse=True)
-    count, first, widest = 0, (0, 0), []
-    for used, wide in (-shapes.T).tolist():
-        if used != first[0] or wide < _SAME_BATCH * first[1]:
-            count, first = count + 1, (used, wide)
-        widest.append(first[1])
-    padded = np.array(widest, dtype=np.int64)[place.reshape(-1)]
-    return count, np.split(padded, np.cumsum([len(tiles.rows) for tiles in cover])[:-1])
+    batching = batch_tiles(rows, width)
+    padded = batching.width[batching.batch]
+    return batching.count, np.split(padded, np.cumsum([len(tiles.rows) for tiles in cover])[:-1])
 
 
 def is_target(name: object) -> bool:
