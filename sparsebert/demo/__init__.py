@@ -20,6 +20,7 @@ from sparsebert.demo.figures import draw_importance, draw_times
 from sparsebert.masks import AttentionMask
 from sparsebert.reporting.pages import Report
 from sparsebert.reporting.plots import draw_panels
+from sparsebert.reporting.provenance import in_words, provenance
 from sparsebert.reporting.tables import Column
 from sparsebert.reporting.timing import FEWEST, own_clock, uncertain_words
 
@@ -79,7 +80,7 @@ def run(settings: Settings, machine: str = "") -> int:
         report.say("A sparse model differs from its reference, so nothing is measured on it.")
 
     seconds = time.perf_counter() - started
-    about = "; ".join(f"{key} {value}" for key, value in timing.provenance().items() if value)
+    about = in_words({"python": platform.python_version(), **provenance("cpu")})
     page = report.write(f"# SparseBERT demo\n\n{about}; {seconds:.0f} seconds in all")
     print(f"\n{seconds:.0f} seconds. Report, tables and pictures: {page}")
     return OK if passed else CHECK_FAILED

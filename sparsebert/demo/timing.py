@@ -5,24 +5,19 @@ Models take turns, so that a machine that slows down half-way slows them all dow
 
 from __future__ import annotations
 
-import datetime
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparsebert import __version__
 from sparsebert.api import sparse_attention
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.demo.encoder import Encoder
 from sparsebert.integrations.huggingface.api import sparsify
-from sparsebert.machine import processor
 from sparsebert.masks import AttentionMask
+from sparsebert.reporting.provenance import provenance
 from sparsebert.reporting.timing import FEWEST, Spread, own_clock, side_by_side
 from sparsebert.support.progress import Progress
 
@@ -51,7 +46,7 @@ def time_lengths(
         models[name] = sparsify(encoder.new_model(length=max(lengths)), mask)
     clock, _ = own_clock()
     end = time.perf_counter() + seconds
-    about = provenance()
+    about = {"dtype": "float32", **provenance("cpu")}
     rows = []
     with Progress("timings", len(lengths) * len(PARTS), "measurements") as progress:
         for place, length in enumerate(lengths):
@@ -106,35 +101,3 @@ def time_lengths(
                     row[f"{part}_speedup"] = Spread.ratio(times["dense"], times[name])
                 rows.append(row | about)
     return rows
-
-
-def provenance() -> dict[str, Any]:
-    """What a timing depends on: machine, versions, date."""
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sparsebert": __version__,
-        "commit": _commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _commit() -> str:
-    """The checkout's commit, with "dirty" if files differ from it; "" outside a checkout."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return ""
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-        return run.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (
-            " dirty" if git("status", "--porcelain") else ""
-        )
-    except OSError:  # no git on this machine
-        return ""

@@ -6,15 +6,14 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from transformers.utils import logging
 
-from sparsebert.demo.timing import provenance
 from sparsebert.learn import report, sources, speed, training
 from sparsebert.learn.handmade import pattern_at_sparsity
 from sparsebert.learn.phases import DENSE, LEARNED, Phases, history_rows
 from sparsebert.learn.settings import Settings, claim
 from sparsebert.masks import AttentionMask
+from sparsebert.reporting.provenance import in_words, provenance
 from sparsebert.reporting.tables import write_csv
 
 _ROUNDS, _SECONDS = 30, 20.0  # of the timings; what comes first ends them
@@ -63,15 +62,14 @@ def run(settings: Settings, folder: Path, machine: str = "") -> Path:
     }
     write_csv(history_rows(histories), folder / "history.csv")
     write_csv(rows, folder / "comparison.csv")
-    about = "; ".join(f"{key} {value}" for key, value in provenance().items() if value)
+    about = in_words(provenance())
     about += f"; {machine}" * bool(machine)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     seconds = time.perf_counter() - started
     return report.write(
         folder,
         report.Facts(
             settings=settings,
-            about=f"{about}; {device}; {seconds:.0f} seconds (of the last start)",
+            about=f"{about}; {seconds:.0f} seconds (of the last start)",
             text=f"{where}, {len(text) / 1e6:.2f} million characters, "
             f"{len(data.train)} blocks for training and {len(data.validation)} for validation",
             search=search,

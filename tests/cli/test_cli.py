@@ -58,7 +58,7 @@ def test_help(command: str, capsys: Output) -> None:
 def test_version_and_module() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "sparsebert", "--version"],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout.startswith("sparsebert 0.")
 
@@ -177,7 +177,7 @@ def test_reader_that_leaves() -> None:
     """`sparsebert patterns | head -1` ends quietly."""
     run = subprocess.run(
         f"{sys.executable} -m sparsebert patterns list | head -n 1",
-        cwd=Path(__file__).parents[1], shell=True, capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2], shell=True, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout == "dense(seq_len)\n"
     assert run.stderr == ""

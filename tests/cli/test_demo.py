@@ -8,8 +8,9 @@ import torch
 
 from sparsebert import demo, patterns
 from sparsebert.cli import main
-from sparsebert.demo import agreement, encoder, importance, text, timing
+from sparsebert.demo import agreement, encoder, importance, text
 from sparsebert.reporting import tables
+from sparsebert.reporting.provenance import provenance
 from sparsebert.reporting.timing import Spread
 
 Output = pytest.CaptureFixture[str]
@@ -108,8 +109,8 @@ def test_pool_ignores_padding() -> None:
 
 
 def test_provenance_names_the_machine() -> None:
-    about = timing.provenance()
-    assert about["threads"] == torch.get_num_threads()
+    about = provenance("cpu")
+    assert about["threads"] == str(torch.get_num_threads())
     assert about["processor"]
 
 
