@@ -39,6 +39,7 @@ GROUPS = (
         (
             "sparsebert/masks/pictures.py",
             "sparsebert/masks/drawing.py",
+            "sparsebert/masks/html.py",
             "sparsebert/reporting/*.py",
         ),
         ("tests/masks/test_pictures*.py", "tests/support/test_machine*.py", "tests/cli/*.py"),

@@ -287,7 +287,7 @@ class AttentionMask(PackedMask):
         return plot_mask(self, layer, head, ax)
 
     def _repr_html_(self) -> str:
-        from sparsebert.reporting.notebook import mask_html
+        from sparsebert.masks.html import mask_html
 
         return mask_html(self)
 
