@@ -1,9 +1,9 @@
-"""From probabilities to an AttentionMask."""
+"""From the logits of a DAM to an AttentionMask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +12,31 @@ import torch
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
 
-if TYPE_CHECKING:
-    from sparsebert.dam.mask import DifferentiableAttentionMask
-
 _NAME = "binarize"
 SCOPES = ("head", "global")
 
 
-def binarize(
-    dam: DifferentiableAttentionMask,
+def binary_mask(
+    logits: torch.Tensor,
+    index: torch.Tensor,
+    *,
     threshold: float | None,
     sparsity: float | None,
-    *,
     scope: str,
     without_diagonal: bool,
     keep_tokens: Sequence[int],
     allow_empty_rows: bool,
+    settings: dict[str, Any],
 ) -> AttentionMask:
-    """See `DifferentiableAttentionMask.binarize`."""
+    """The mask [L, H, N, N] of the positions with the highest probabilities.
+
+    Args:
+        logits: alpha [L, H, P], whose sigmoid is the probability.
+        index: int64 [N, N], the parameter of each position.
+        settings: of the module that was trained, for the mask's provenance.
+
+    The rest, and the errors: see `DifferentiableAttentionMask.binarize`.
+    """
     if threshold is not None and sparsity is not None:
         raise ValueError(f"{_NAME}: give threshold or sparsity, not both")
     if scope not in SCOPES:
@@ -39,15 +46,15 @@ def binarize(
     for name, value in (("threshold", threshold), ("sparsity", sparsity)):
         if value is not None and not 0.0 <= value < 1.0:
             raise ValueError(f"{_NAME}: {name} must be in [0, 1), got {value}")
-    n = dam.seq_len
+    n = len(index)
     tokens = [checks.integer(_NAME, "keep_tokens", t, -n, n - 1) % n for t in keep_tokens]
-    alpha = dam.alpha.detach().double().cpu().numpy()
+    alpha = logits.detach().double().cpu().numpy()
     if not np.isfinite(alpha).all():
         raise ValueError(
             f"{_NAME}: alpha holds NaN or infinite values; the training went wrong, go back to an "
             "earlier checkpoint"
         )
-    index = dam.index.cpu().numpy()
+    positions = index.cpu().numpy()
 
     # A position may be kept (`open`), must be (`forced`), or follows its parameter.
     open_ = ~np.eye(n, dtype=bool) if without_diagonal else np.ones((n, n), dtype=bool)
@@ -59,12 +66,12 @@ def binarize(
     must = np.broadcast_to(forced, (len(heads), n, n)).copy()
     if not allow_empty_rows:
         for head, values in zip(must, heads, strict=True):
-            _add_likeliest(head, values[index], open_)
+            _add_likeliest(head, values[positions], open_)
 
     if threshold is not None:
         # In the module's own precision, so that it agrees with its probabilities.
-        above = (torch.sigmoid(dam.alpha.detach()) > threshold).cpu().numpy()
-        kept = above.reshape(len(heads), -1)[:, index] & open_
+        above = (torch.sigmoid(logits.detach()) > threshold).cpu().numpy()
+        kept = above.reshape(len(heads), -1)[:, positions] & open_
         kept |= must
     else:
         assert sparsity is not None
@@ -73,9 +80,9 @@ def binarize(
             groups = [list(range(len(heads)))]
         kept = np.empty_like(must)
         for group in groups:
-            kept[group] = _most_probable(heads[group], index, open_, must[group], sparsity)
+            kept[group] = _most_probable(heads[group], positions, open_, must[group], sparsity)
     chosen: dict[str, Any] = {
-        "dam": dam.settings(),
+        "dam": settings,
         "threshold": threshold,
         "sparsity": sparsity,
         "scope": scope,
@@ -83,8 +90,7 @@ def binarize(
         "keep_tokens": tokens,
         "allow_empty_rows": bool(allow_empty_rows),
     }
-    shape = (dam.num_layers, dam.num_heads, n, n)
-    return AttentionMask.from_dense(kept.reshape(shape), provenance=chosen)
+    return AttentionMask.from_dense(kept.reshape(*alpha.shape[:2], n, n), provenance=chosen)
 
 
 def _add_likeliest(

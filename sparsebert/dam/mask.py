@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from sparsebert.dam import binarize, penalties
-from sparsebert.dam.structure import STRUCTURES, parameter_index
+from sparsebert.dam.binarize import binary_mask
+from sparsebert.dam.penalties import KINDS, executed_area
+from sparsebert.dam.structure import STRUCTURES, Layout, parameter_index
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
 
@@ -113,7 +115,7 @@ class DifferentiableAttentionMask(nn.Module):
         )
         self.hard = bool(hard)
         self.noise = bool(noise)
-        index = torch.from_numpy(parameter_index(*self._layout))
+        index = torch.from_numpy(parameter_index(self._layout))
         count = int(index.max()) + 1
         shape = (self.num_layers, self.num_heads, count)
         start = math.log(init_probability / (1.0 - init_probability))
@@ -137,8 +139,8 @@ class DifferentiableAttentionMask(nn.Module):
         self._last: torch.Tensor | None = None
 
     @property
-    def _layout(self) -> tuple[str, int, bool, int]:
-        return self.structure, self.seq_len, self.symmetric, self.block_size
+    def _layout(self) -> Layout:
+        return Layout(self.structure, self.seq_len, self.symmetric, self.block_size)
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the samples.
@@ -271,16 +273,16 @@ class DifferentiableAttentionMask(nn.Module):
             raise ValueError(
                 f"{_NAME}.penalty: reduction must be 'sum' or 'mean', got {reduction!r}"
             )
-        if kind not in penalties.KINDS:
-            raise ValueError(
-                f"{_NAME}.penalty: kind must be one of {penalties.KINDS}, got {kind!r}"
-            )
+        if kind not in KINDS:
+            raise ValueError(f"{_NAME}.penalty: kind must be one of {KINDS}, got {kind!r}")
         if sample is not None and kind != "l1":
             raise ValueError(f"{_NAME}.penalty: kind={kind!r} takes no sample; only 'l1' does")
         size = self.num_layers * self.num_heads * self.seq_len**2
         if kind == "executed_area":
             tile_rows = checks.integer(f"{_NAME}.penalty", "tile_rows", tile_rows, 1)
-            total = penalties.executed_area(self, tile_rows)
+            # log(1 - sigmoid(alpha)), without 1 - p, which would round to 0 for sure positions.
+            log_dropped = self.expand(functional.logsigmoid(-self.alpha))
+            total = executed_area(log_dropped, self._layout, tile_rows)
         elif kind == "expected_l1":
             total = (torch.sigmoid(self.alpha) * self.counts).sum()
         elif sample is not None:
@@ -330,14 +332,16 @@ class DifferentiableAttentionMask(nn.Module):
         Raises:
             ValueError: both or values out of range; more must be kept than sparsity allows.
         """
-        return binarize.binarize(
-            self,
-            threshold,
-            sparsity,
+        return binary_mask(
+            self.alpha,
+            self.index,
+            threshold=threshold,
+            sparsity=sparsity,
             scope=scope,
             without_diagonal=without_diagonal,
             keep_tokens=keep_tokens,
             allow_empty_rows=allow_empty_rows,
+            settings=self.settings(),
         )
 
     def settings(self) -> dict[str, Any]:
