@@ -16,8 +16,8 @@ import numpy.typing as npt
 from benchmarks.masks import permuted_blocks
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.inspect import NOT_COMPUTED, WASTE, tile_map
-from sparsebert.reporting.plots import tile_colours
+from sparsebert.compiler.inspect import tile_map
+from sparsebert.tiles.images import NOT_COMPUTED, WASTE, tile_colours
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

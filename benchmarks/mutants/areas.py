@@ -37,12 +37,17 @@ GROUPS = (
     Group(
         "masks",
         (
-            "sparsebert/masks/pictures.py",
+            "sparsebert/masks/images.py",
             "sparsebert/masks/drawing.py",
             "sparsebert/masks/html.py",
             "sparsebert/reporting/*.py",
         ),
-        ("tests/masks/test_pictures*.py", "tests/support/test_machine*.py", "tests/cli/*.py"),
+        (
+            "tests/masks/test_images*.py",
+            "tests/compiler/test_report*.py",
+            "tests/support/test_machine*.py",
+            "tests/cli/*.py",
+        ),
     ),
     Group("masks", ("sparsebert/masks/*.py", "sparsebert/storage.py"), ("tests/masks/*.py",)),
     Group(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.masks.pictures import NOT_COMPUTED as NOT_COMPUTED
-from sparsebert.masks.pictures import WASTE as WASTE
 from sparsebert.plan import AttentionPlan
+from sparsebert.tiles.images import NOT_COMPUTED, WASTE
 
 
 def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""Masks and tiles drawn with matplotlib: `AttentionMask.plot` and what other pictures share."""
+"""Masks drawn with matplotlib: `AttentionMask.plot` and what other pictures share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.masks.pictures import distinct_heads, shares, step_for
+from sparsebert.masks.images import distinct_heads, shares, step_for
 
 if TYPE_CHECKING:
     from sparsebert.masks.mask import AttentionMask

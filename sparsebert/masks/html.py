@@ -9,7 +9,7 @@ import html
 import json
 from typing import TYPE_CHECKING
 
-from sparsebert.masks.pictures import Image, data_uri, distinct_heads, mask_image
+from sparsebert.masks.images import Image, data_uri, distinct_heads, mask_image
 
 if TYPE_CHECKING:
     from sparsebert.masks.mask import AttentionMask

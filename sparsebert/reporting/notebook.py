@@ -6,7 +6,8 @@ import html
 from typing import TYPE_CHECKING
 
 from sparsebert.masks.html import MOST_HEADS, dots_of, page, picture, row
-from sparsebert.masks.pictures import mask_image, tile_image
+from sparsebert.masks.images import mask_image
+from sparsebert.tiles.images import tile_image
 
 if TYPE_CHECKING:
     from sparsebert.compiler.report import PlanReport

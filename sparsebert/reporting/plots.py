@@ -11,11 +11,10 @@ from sparsebert.cli.errors import UsageError
 from sparsebert.compiler.inspect import tile_map
 from sparsebert.masks import AttentionMask, drawing
 from sparsebert.masks.drawing import MAX_PANELS
-from sparsebert.masks.pictures import COLOURS as COLOURS
-from sparsebert.masks.pictures import distinct_heads as distinct_heads
-from sparsebert.masks.pictures import mean_cells, step_for
-from sparsebert.masks.pictures import tile_colours as tile_colours
+from sparsebert.masks.images import distinct_heads, mean_cells, step_for
 from sparsebert.plan import AttentionPlan
+from sparsebert.support.colours import COLOURS as COLOURS
+from sparsebert.tiles.images import tile_colours
 
 MAX_COVERS = 12
 _DPI = 150

@@ -12,7 +12,8 @@ import torch
 from sparsebert import cli, patterns, verification
 from sparsebert.cli import main, mask_commands
 from sparsebert.masks import AttentionMask
-from sparsebert.reporting import plots
+from sparsebert.masks.images import distinct_heads
+from sparsebert.tiles.images import tile_colours
 
 COMMANDS = [
     "demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify", "estimate",
@@ -243,7 +244,7 @@ def test_show_into_a_new_folder(layered: str, tmp_path: Path) -> None:
 
 
 def test_distinct_heads(layered: str) -> None:
-    labels = [label for label, _ in plots.distinct_heads(AttentionMask.load(layered))]
+    labels = [label for label, _ in distinct_heads(AttentionMask.load(layered))]
     assert labels == ["layer 0, head 0 and 1 more", "layer 0, head 1", "layer 1, head 1"]
 
 
@@ -286,7 +287,7 @@ def test_explain(star: str, layered: str, tmp_path: Path, capsys: Output) -> Non
 
 def test_the_colours_of_tiles() -> None:
     """Tiles have colours, waste is grey, what is skipped is white."""
-    image = plots.tile_colours(np.array([[0, 1, -1, -2]], dtype=np.int32))[0]
+    image = tile_colours(np.array([[0, 1, -1, -2]], dtype=np.int32))[0]
     assert image[2].tolist() == [1.0] * 3
     assert image[3].tolist() == [0.85] * 3
     assert len({tuple(colour) for colour in image.tolist()}) == 4

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan, compile_tiles
-from sparsebert.compiler.inspect import NOT_COMPUTED, WASTE, tile_map
+from sparsebert.compiler.inspect import tile_map
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.reference import reference_attention
 from sparsebert.tiles.format import COLUMN_CHUNK, HEIGHTS, TileSet
+from sparsebert.tiles.images import NOT_COMPUTED, WASTE
 
 
 def learned_looking(n: int, heads: int = 1, seed: int = 0) -> AttentionMask:

@@ -1,10 +1,7 @@
-"""Pictures of masks and plans: what they show, exactly, and what notebooks get to see."""
+"""Pictures of masks: what they show, exactly, and what notebooks get to see."""
 
-import base64
 import io
 import math
-import pickle
-import re
 import subprocess
 import sys
 
@@ -13,8 +10,8 @@ import pytest
 import torch
 
 import sparsebert as sb
-from sparsebert.compiler.inspect import tile_map
-from sparsebert.masks import drawing, pictures
+from sparsebert.masks import drawing
+from sparsebert.masks import images as mask_images
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -23,6 +20,7 @@ from matplotlib import image as images  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 
 from sparsebert.reporting import plots  # noqa: E402
+from tests.pictures import pictures_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -42,34 +40,34 @@ def random_mask(*shape, p=0.3):
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 21])
 @pytest.mark.parametrize(("n", "m", "step"), [(12, 12, 3), (13, 17, 4), (5, 40, 7), (9, 9, 1)])
 def test_shares_are_means_of_equal_cells(monkeypatch, n, m, step, chunk):
-    monkeypatch.setattr(pictures, "CHUNK", chunk)
+    monkeypatch.setattr(mask_images, "CHUNK", chunk)
     mask = random_mask(n, m)
     dense = mask.dense()[0, 0].double()
     expected = [
         [dense[i : i + step, j : j + step].mean().item() for j in range(0, m, step)]
         for i in range(0, n, step)
     ]
-    found = pictures.shares(mask.bits[0, 0], m, step)
+    found = mask_images.shares(mask.bits[0, 0], m, step)
     assert np.allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_images_have_at_most_the_asked_cells():
     for n, m in ((1, 1), (255, 256), (257, 100), (1000, 3), (5000, 5000)):
-        step = pictures.step_for(n, m, 256)
+        step = mask_images.step_for(n, m, 256)
         assert math.ceil(max(n, m) / step) <= 256
         assert step == 1 or math.ceil(max(n, m) / (step - 1)) > 256
 
 
 def test_png_holds_the_image():
     image = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    read = images.imread(io.BytesIO(pictures.png(image)))
+    read = images.imread(io.BytesIO(mask_images.png(image)))
     assert np.array_equal(np.round(255 * read).astype(np.uint8), image)
 
 
 def test_the_image_of_a_mask():
-    image = pictures.mask_image(random_mask(6, 6, p=1.1).bits[0, 0], 6, 256)
+    image = mask_images.mask_image(random_mask(6, 6, p=1.1).bits[0, 0], 6, 256)
     assert (image == [8, 81, 156]).all()
-    star = pictures.mask_image(sb.patterns.star(1000).bits[0, 0], 1000, 250)
+    star = mask_images.mask_image(sb.patterns.star(1000).bits[0, 0], 1000, 250)
     assert star.shape == (250, 250, 3)
     assert (star[0, :, 0] < 140).all() and (star[:, 0, 0] < 140).all()  # a line in four is seen
     assert (star.diagonal()[0] < 140).all() and (star[2, 5:] == 255).all()
@@ -166,13 +164,6 @@ except ImportError as error:
 # ------------------------------------------------------------------------ notebooks
 
 
-def pictures_of(text):
-    """The images in a piece of HTML, which has nothing from outside."""
-    assert not re.search(r"<(script|link|iframe)|https?:|src='(?!data:image/png;base64,)", text)
-    found = re.findall(r"src='data:image/png;base64,([^']+)'", text)
-    return [images.imread(io.BytesIO(base64.b64decode(each))) for each in found]
-
-
 def test_a_mask_shows_its_heads():
     mask = random_mask(1, 3, 40, 30)
     text = mask._repr_html_()
@@ -193,46 +184,6 @@ def test_html_escapes_what_others_wrote():
     for shown in (mask, sb.compile_plan(mask, target="cpu")):
         assert "<img src=x" not in shown._repr_html_()
     assert "&lt;img src=x" in mask._repr_html_()
-
-
-def test_a_report_shows_the_tiles():
-    mask = sb.AttentionMask.stack_heads([sb.patterns.fixed(96), sb.patterns.star(96)])
-    plan = sb.compile_plan(mask, target="cpu", objective="area")
-    for shown in (plan, plan.explain()):
-        text = shown._repr_html_()
-        found = pictures_of(text)
-        assert len(found) == 2 and "executed fraction" in text and "least area" in text
-        for head, picture in enumerate(found):
-            skipped = (picture[..., :3] == 1).all(axis=-1)
-            assert np.array_equal(skipped, tile_map(plan, head) == pictures.NOT_COMPUTED)
-    assert pictures_of(plan.report._repr_html_()) == []
-
-
-def test_a_report_reads_well_and_is_bounded():
-    few = sb.compile_plan(sb.patterns.star(64), target="cpu").explain()
-    assert repr(few) == str(few) == few.details()
-    assert "1 head(s) dense; 1 of 1 different" in str(few) or "1 head(s) tiles" in str(few)
-    assert "why:" in str(few)
-    heads = sb.patterns.random(48, density=0.2, num_heads=30)
-    many = sb.compile_plan(heads, target="cpu").explain()
-    lines = str(many).splitlines()
-    assert lines[0].startswith("plan for 30 head(s)") and len(lines) < 32
-    assert "30 of 30 different" in lines[2]
-    assert "  ... and 18 more different heads" in lines
-    assert lines[-2].startswith("  why dense, head 0: sparsity does not pay here: the best tiles")
-    assert many.details().count("    why: ") == 30
-    assert re.match(r"<HeadReport head 0: \w+, ", repr(many.per_head[0]))
-    text = many._repr_html_()
-    assert len(pictures_of(text)) == 12 and "18 more different heads" in text
-
-
-def test_a_report_is_still_a_value():
-    plan = sb.compile_plan(sb.patterns.star(64), target="cpu")
-    report = plan.explain()
-    assert report == plan.report
-    again = pickle.loads(pickle.dumps(report))
-    assert again == report and str(again) == str(report)
-    assert "data:image" not in again._repr_html_()  # the plan does not travel with it
 
 
 # ------------------------------------------------------------------------ NumPy

@@ -1,4 +1,4 @@
-"""Masks and tiles as small images, without a plotting library.
+"""Masks as small images, without a plotting library.
 
 An image has cells, each of the same number of positions along both axes, so that equal lines of a
 mask look equal wherever they are: `shares` averages over a cell, and nothing is sampled.
@@ -24,11 +24,6 @@ from sparsebert.masks.bits import CHUNK, Bits, unpack
 
 if TYPE_CHECKING:
     from sparsebert.masks.mask import AttentionMask
-
-# Okabe and Ito's set, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-NOT_COMPUTED, WASTE = -1, -2
-"""What a `tile_map` holds besides the numbers of tiles."""
 
 _ALLOWED = np.array([8, 81, 156])  # the blue of a position that may be attended to
 
@@ -73,26 +68,6 @@ def mask_image(bits: Bits, kv_len: int, most: int) -> Image:
     # The square root keeps thin lines visible where a cell stands for many positions.
     ink = np.sqrt(shares(bits, kv_len, step_for(len(bits), kv_len, most)))[..., None]
     return np.asarray(255 - ink * (255 - _ALLOWED)).round().astype(np.uint8)
-
-
-def tile_image(tiles: npt.NDArray[np.int32], most: int) -> Image:
-    """The tiles of one head, from `sparsebert.compiler.inspect.tile_map`."""
-    step = step_for(len(tiles), tiles.shape[1], most)
-    rows = step * max(1, CHUNK // (step * tiles.shape[1]))
-    parts = [
-        mean_cells(tile_colours(tiles[row : row + rows]), step)
-        for row in range(0, len(tiles), rows)
-    ]
-    return np.asarray(255 * np.concatenate(parts)).round().astype(np.uint8)
-
-
-def tile_colours(tiles: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """RGB [N, M, 3] of a `tile_map`: neighbouring tiles differ, waste is grey, the rest white."""
-    palette = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in COLOURS[:6]])
-    image = palette[np.maximum(tiles, 0) % len(palette)]
-    image[tiles == WASTE] = 0.85
-    image[tiles == NOT_COMPUTED] = 1.0
-    return np.asarray(image)
 
 
 def png(image: Image) -> bytes:
