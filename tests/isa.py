@@ -25,10 +25,10 @@ NUMERIC = (
     "attention/test_sparse_attention.py",
     "backends/test_routes.py",
     "dam/test_dam_gates.py",
-    "huggingface/test_dam_huggingface.py",
-    "huggingface/test_huggingface.py",
-    "huggingface/test_huggingface_masks.py",
-    "huggingface/test_huggingface_positions.py",
+    "huggingface/test_dam_attached.py",
+    "huggingface/test_attention.py",
+    "huggingface/test_api.py",
+    "huggingface/test_positions.py",
 )
 OLD = {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 SETTINGS: tuple[dict[str, str], ...] = (

@@ -85,9 +85,7 @@ GROUPS = (
     ),
     Group("attention", ("sparsebert/modules*.py",), ("tests/attention/test_modules*.py",)),
     Group("kernels", ("kernels/*.py",), ("tests/kernels/test_*.py",)),
-    Group(
-        "dam", ("sparsebert/dam/importance.py",), ("tests/huggingface/test_dam_huggingface*.py",)
-    ),
+    Group("dam", ("sparsebert/dam/importance.py",), ("tests/huggingface/test_dam_attached*.py",)),
     Group("dam", ("sparsebert/dam/*.py",), ("tests/dam/test_*.py",)),
     Group(
         "integrations",
@@ -100,7 +98,7 @@ GROUPS = (
     Group(
         "integrations",
         ("sparsebert/integrations/*.py", "sparsebert/integrations/huggingface/*.py"),
-        ("tests/huggingface/test_huggingface*.py", "tests/huggingface/test_hf_*.py"),
+        ("tests/huggingface/test_[!d]*.py",),
     ),
 )
 

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sparsebert.integrations.huggingface.guards import MasksNotSavedWarning
+from sparsebert.integrations.huggingface.lost_masks import MasksNotSavedWarning
 from sparsebert.learn.data import IGNORED, MaskedBlocks, MaskedText
 from sparsebert.learn.settings import Settings
 from sparsebert.support.progress import Progress

@@ -25,7 +25,7 @@ from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.huggingface.dam import attached
 from sparsebert.integrations.huggingface.dam_callback import DAMCallback, predicted_speedup
 from sparsebert.integrations.huggingface.dam_files import DAM_FILE, load_dam, save_dam
-from sparsebert.integrations.huggingface.guards import MasksNotSavedWarning
+from sparsebert.integrations.huggingface.lost_masks import MasksNotSavedWarning
 from sparsebert.integrations.huggingface.trainer import LAST_FINITE
 from sparsebert.masks import AttentionMask
 from tests import ROOT

@@ -55,7 +55,7 @@ import torch
 from torch import nn
 
 from sparsebert.api import BACKENDS
-from sparsebert.integrations.huggingface import guards as hf_guards
+from sparsebert.integrations.huggingface import lost_masks
 from sparsebert.integrations.huggingface.attention import (
     DenseLayer,
     LayerMask,
@@ -76,13 +76,13 @@ from sparsebert.integrations.huggingface.configs import (
 from sparsebert.integrations.huggingface.discovery import SelfAttention, find_self_attention
 from sparsebert.integrations.huggingface.files import POSITIONS, read_masks, write_masks
 from sparsebert.integrations.huggingface.images import unwatch_images, watch_images, why_only_whole
-from sparsebert.integrations.huggingface.token_positions import Checked, FirstCall, check_positions
+from sparsebert.integrations.huggingface.position_check import Checked, FirstCall, check_positions
 from sparsebert.masks import AttentionMask, as_mask
 
 Model = TypeVar("Model", bound=nn.Module)
 Masks = AttentionMask | torch.Tensor | npt.NDArray[np.bool_]
 
-hf_guards.guard()
+lost_masks.guard()
 
 _ABOUT_SHARED_LAYERS = " (layers that share one module, as in ALBERT, share one mask)"
 _ABOUT_BATCHES = (
@@ -197,7 +197,7 @@ def sparsify(
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
     watch_images(attention.owner, whole.q_len, whole.positions)
-    hf_guards.watch(model)
+    lost_masks.watch(model)
     return model
 
 

@@ -1,7 +1,7 @@
 """What transformers' attention layers call under the name "sparsebert", and what it reads there.
 
-A model's static rule (see `hf_rules`) is intersected with the sparse mask once and compiled into
-the plan. Whatever a plan cannot express - a 4-D mask, a position bias, a decoder's step with
+A model's static rule (see `model_rules`) is intersected with the sparse mask once and compiled
+into the plan. Whatever a plan cannot express - a 4-D mask, a position bias, a decoder's step with
 cached keys, a request for the attention weights - takes the dense route: `dense_attention`, same
 result, no saving.
 """
@@ -19,8 +19,7 @@ from transformers.utils import output_capturing
 from sparsebert.api import sparse_attention
 from sparsebert.integrations.huggingface.configs import IMPLEMENTATION, AttachedLayer, ConfigSwap
 from sparsebert.integrations.huggingface.dense import dense_attention
-from sparsebert.integrations.huggingface.padding import ToFront, rows_from_first
-from sparsebert.integrations.huggingface.rules import (
+from sparsebert.integrations.huggingface.model_rules import (
     Rules,
     check_key_mask,
     combine,
@@ -30,7 +29,8 @@ from sparsebert.integrations.huggingface.rules import (
     rule_rows,
     sparsebert_mask,
 )
-from sparsebert.integrations.huggingface.token_positions import FirstCall
+from sparsebert.integrations.huggingface.padding import ToFront, rows_from_first
+from sparsebert.integrations.huggingface.position_check import FirstCall
 from sparsebert.masks import AttentionMask
 from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
 
@@ -140,7 +140,7 @@ def sparsebert_attention(
     Args:
         module: the calling layer, with its `LayerMask`.
         query: [B, H, N, D]; key, value: [B, H_kv, M, D], M > N if earlier keys are cached.
-        attention_mask: see `hf_rules`.
+        attention_mask: see `model_rules`.
         scaling: factor of the scores; None means D ** -0.5.
         dropout: dropout of the probabilities (transformers passes 0.0 outside training).
         is_causal: overrides `module.is_causal`, and counts only where attention_mask is None.

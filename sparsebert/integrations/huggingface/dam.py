@@ -37,10 +37,9 @@ from sparsebert.integrations.huggingface.configs import (
     swap_configs,
 )
 from sparsebert.integrations.huggingface.discovery import find_self_attention
-from sparsebert.integrations.huggingface.guards import guard
 from sparsebert.integrations.huggingface.images import unwatch_images, watch_images, why_only_whole
-from sparsebert.integrations.huggingface.padding import values_from_first
-from sparsebert.integrations.huggingface.rules import (
+from sparsebert.integrations.huggingface.lost_masks import guard
+from sparsebert.integrations.huggingface.model_rules import (
     check_key_mask,
     combine,
     read_mask,
@@ -48,7 +47,8 @@ from sparsebert.integrations.huggingface.rules import (
     rule_mask,
     sparsebert_mask,
 )
-from sparsebert.integrations.huggingface.token_positions import FirstCall, check_positions
+from sparsebert.integrations.huggingface.padding import values_from_first
+from sparsebert.integrations.huggingface.position_check import FirstCall, check_positions
 from sparsebert.masks.positions import LINE
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from sparsebert.integrations.huggingface.advice import no_model
+from sparsebert.integrations.huggingface.not_a_model import no_model
 
 _CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """How transformers' models name their cross-attention."""

@@ -13,8 +13,8 @@ from sparsebert.integrations.huggingface.attention import (
     sparse_modules,
     sparsebert_attention,
 )
-from sparsebert.integrations.huggingface.rules import CAUSAL, read_mask, sparsebert_mask
-from tests.huggingface.hf_models import (
+from sparsebert.integrations.huggingface.model_rules import CAUSAL, read_mask, sparsebert_mask
+from tests.huggingface.models import (
     LENGTH,
     MASK_LENGTH,
     assert_equal_in_fp64,

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 import sparsebert as sb
-from tests.huggingface.hf_models import (
+from tests.huggingface.models import (
     MASK_LENGTH,
     VOCAB,
     build,

@@ -22,12 +22,12 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsebert.integrations.huggingface.discovery import SelfAttention
-from sparsebert.integrations.huggingface.inputs import (
+from sparsebert.integrations.huggingface.example_inputs import (
     Given,
     example_inputs,
     takes_outside_inputs,
 )
-from sparsebert.integrations.huggingface.rules import sparsebert_mask
+from sparsebert.integrations.huggingface.model_rules import sparsebert_mask
 
 PROBE = "sparsebert_probe"
 """The attention that records its arguments' shapes instead of attending."""

@@ -15,7 +15,7 @@ import sparsebert as sb
 from sparsebert.dam.importance import group_importance, position_groups
 from sparsebert.dam.search import MaskSearch
 from sparsebert.testing import root_mean_square, route_bound
-from tests.huggingface.hf_models import (
+from tests.huggingface.models import (
     MASK_LENGTH,
     MODELS,
     Run,

@@ -15,14 +15,14 @@ from transformers.masking_utils import chunked_causal_mask_function
 import sparsebert as sb
 from sparsebert.integrations.huggingface.attention import LayerMask
 from sparsebert.integrations.huggingface.images import watch_images
+from sparsebert.integrations.huggingface.model_rules import read_mask, sparsebert_mask
 from sparsebert.integrations.huggingface.padding import (
     ToFront,
     may_begin_with_padding,
     values_from_first,
 )
-from sparsebert.integrations.huggingface.rules import read_mask, sparsebert_mask
 from sparsebert.masks.positions import Grid
-from tests.huggingface.hf_models import (
+from tests.huggingface.models import (
     LENGTH,
     MASK_LENGTH,
     VOCAB,

@@ -1,6 +1,6 @@
 """What `sparsify` makes of every model family in transformers, with tiny random configurations.
 
-`python tests/huggingface/hf_survey.py` prints a table; a slow test looks at the same rows.
+`python tests/huggingface/survey.py` prints a table; a slow test looks at the same rows.
 Configurations are made smaller by the usual names of their sizes; a family whose model cannot be
 built like that (or not without a library that is not here) is left out.
 """
@@ -18,7 +18,7 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel, logging
 
 from sparsebert.integrations.huggingface.discovery import find_self_attention
-from sparsebert.integrations.huggingface.token_positions import check_positions
+from sparsebert.integrations.huggingface.position_check import check_positions
 
 _SIZES: dict[int, str] = {
     2: "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers depth layers "

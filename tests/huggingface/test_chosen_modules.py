@@ -13,8 +13,8 @@ from torch import nn
 import sparsebert as sb
 from sparsebert.integrations.huggingface.attention import LayerMask, layer_of, sparse_modules
 from sparsebert.integrations.huggingface.discovery import find_self_attention
-from tests.huggingface.hf_families import ACCEPTED, REFUSED
-from tests.huggingface.hf_models import assert_equal_in_fp64, build, inputs, judged, random_masks
+from tests.huggingface.families import ACCEPTED, REFUSED
+from tests.huggingface.models import assert_equal_in_fp64, build, inputs, judged, random_masks
 
 STAR = sb.patterns.star(64)
 

@@ -13,7 +13,7 @@ import transformers
 import sparsebert as sb
 from sparsebert.integrations.huggingface.attention import LayerMask
 from sparsebert.testing import root_mean_square, route_bound
-from tests.huggingface.hf_models import (
+from tests.huggingface.models import (
     BATCH,
     LENGTH,
     MASK_LENGTH,

@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsebert.arguments import MAX_HEAD_DIM
 from sparsebert.integrations.huggingface.discovery import SelfAttention
-from sparsebert.integrations.huggingface.inputs import Given, own_image_size
-from sparsebert.integrations.huggingface.probe import Call, Seen, probe
-from sparsebert.integrations.huggingface.rules import unsupported
+from sparsebert.integrations.huggingface.dry_run import Call, Seen, probe
+from sparsebert.integrations.huggingface.example_inputs import Given, own_image_size
+from sparsebert.integrations.huggingface.model_rules import unsupported
 
 _CHOOSE = (
     "; to give the mask to attention modules for which you know that it is right, name them: "

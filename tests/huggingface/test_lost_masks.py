@@ -16,8 +16,11 @@ from torch import nn
 
 import sparsebert as sb
 from sparsebert.integrations.huggingface.discovery import find_self_attention
-from sparsebert.integrations.huggingface.guards import MasksNotSavedWarning, MasksNotUsedWarning
-from tests.huggingface.hf_models import LENGTH, MASK_LENGTH, VOCAB, build, inputs, random_masks
+from sparsebert.integrations.huggingface.lost_masks import (
+    MasksNotSavedWarning,
+    MasksNotUsedWarning,
+)
+from tests.huggingface.models import LENGTH, MASK_LENGTH, VOCAB, build, inputs, random_masks
 
 
 def run(model: nn.Module, name: str = "bert") -> torch.Tensor:
@@ -117,7 +120,7 @@ def test_another_attention_is_told_and_can_be_undone(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings(
-    "ignore::sparsebert.integrations.huggingface.guards.MasksNotUsedWarning"
+    "ignore::sparsebert.integrations.huggingface.lost_masks.MasksNotUsedWarning"
 )
 def test_another_attention_survives_densify_and_a_new_sparsify() -> None:
     model = sparse_bert()

@@ -16,13 +16,13 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 
 import sparsebert as sb
 from sparsebert.integrations.huggingface import api as huggingface
-from sparsebert.integrations.huggingface import token_positions as hf_positions
+from sparsebert.integrations.huggingface import position_check
 from sparsebert.integrations.huggingface.attention import layer_of, sparse_modules
 from sparsebert.integrations.huggingface.discovery import find_self_attention
-from sparsebert.integrations.huggingface.probe import Seen, probe
-from tests.huggingface.hf_families import ACCEPTED, REFUSED
-from tests.huggingface.hf_models import build, inputs, random_masks
-from tests.huggingface.hf_survey import survey
+from sparsebert.integrations.huggingface.dry_run import Seen, probe
+from tests.huggingface.families import ACCEPTED, REFUSED
+from tests.huggingface.models import build, inputs, random_masks
+from tests.huggingface.survey import survey
 
 STAR = sb.patterns.star(64)
 
@@ -33,9 +33,9 @@ STAR = sb.patterns.star(64)
 def test_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is needed to say so is known when `sparsify` is called."""
     judged: list[Seen] = []
-    judge = hf_positions.judge
+    judge = position_check.judge
     monkeypatch.setattr(
-        hf_positions,
+        position_check,
         "judge",
         lambda *x: (judged.append(x[2]), judge(*x)),  # type: ignore[func-returns-value]
     )
@@ -151,7 +151,7 @@ def test_models_whose_first_call_is_still_to_be_checked_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(huggingface, "check_positions", lambda *_: hf_positions.Checked())
+    monkeypatch.setattr(huggingface, "check_positions", lambda *_: position_check.Checked())
     model = build("bert")
     del model.bert.encoder.layer[1:]
     sb.sparsify(model, random_masks(model))
