@@ -15,7 +15,7 @@ from sparsebert import dropout
 
 from .launch import (
     alignment,
-    in_pairs,
+    int16_key_mask,
     run_delta,
     run_merge,
     run_tiles,
@@ -56,13 +56,13 @@ def forward(
     if o.numel() == 0:
         return o.transpose(1, 2), lse
     q, scale = _with_positive_scale(q, scale)
-    spaces, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p)
-    part_o = _scratch(program.queries.num_slots, spaces, head_dim, lse)
-    part_lse = _scratch(program.queries.num_slots, spaces, 1, lse)
+    repeats, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p)
+    part_o = _scratch(program.queries.num_slots, repeats, head_dim, lse)
+    part_lse = _scratch(program.queries.num_slots, repeats, 1, lse)
     arguments |= {"o_ptr": o, "lse_ptr": lse, "part_o_ptr": part_o, "part_lse_ptr": part_lse}
-    run_tiles("forward", program.queries, spaces, arguments)
+    run_tiles("forward", program.queries, repeats, arguments)
     heads_per_item = arguments["heads_per_item"]
-    run_merge(program.queries, spaces, heads_per_item, part_o, o, part_lse, lse)
+    run_merge(program.queries, repeats, heads_per_item, part_o, o, part_lse, lse)
     return o.transpose(1, 2), lse
 
 
@@ -127,22 +127,22 @@ def head_gradients(
     stats = run_delta(o, grad_o, lse.contiguous(), grad_lse)
     given_scale = scale
     q, scale = _with_positive_scale(q, scale)
-    spaces, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p, grad_o)
+    repeats, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p, grad_o)
     arguments |= {
         "grad_o_ptr": grad_o,
         "stats_ptr": stats,
         **strides("g", grad_o, arguments["ALIGN"]),
     }
     heads_per_item = arguments["heads_per_item"]
-    part_dq = _scratch(program.queries.num_slots, spaces, head_dim, lse)
+    part_dq = _scratch(program.queries.num_slots, repeats, head_dim, lse)
     outputs = {"dq_ptr": dq, "part_dq_ptr": part_dq}
-    run_tiles("dq", program.queries, spaces, arguments | outputs)
-    run_merge(program.queries, spaces, heads_per_item, part_dq, dq)
-    part_dk, part_dv = (_scratch(program.keys.num_slots, spaces, head_dim, lse) for _ in range(2))
+    run_tiles("dq", program.queries, repeats, arguments | outputs)
+    run_merge(program.queries, repeats, heads_per_item, part_dq, dq)
+    part_dk, part_dv = (_scratch(program.keys.num_slots, repeats, head_dim, lse) for _ in range(2))
     outputs = {"dk_ptr": dk, "dv_ptr": dv, "part_dk_ptr": part_dk, "part_dv_ptr": part_dv}
-    run_tiles("dkdv", program.keys, spaces, arguments | outputs | {"kv_len": kv_len})
-    run_merge(program.keys, spaces, heads_per_item, part_dk, dk)
-    run_merge(program.keys, spaces, heads_per_item, part_dv, dv)
+    run_tiles("dkdv", program.keys, repeats, arguments | outputs | {"kv_len": kv_len})
+    run_merge(program.keys, repeats, heads_per_item, part_dk, dk)
+    run_merge(program.keys, repeats, heads_per_item, part_dv, dv)
     if abs(given_scale) < _SMALLEST_SCALE:
         dq = torch.zeros_like(dq)
     elif given_scale < 0.0:
@@ -161,15 +161,15 @@ def _arguments(
     dropout_p: float,
     *others: torch.Tensor,
 ) -> tuple[int, dict[str, Any]]:
-    """How many scratch spaces there are, and the arguments that all tile kernels share."""
+    """How often each work list is run, and the arguments that all tile kernels share."""
     q, k, v = (with_contiguous_rows(x) for x in (q, k, v))
     batch, heads, q_len, _ = q.shape
-    # A space is what slots are numbered in: a batch and head if one list serves all heads.
+    # For each batch, and for each head if one list serves all; each time with slots of its own.
     heads_per_item = 1 if program.per_head else heads
     align = alignment(q, k, v, *others)
     has_dropout = dropout_p > 0.0
     if key_mask is not None:
-        key_mask = in_pairs(key_mask)
+        key_mask = int16_key_mask(key_mask)
     return batch * heads_per_item, {
         "q_ptr": q,
         "k_ptr": k,
@@ -182,7 +182,7 @@ def _arguments(
         "stride_mb": 0 if key_mask is None else key_mask.stride(0),
         "heads_per_item": heads_per_item,
         "num_heads": heads,
-        "group": heads // k.shape[1],
+        "group_size": heads // k.shape[1],
         "q_len": q_len,
         "scale": scale,
         "keep_scale": 1.0 / (1.0 - dropout_p),
@@ -193,9 +193,9 @@ def _arguments(
     }
 
 
-def _scratch(num_slots: int, spaces: int, head_dim: int, lse: torch.Tensor) -> torch.Tensor:
+def _scratch(num_slots: int, repeats: int, head_dim: int, lse: torch.Tensor) -> torch.Tensor:
     """Room for partial results, fp32; `lse` in its place where a plan has none, to save a call."""
-    return lse.new_empty(spaces, num_slots, head_dim) if num_slots else lse
+    return lse.new_empty(repeats, num_slots, head_dim) if num_slots else lse
 
 
 def _with_positive_scale(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:

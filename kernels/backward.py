@@ -138,7 +138,7 @@ def _dq_step(
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
         *("stride_mb", "first_item", "num_items", "heads_per_item", "num_slots"),
-        *("num_heads", "group", "q_len", "drop_threshold"),
+        *("num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
 def dq_kernel(
@@ -150,7 +150,7 @@ def dq_kernel(
     key_mask_ptr,  # int16 [B, M / 2], see `is_real`
     seed_ptr,  # int64 [1]
     dq_ptr,  # [B, N, H, D]
-    part_dq_ptr,  # fp32 [spaces, num_slots, D]
+    part_dq_ptr,  # fp32 [repeats, num_slots, D]
     items_ptr,
     rows_ptr,
     slots_ptr,
@@ -174,7 +174,7 @@ def dq_kernel(
     heads_per_item,
     num_slots,
     num_heads,
-    group,
+    group_size,
     q_len,
     scale,
     keep_scale,
@@ -205,7 +205,7 @@ def dq_kernel(
     m = tl.arange(0, BLOCK_M)
     rows = tl.load(rows_ptr + row_start + m)
     wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
-    kv_head = (head // group).to(tl.int64)
+    kv_head = (head // group_size).to(tl.int64)
     q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
     grad_o_ptr += (wide_batch * stride_gb + wide_head * stride_gh) * ALIGN
     k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
@@ -309,7 +309,7 @@ def _dkdv_step(
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
         *("stride_mb", "first_item", "num_items", "heads_per_item", "num_slots"),
-        *("num_heads", "group", "q_len", "kv_len", "drop_threshold"),
+        *("num_heads", "group_size", "q_len", "kv_len", "drop_threshold"),
     ]
 )
 def dkdv_kernel(
@@ -322,8 +322,8 @@ def dkdv_kernel(
     seed_ptr,  # int64 [1]
     dk_ptr,  # [B, M, H, D], one for each query head
     dv_ptr,  # [B, M, H, D]
-    part_dk_ptr,  # fp32 [spaces, num_slots, D]
-    part_dv_ptr,  # fp32 [spaces, num_slots, D]
+    part_dk_ptr,  # fp32 [repeats, num_slots, D]
+    part_dv_ptr,  # fp32 [repeats, num_slots, D]
     items_ptr,
     rows_ptr,
     slots_ptr,
@@ -347,7 +347,7 @@ def dkdv_kernel(
     heads_per_item,
     num_slots,
     num_heads,
-    group,
+    group_size,
     q_len,
     kv_len,
     scale,
@@ -379,7 +379,7 @@ def dkdv_kernel(
     m = tl.arange(0, BLOCK_M)
     rows = tl.load(rows_ptr + row_start + m)
     wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
-    kv_head = (head // group).to(tl.int64)
+    kv_head = (head // group_size).to(tl.int64)
     q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
     grad_o_ptr += (wide_batch * stride_gb + wide_head * stride_gh) * ALIGN
     k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN

@@ -90,7 +90,7 @@ def _attend(
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_mb"),
         *("first_item", "num_items", "heads_per_item", "num_slots"),
-        *("num_heads", "group", "q_len", "drop_threshold"),
+        *("num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
 def forward_kernel(
@@ -101,8 +101,8 @@ def forward_kernel(
     seed_ptr,  # int64 [1]
     o_ptr,  # [B, N, H, D]
     lse_ptr,  # fp32 [B, H, N], natural
-    part_o_ptr,  # fp32 [spaces, num_slots, D]: o of the covering tiles
-    part_lse_ptr,  # fp32 [spaces, num_slots]: their LSE
+    part_o_ptr,  # fp32 [repeats, num_slots, D]: o of the covering tiles
+    part_lse_ptr,  # fp32 [repeats, num_slots]: their LSE
     items_ptr,
     rows_ptr,
     slots_ptr,
@@ -123,7 +123,7 @@ def forward_kernel(
     heads_per_item,
     num_slots,
     num_heads,
-    group,  # query heads per key head
+    group_size,  # query heads per key head
     q_len,
     scale,  # positive
     keep_scale,  # 1 / (1 - p)
@@ -153,7 +153,7 @@ def forward_kernel(
     m = tl.arange(0, BLOCK_M)
     rows = tl.load(rows_ptr + row_start + m)
     wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
-    kv_head = (head // group).to(tl.int64)
+    kv_head = (head // group_size).to(tl.int64)
     q_ptr += (wide_batch * stride_qb + wide_head * stride_qh) * ALIGN
     k_ptr += (wide_batch * stride_kb + kv_head * stride_kh) * ALIGN
     v_ptr += (wide_batch * stride_vb + kv_head * stride_vh) * ALIGN

@@ -11,9 +11,9 @@ import triton
 from .architecture import architecture
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import block_d, launch_config
+from .direct_launch import Launcher
 from .forward import forward_kernel
 from .merge import merge_kernel
-from .prepared import Launcher
 from .program import Side
 
 _LAUNCHERS = {
@@ -27,8 +27,11 @@ _DELTA_ROWS = 32  # rows per program of the delta kernel
 _MERGE_ROWS = 16  # rows per program of the merge kernel
 
 
-def run_tiles(name: str, side: Side, spaces: int, arguments: dict[str, Any]) -> None:
-    """Launch a kernel once for each tile height of `side`, for every (batch, listed head)."""
+def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) -> None:
+    """Launch a kernel for each tile height of `side`; its work is done `repeats` times.
+
+    That is for each batch, and for each head if one list of work serves all heads.
+    """
     q = arguments["q_ptr"]
     head_dim = q.shape[-1]
     arch = architecture(q.device)
@@ -55,13 +58,13 @@ def run_tiles(name: str, side: Side, spaces: int, arguments: dict[str, Any]) -> 
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
         }
-        programs = num_items * spaces * (height // config.block_m)
+        programs = num_items * repeats * (height // config.block_m)
         _LAUNCHERS[name](programs, arguments, config.num_warps, config.num_stages)
 
 
 def run_merge(
     side: Side,
-    spaces: int,
+    repeats: int,
     heads_per_item: int,
     part: torch.Tensor,
     out: torch.Tensor,
@@ -89,7 +92,7 @@ def run_merge(
         "BLOCK_R": _MERGE_ROWS,
         "BLOCK_D": block_d(head_dim),
     }
-    programs = triton.cdiv(num_merges, _MERGE_ROWS) * spaces
+    programs = triton.cdiv(num_merges, _MERGE_ROWS) * repeats
     _LAUNCHERS["merge"](programs, arguments, num_warps=4)
 
 
@@ -133,7 +136,7 @@ def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     return x if contiguous and near else x.clone(memory_format=torch.contiguous_format)
 
 
-def in_pairs(key_mask: torch.Tensor) -> torch.Tensor:
+def int16_key_mask(key_mask: torch.Tensor) -> torch.Tensor:
     """A key mask, bool [B, M], as int16 [B, M / 2 rounded up]; a copy only if M is odd, or so."""
     batch, length = key_mask.shape
     # Memory that torch did not allocate may begin anywhere.

@@ -17,8 +17,8 @@ from .tile import exponential, finite, packed_ptrs
     do_not_specialize=["num_merges", "heads_per_item", "num_slots", "num_heads", "num_rows"]
 )
 def merge_kernel(
-    part_ptr,  # fp32 [spaces, num_slots, D]
-    part_lse_ptr,  # fp32 [spaces, num_slots]; with HAS_LSE
+    part_ptr,  # fp32 [repeats, num_slots, D]
+    part_lse_ptr,  # fp32 [repeats, num_slots]; with HAS_LSE
     out_ptr,  # [B, num_rows, H, D]
     lse_ptr,  # fp32 [B, H, num_rows]; with HAS_LSE
     merges_ptr,  # int32 [num_merges, 4]: head, row, first partial result, how many
@@ -34,11 +34,11 @@ def merge_kernel(
 ):
     blocks = tl.cdiv(num_merges, BLOCK_R)
     program = tl.program_id(0)
-    space = (program // blocks).to(tl.int64)
+    repeat = (program // blocks).to(tl.int64)
     entry = (program % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = entry < num_merges
     entry_ptrs = merges_ptr + entry.to(tl.int64) * 4
-    head = tl.load(entry_ptrs, mask=valid, other=0) + space % heads_per_item
+    head = tl.load(entry_ptrs, mask=valid, other=0) + repeat % heads_per_item
     row = tl.load(entry_ptrs + 1, mask=valid, other=0)
     first = tl.load(entry_ptrs + 2, mask=valid, other=0)
     count = tl.load(entry_ptrs + 3, mask=valid, other=0)
@@ -49,7 +49,7 @@ def merge_kernel(
     maximum = tl.full([BLOCK_R], -float("inf"), tl.float32)
     for i in tl.range(0, tl.max(count, 0)):
         has = i < count
-        part = space * num_slots + first + i
+        part = repeat * num_slots + first + i
         piece_ptrs = packed_ptrs(part_ptr, part, HEAD_DIM, BLOCK_D)
         piece = tl.load(piece_ptrs, mask=has[:, None] & in_head, other=0.0)
         if HAS_LSE:
@@ -64,7 +64,7 @@ def merge_kernel(
         else:
             acc += piece
 
-    batch = space // heads_per_item
+    batch = repeat // heads_per_item
     if HAS_LSE:
         dead = total == 0.0
         safe_total = tl.where(dead, 1.0, total)

@@ -95,7 +95,7 @@ def row_ptrs(
 
 @triton.jit
 def is_real(key_mask_ptr, keys, valid):
-    """Whether keys are real by the key mask, whose bytes are in pairs (`launch.in_pairs`).
+    """Whether keys are real by the key mask, whose bytes are in pairs (`launch.int16_key_mask`).
 
     `valid` is None if all keys are; the others are not real. Not loaded as bytes: of all types
     that a product's operands depend on, Triton takes the smallest for their own, and then chooses
@@ -156,7 +156,7 @@ def load_rows(
 def store_rows(
     x,  # [BLOCK_M, BLOCK_D]
     out_ptr,  # [B, length, H, D]
-    part_ptr,  # fp32 [spaces, num_slots, D]
+    part_ptr,  # fp32 [repeats, num_slots, D]
     rows,  # [BLOCK_M], -1 for an empty slot
     slots_ptr,
     slot_base,

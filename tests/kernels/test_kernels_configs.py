@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 from sparsebert.kernels import configs, launch
 from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import launch_config, shared_limit
+from sparsebert.kernels.direct_launch import Launcher
 from sparsebert.kernels.launch import dot_precision
-from sparsebert.kernels.prepared import Launcher
 
 ARCHS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm999", "gfx942", "gfx950")
 

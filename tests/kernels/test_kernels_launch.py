@@ -143,7 +143,7 @@ def test_rows_count_as_aligned_only_as_far_as_strides_and_beginnings_are():
 
 @pytest.mark.parametrize("shape", [(2, 0), (2, 1), (2, 7), (2, 8), (0, 8), (1, 8)])
 def test_a_key_mask_is_in_pairs_whatever_its_memory(shape):
-    from sparsebert.kernels.launch import in_pairs
+    from sparsebert.kernels.launch import int16_key_mask
 
     def offset(x):  # memory that torch did not allocate may begin at an odd address
         raw = torch.frombuffer(bytearray(x.numel() + 8), dtype=torch.bool, offset=1)
@@ -155,11 +155,11 @@ def test_a_key_mask_is_in_pairs_whatever_its_memory(shape):
     key_mask = torch.rand(shape) < 0.5
     one = key_mask[:1].expand(min(shape[0], 1) * 3, -1)
     for x in (key_mask, offset(key_mask), strided(key_mask), one):
-        pairs = in_pairs(x)
+        pairs = int16_key_mask(x)
         assert pairs.data_ptr() % 2 == 0 and pairs.dtype == torch.int16
         assert torch.equal(pairs.contiguous().view(torch.bool)[:, : x.shape[1]], x)
     if key_mask.numel() and shape[1] % 2 == 0:
-        assert in_pairs(key_mask).data_ptr() == key_mask.data_ptr()  # not a copy
+        assert int16_key_mask(key_mask).data_ptr() == key_mask.data_ptr()  # not a copy
 
 
 def test_rows_far_apart_are_copied_even_a_single_one():
@@ -176,7 +176,7 @@ def test_rows_far_apart_are_copied_even_a_single_one():
 
 
 def test_more_programs_than_a_gpu_launches_are_refused():
-    from sparsebert.kernels.prepared import Launcher
+    from sparsebert.kernels.direct_launch import Launcher
 
     class Kernel:
         arg_names = ("x_ptr", "n", "BLOCK")
