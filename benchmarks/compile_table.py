@@ -30,7 +30,7 @@ from benchmarks.fit_cost_model import HEADS, least
 from benchmarks.masks import learned_looking, permuted_blocks
 from benchmarks.measure import RESULTS, provenance
 from sparsebert import patterns
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.orders import in_order
 from sparsebert.compiler.pieces import cut
@@ -87,7 +87,7 @@ def masks(length: int) -> Iterator[tuple[str, AttentionMask]]:
 
 def block_fraction(mask: AttentionMask, size: int) -> float:
     """Share of the mask in blocks of size x size that are not empty."""
-    words = bits.to_words(mask.bits[0, 0])
+    words = bitmatrix.to_words(mask.bits[0, 0])
     starts = np.arange(0, mask.q_len, size)
     union = np.bitwise_or.reduceat(words, starts, axis=0)  # [row blocks, words of 64 columns]
     columns = np.bitwise_or.reduceat(union, np.arange(0, union.shape[1], size // 64), axis=1)
@@ -96,7 +96,7 @@ def block_fraction(mask: AttentionMask, size: int) -> float:
 
 def one_pass_fraction(mask: AttentionMask) -> float:
     """Share executed by rows in order, 64 a tile, with gathered columns."""
-    words = bits.to_words(mask.bits[0, 0])
+    words = bitmatrix.to_words(mask.bits[0, 0])
     order = in_order(np.arange(mask.q_len), 64)
     return cut(words, order, Area().tile, (64,)).cost / (mask.q_len * mask.kv_len)
 

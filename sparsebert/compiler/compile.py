@@ -15,6 +15,7 @@ from sparsebert.compiler.cost.model import (
     usual_copies,
 )
 from sparsebert.compiler.cost.targets import about_targets
+from sparsebert.compiler.cover_search import Cover
 from sparsebert.compiler.covers import Aim, Calls, tiles_of
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.report import HeadReport, PlanReport
@@ -26,7 +27,6 @@ from sparsebert.compiler.routes import (
     tiles_of_head,
     with_fallback,
 )
-from sparsebert.compiler.search import Cover
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.mask_input import refused
 from sparsebert.memory import Shelf

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.cost.model import CostModel, cost_model
+from sparsebert.compiler.cover_search import Cover, best_cover
 from sparsebert.compiler.pricing import Area, Pricing, Time
 from sparsebert.compiler.report import PlanReport
-from sparsebert.compiler.search import Cover, best_cover
 from sparsebert.masks import AttentionMask
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.progress import Progress
@@ -167,7 +167,7 @@ class Covers:
     def _search(self, which: str) -> TileSet:
         lengths = self._mask.q_len, self._mask.kv_len
         if which == "transposed":
-            heads = [bits.transpose(self._mask.bits[0, h], lengths[1]) for h in self._firsts]
+            heads = [bitmatrix.transpose(self._mask.bits[0, h], lengths[1]) for h in self._firsts]
             covers = self._aim.search(heads, *reversed(lengths))
             return tiles_of(dict(enumerate(covers)), len(heads), lengths[1], lengths[0])
         missing = np.flatnonzero(~self._in_tiles).tolist()
@@ -186,7 +186,7 @@ def aim_of(report: PlanReport, head_map: np.ndarray) -> Aim:
 def tiles_of(covers: dict[int, Cover], num_heads: int, q_len: int, kv_len: int) -> TileSet:
     """The tiles of the covers of some distinct heads."""
     groups = [
-        TileGroup(head, bits.to_bytes(piece.words, kv_len), tiles.rows)
+        TileGroup(head, bitmatrix.to_bytes(piece.words, kv_len), tiles.rows)
         for head, cover in covers.items()
         for piece in cover.pieces
         for tiles in piece.tiles

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 
 SMALLEST = 16
 """Rows of the smallest tile, and of the smallest group."""
@@ -73,7 +73,7 @@ def union_growth(words: np.ndarray, rows: np.ndarray, long: np.ndarray, size: in
     left, groups = rows, []
     sample = np.ascontiguousarray(words[:, :: max(1, words.shape[1] // _SAMPLED_WORDS)])
     while len(left):
-        growth = bits.count(sample[left] & ~sample[left[0]])
+        growth = bitmatrix.count(sample[left] & ~sample[left[0]])
         growth[0] = -1
         if len(left) > _SHORTLIST * size:
             near = np.argpartition(growth, _SHORTLIST * size)[: _SHORTLIST * size]
@@ -95,7 +95,7 @@ def _grow(candidates: np.ndarray, size: int) -> list[int]:
     What a candidate would add is counted once, then only where the union has grown.
     """
     chosen, union = [0], candidates[0].copy()
-    growth = bits.count(candidates & ~union)
+    growth = bitmatrix.count(candidates & ~union)
     growth[0] = _TAKEN
     by_word = np.ascontiguousarray(candidates.T)
     for _ in range(min(size, len(candidates)) - 1):

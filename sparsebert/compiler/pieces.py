@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.orders import SMALLEST, Order
 from sparsebert.masks.bits import Positions
 from sparsebert.tiles.format import COLUMN_CHUNK
@@ -89,12 +89,12 @@ def cut_variants(
 
 def _levels(words: np.ndarray, order: Order) -> list[Tiles]:
     """All tiles that halving the groups of an order may give, by height, thinnest first."""
-    union = np.bitwise_or.reduce(bits.take(words, order.rows.reshape(-1, SMALLEST)), axis=1)
-    levels = [Tiles(order.rows.reshape(-1, SMALLEST), bits.count(union))]
+    union = np.bitwise_or.reduce(bitmatrix.take(words, order.rows.reshape(-1, SMALLEST)), axis=1)
+    levels = [Tiles(order.rows.reshape(-1, SMALLEST), bitmatrix.count(union))]
     while levels[-1].height < order.rows.shape[1]:
         union = union[0::2] | union[1::2]
         height = 2 * levels[-1].height
-        levels.append(Tiles(order.rows.reshape(-1, height), bits.count(union)))
+        levels.append(Tiles(order.rows.reshape(-1, height), bitmatrix.count(union)))
     return levels
 
 
@@ -139,8 +139,8 @@ def peel(words: np.ndarray, order: Order, height: int, share: float) -> np.ndarr
     slots = order.rows.reshape(-1, min(height, order.rows.shape[1]))
     typical = float(np.median((slots >= 0).sum(axis=1)))
     needed = 1 << max(1, round(np.log2(max(2.0, share * typical))))
-    group = bits.take(words, slots)
-    shared = bits.columns_with(group, min(needed, slots.shape[1]))
+    group = bitmatrix.take(words, slots)
+    shared = bitmatrix.columns_with(group, min(needed, slots.shape[1]))
     group &= shared[:, None, :]
     peeled = np.zeros_like(words)
     peeled[slots[slots >= 0]] = group[slots >= 0]
@@ -164,7 +164,7 @@ def give_back(piece: Piece, plain: Piece, price: Price) -> np.ndarray:
             np.r_[True, (index[1:] != index[:-1]) | (target[1:] != target[:-1])]
         )
         moved = np.bitwise_or.reduceat(piece.words[rows], starts, axis=0)
-        growth = bits.count(moved & ~union[target[starts]]) * column_price[target[starts]]
+        growth = bitmatrix.count(moved & ~union[target[starts]]) * column_price[target[starts]]
         saved = np.bincount(index[starts], weights=growth, minlength=len(tiles.rows))
         loses = saved < price(tiles.height, tiles.real_rows, tiles.padded)
         back = tiles.rows[loses]
@@ -184,7 +184,7 @@ def _plain_unions(plain: Piece, price: Price) -> tuple[np.ndarray, np.ndarray, n
         count = len(tiles.rows)
         index, slot = np.nonzero(tiles.rows >= 0)
         tile_of_row[tiles.rows[index, slot]] = first + index
-        unions.append(np.bitwise_or.reduce(bits.take(plain.words, tiles.rows), axis=1))
+        unions.append(np.bitwise_or.reduce(bitmatrix.take(plain.words, tiles.rows), axis=1))
         wider = price(tiles.height, tiles.real_rows, tiles.padded + COLUMN_CHUNK)
         now = price(tiles.height, tiles.real_rows, tiles.padded)
         prices.append((wider - now) / COLUMN_CHUNK)
@@ -215,7 +215,7 @@ def split_wide(pieces: tuple[Piece, ...], limit: int, columns: int) -> Iterator[
         edges = np.linspace(0, columns, parts + 1).astype(np.int64)
         wide_rows = [tiles.rows[tiles.width > limit] for tiles in piece.tiles]
         for start, stop in itertools.pairwise(edges):
-            inside = wide & bits.column_range(start, stop, wide.shape[1])
+            inside = wide & bitmatrix.column_range(start, stop, wide.shape[1])
             part = tuple(Tiles(rows, _widths(inside, rows)) for rows in wide_rows)
             yield _rebuild(piece, inside, part, f"{piece.name} (split by columns)")
 
@@ -225,7 +225,7 @@ def _some(tiles: Tiles, keep: np.ndarray) -> Tiles:
 
 
 def _widths(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return bits.count(np.bitwise_or.reduce(bits.take(words, rows), axis=1))
+    return bitmatrix.count(np.bitwise_or.reduce(bitmatrix.take(words, rows), axis=1))
 
 
 def _rebuild(piece: Piece, words: np.ndarray, tiles: tuple[Tiles, ...], name: str) -> Piece:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sparsebert import patterns
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.model import CostModel, PassCost, cost_model
+from sparsebert.compiler.cover_search import _orders, _Search
 from sparsebert.compiler.orders import in_order
 from sparsebert.compiler.pieces import Tiles, cut, split_wide
 from sparsebert.compiler.pricing import Area, Time
@@ -23,7 +24,6 @@ from sparsebert.compiler.routes import (
     tiles_of_head,
     with_fallback,
 )
-from sparsebert.compiler.search import _orders, _Search
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
 from sparsebert.tiles.format import HEIGHTS
@@ -184,7 +184,7 @@ def test_peeled_tiles_pay_for_merging() -> None:
 def test_patches_begin_behind_the_special_tokens() -> None:
     """A grid after 3 special tokens is folded as the same grid without them."""
     mask = patterns.neighborhood_2d(16, 16, 5, num_special=3)
-    words = bits.to_words(mask.bits[0, 0])
+    words = bitmatrix.to_words(mask.bits[0, 0])
     plain, _ = _orders(mask.bits[0, 0], words, np.arange(3, 259), 259, Area())
     patches = next(order for order in plain if "patches 4 wide of a grid 16 wide" in order.name)
     for group in patches.rows:
@@ -195,7 +195,7 @@ def test_patches_begin_behind_the_special_tokens() -> None:
 def words_with_long_rows() -> np.ndarray:
     mask = np.abs(np.arange(96)[:, None] - np.arange(96)) <= 2
     mask[[17, 40]] = True
-    return bits.to_words(pack(mask))
+    return bitmatrix.to_words(pack(mask))
 
 
 def test_long_rows_are_tried_apart_at_every_height() -> None:
@@ -208,8 +208,8 @@ def test_long_rows_are_tried_apart_at_every_height() -> None:
     for pieces, heights in zip(apart, time.height_choices, strict=True):
         assert pieces[0].name == "2 long rows"
         assert {tiles.height for tiles in pieces[1].tiles} <= set(heights)
-        entries = [bits.count(piece.words).sum() for piece in pieces]
-        assert sum(entries) == bits.count(words).sum()
+        entries = [bitmatrix.count(piece.words).sum() for piece in pieces]
+        assert sum(entries) == bitmatrix.count(words).sum()
         assert not (pieces[0].words & pieces[1].words).any()
         rows = np.concatenate([tiles.rows.reshape(-1) for tiles in pieces[0].tiles])
         assert set(rows[rows >= 0]) == {17, 40}
@@ -225,7 +225,7 @@ def test_global_tokens_do_not_widen_their_neighbours() -> None:
 
 @pytest.mark.parametrize("limit", [16, 37, 40, 50, 100, 119])
 def test_no_part_of_an_even_tile_is_wider_than_the_limit(limit: int) -> None:
-    full = bits.to_words(pack(np.ones((16, 120), dtype=bool)))
+    full = bitmatrix.to_words(pack(np.ones((16, 120), dtype=bool)))
     whole = cut(full, in_order(np.arange(16), 16), Area().tile, (16,))
     parts = list(split_wide((whole,), limit, 120))
     widths = [int(tiles.width.max()) for piece in parts for tiles in piece.tiles]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.cost import model as cost
 from sparsebert.compiler.cost.model import (
     DEFAULT_HEADS,
@@ -21,20 +21,20 @@ from sparsebert.compiler.cost.model import (
     machine_target,
     usual_copies,
 )
+from sparsebert.compiler.cover_search import _Peeling, _Search
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
 from sparsebert.compiler.pieces import Piece, Tiles, cut, give_back, peel, split_wide
 from sparsebert.compiler.pricing import Area, Time
-from sparsebert.compiler.search import _Peeling, _Search
 from sparsebert.compiler.strides import distance_profile, find_strides
 from sparsebert.masks.bits import pack, unpack
 
 
 def words_of(mask: np.ndarray) -> np.ndarray:
-    return bits.to_words(pack(mask))
+    return bitmatrix.to_words(pack(mask))
 
 
 def dense_of(words: np.ndarray, columns: int) -> np.ndarray:
-    return unpack(np.ascontiguousarray(bits.to_bytes(words, columns)), columns)
+    return unpack(np.ascontiguousarray(bitmatrix.to_bytes(words, columns)), columns)
 
 
 def groups_of(order) -> list[list[int]]:
@@ -47,7 +47,7 @@ def groups_of(order) -> list[list[int]]:
 @pytest.mark.parametrize("rows", [1023, 1024, 1025, 2100])
 def test_long_masks_are_transposed_block_by_block(rows: int) -> None:
     mask = np.random.default_rng(0).random((rows, 9)) < 0.3
-    turned = bits.transpose(pack(mask), 9)
+    turned = bitmatrix.transpose(pack(mask), 9)
     assert turned.shape == (9, -(-rows // 8))
     assert (unpack(turned, rows) == mask.T).all()
 
@@ -55,23 +55,23 @@ def test_long_masks_are_transposed_block_by_block(rows: int) -> None:
 @pytest.mark.parametrize("columns", [1, 8, 9, 63, 64, 65, 130])
 def test_words_are_bytes_eight_at_a_time(columns: int) -> None:
     packed = pack(np.random.default_rng(0).random((5, columns)) < 0.5)
-    words = bits.to_words(packed)
+    words = bitmatrix.to_words(packed)
     assert words.shape == (5, -(-columns // 64))
-    assert np.array_equal(bits.to_bytes(words, columns), packed)
+    assert np.array_equal(bitmatrix.to_bytes(words, columns), packed)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (63, 64), (64, 128), (0, 128)])
 def test_column_ranges(start: int, stop: int) -> None:
-    row = bits.column_range(start, stop, 2)
+    row = bitmatrix.column_range(start, stop, 2)
     assert row.shape == (2,) and row.dtype == np.uint64
     assert np.flatnonzero(dense_of(row[None], 128)[0]).tolist() == list(range(start, stop))
 
 
 def test_empty_slots_have_no_columns() -> None:
     words = words_of(np.ones((3, 70), dtype=bool))
-    taken = bits.take(words, np.array([[0, -1], [2, -1]]))
-    assert bits.count(taken).tolist() == [[70, 0], [70, 0]]
-    assert bits.count(words).tolist() == [70, 70, 70]  # the mask itself is left as it was
+    taken = bitmatrix.take(words, np.array([[0, -1], [2, -1]]))
+    assert bitmatrix.count(taken).tolist() == [[70, 0], [70, 0]]
+    assert bitmatrix.count(words).tolist() == [70, 70, 70]  # the mask itself is left as it was
 
 
 # ------------------------------------------------------------------------ orders

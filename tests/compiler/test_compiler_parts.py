@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsebert import patterns
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
 from sparsebert.compiler.pieces import Piece, all_tiles, cut, give_back, peel, split_wide
 from sparsebert.compiler.pricing import Area
@@ -20,7 +20,7 @@ AREA = Area()
 
 def dense_of(words: np.ndarray, columns: int) -> np.ndarray:
     """bool [N, columns] of words."""
-    return unpack(np.ascontiguousarray(bits.to_bytes(words, columns)), columns)
+    return unpack(np.ascontiguousarray(bitmatrix.to_bytes(words, columns)), columns)
 
 
 @st.composite
@@ -41,38 +41,38 @@ def check_piece(piece: Piece) -> None:
     assert len(np.unique(flat)) == len(flat)
     assert set(np.flatnonzero(piece.words.any(axis=1))) <= set(flat)
     for tiles in piece.tiles:
-        union = np.bitwise_or.reduce(bits.take(piece.words, tiles.rows), axis=1)
-        assert (bits.count(union) == tiles.width).all() and (tiles.width > 0).all()
+        union = np.bitwise_or.reduce(bitmatrix.take(piece.words, tiles.rows), axis=1)
+        assert (bitmatrix.count(union) == tiles.width).all() and (tiles.width > 0).all()
 
 
 @given(dense_masks())
 def test_words_are_the_mask(mask: np.ndarray) -> None:
-    words = bits.to_words(pack(mask))
+    words = bitmatrix.to_words(pack(mask))
     assert words.dtype == np.uint64
     assert (dense_of(words, mask.shape[1]) == mask).all()
-    assert (bits.count(words) == mask.sum(axis=1)).all()
-    turned = bits.transpose(pack(mask), mask.shape[1])
+    assert (bitmatrix.count(words) == mask.sum(axis=1)).all()
+    turned = bitmatrix.transpose(pack(mask), mask.shape[1])
     assert (unpack(turned, mask.shape[0]) == mask.T).all()
 
 
 @given(st.sampled_from([1, 2, 16, 64]), st.integers(0, 2**32 - 1), st.floats(0.05, 0.9))
 def test_columns_with_counts_in_every_column(height: int, seed: int, density: float) -> None:
     mask = np.random.default_rng(seed).random((3, height, 130)) < density
-    words = np.stack([bits.to_words(pack(group)) for group in mask])
+    words = np.stack([bitmatrix.to_words(pack(group)) for group in mask])
     for at_least in (1 << p for p in range(height.bit_length())):
-        found = dense_of(bits.columns_with(words, at_least), 130)
+        found = dense_of(bitmatrix.columns_with(words, at_least), 130)
         assert (found == (mask.sum(axis=1) >= at_least)).all()
 
 
 def test_column_range() -> None:
-    assert np.flatnonzero(dense_of(bits.column_range(3, 70, 2)[None], 128)).tolist() == [
+    assert np.flatnonzero(dense_of(bitmatrix.column_range(3, 70, 2)[None], 128)).tolist() == [
         *range(3, 70)
     ]
 
 
 @given(dense_masks(), st.sampled_from([16, 64, 128]), st.integers(2, 40), st.integers(1, 8))
 def test_orders_hold_every_row_once(mask: np.ndarray, size: int, stride: int, strip: int) -> None:
-    words = bits.to_words(pack(mask))
+    words = bitmatrix.to_words(pack(mask))
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return
@@ -129,7 +129,7 @@ def test_the_distance_profile() -> None:
 
 @given(dense_masks(), st.sampled_from([0.25, 0.5]), st.sampled_from([16, 64]))
 def test_peeling_and_giving_back_split_a_mask(mask: np.ndarray, share: float, height: int) -> None:
-    words = bits.to_words(pack(mask))
+    words = bitmatrix.to_words(pack(mask))
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return
@@ -148,7 +148,7 @@ def test_peeling_and_giving_back_split_a_mask(mask: np.ndarray, share: float, he
 
 @given(dense_masks())
 def test_cutting_is_no_worse_than_any_one_height(mask: np.ndarray) -> None:
-    words = bits.to_words(pack(mask))
+    words = bitmatrix.to_words(pack(mask))
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return
@@ -163,7 +163,7 @@ def test_cutting_is_no_worse_than_any_one_height(mask: np.ndarray) -> None:
 
 @given(dense_masks(), st.sampled_from([16, 48, 100]))
 def test_splitting_wide_tiles_keeps_every_entry(mask: np.ndarray, limit: int) -> None:
-    words = bits.to_words(pack(mask))
+    words = bitmatrix.to_words(pack(mask))
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return

@@ -13,7 +13,7 @@ import sparsebert as sb
 from sparsebert import patterns
 from sparsebert.compiler import covers
 from sparsebert.compiler.compile import _compile
-from sparsebert.compiler.search import Cover
+from sparsebert.compiler.cover_search import Cover
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.support import progress

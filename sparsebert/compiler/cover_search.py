@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from sparsebert.compiler import words as bits
+from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
 from sparsebert.compiler.pieces import Piece, cut, cut_variants, give_back, peel, split_wide
 from sparsebert.compiler.pricing import Pricing
@@ -76,7 +76,7 @@ def best_cover(
 
     `go_on` is called now and then, for whoever watches a long search.
     """
-    words = bits.to_words(packed)
+    words = bitmatrix.to_words(packed)
     rows = np.flatnonzero(words.any(axis=1))
     if not len(rows):
         return Cover("nothing to attend", (), pricing.total([]))
@@ -108,7 +108,7 @@ def _orders(
 
 def _long_rows(words: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into usual and long ones."""
-    counts = bits.count(words[rows])
+    counts = bitmatrix.count(words[rows])
     is_long = counts > _LONG_ROW * np.median(counts)
     return rows[~is_long], rows[is_long]
 
