@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.measure import RESULTS
 from benchmarks.report import markdown
-from sparsebert.cli.errors import UsageError
-from sparsebert.reporting.plots import COLOURS, new_figure, save_figure
+from sparsebert.reporting.figures import new_figure, save_figure
+from sparsebert.support.colours import COLOURS
 
 COLUMNS = (
     "device", "model", "layers", "N", "batch", "dtype", "route", "mode", "ms_20", "ms_50", "ms_80",
@@ -74,7 +74,7 @@ def write_report(folder: Path) -> Path:
         try:
             draw(rows, plot)
             lines += ["", f"![speed-ups, Amdahl's line, throughput]({plot.name})"]
-        except UsageError as error:
+        except ModuleNotFoundError as error:
             lines += ["", f"(No plot: {error}.)"]
     report = folder / "end_to_end.md"
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,7 +13,8 @@ from benchmarks.cases import DIRECTIONS, PAPER
 from benchmarks.masks import LEARNED_LOOKING, NO_DIAGONAL
 from benchmarks.results import BEST_DENSE, Row, key_of, with_best_dense
 from benchmarks.rivals import OURS, SDPA_MASK
-from sparsebert.reporting.plots import COLOURS, new_figure, save_figure
+from sparsebert.reporting.figures import new_figure, save_figure
+from sparsebert.support.colours import COLOURS
 
 _BARS = "bars: times of 20 to 80 % of the calls"
 _GROUPS = ("paper-short", "paper-long", "no-gain", "learned", "quick")

@@ -23,7 +23,6 @@ from benchmarks.masks import NO_DIAGONAL
 from benchmarks.measure import RESULTS
 from benchmarks.results import BEST_DENSE, Row, key_of, read, with_best_dense
 from benchmarks.rivals import DENSE, FLASH, FLEX, OURS, RIVALS, SDPA_MASK
-from sparsebert.cli.errors import UsageError
 
 EVEN = 0.05  # times this close count neither as won nor as lost
 NOT_MEASURED = "not measured yet"
@@ -313,7 +312,7 @@ def _plot(
 ) -> list[str]:
     try:
         draw(rows, path)
-    except UsageError as error:
+    except ModuleNotFoundError as error:
         return [f"(No plot: {error}.)", ""]
     return [f"![{path.stem}]({path.name})", ""]
 

@@ -263,12 +263,12 @@ class AttentionPlan:
         return self.report.with_pictures(self._tiles_html)
 
     def _tiles_html(self) -> str:
-        from sparsebert.reporting.notebook import tiles_html
+        from sparsebert.compiler.plan_html import tiles_html
 
         return tiles_html(self)
 
     def _repr_html_(self) -> str:
-        from sparsebert.reporting.notebook import plan_html
+        from sparsebert.compiler.plan_html import plan_html
 
         return plan_html(self)
 

@@ -46,6 +46,7 @@ GROUPS = (
             "tests/masks/test_images*.py",
             "tests/compiler/test_report*.py",
             "tests/support/test_machine*.py",
+            "tests/reporting/*.py",
             "tests/cli/*.py",
         ),
     ),

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, OSError, MemoryError) as error:
+    except (UsageError, OSError, MemoryError, ModuleNotFoundError) as error:
         print(f"sparsebert: error: {error}", file=sys.stderr)
         return USAGE
     return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sparsebert.cli.errors import UsageError
+from sparsebert.cli.errors import CHECK_FAILED, OK, UsageError
 from sparsebert.cli.options import Commands, add_command, positive
 from sparsebert.machine import threads_for
 
@@ -58,19 +58,22 @@ def register(commands: Commands) -> None:
 def run_demo(arguments: argparse.Namespace) -> int:
     """Run all parts of the demo."""
     try:
-        from sparsebert.demo import Settings, run
+        from sparsebert.demo.run import Settings, run
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the demo needs {error.name}: pip install 'sparsebert[hf,plot]'"
         ) from error
 
-    settings = Settings(
-        output=arguments.output,
-        sentences=arguments.sentences,
-        seeds=arguments.seeds,
-        lengths=tuple(arguments.lengths),
-        repeats=arguments.repeats,
-        limit=arguments.limit,
-    )
+    try:
+        settings = Settings(
+            output=arguments.output,
+            sentences=arguments.sentences,
+            seeds=arguments.seeds,
+            lengths=tuple(arguments.lengths),
+            repeats=arguments.repeats,
+            limit=arguments.limit,
+        )
+    except ValueError as error:
+        raise UsageError.of(error, arguments) from error
     with threads_for(given=arguments.threads, keep=arguments.embedded) as machine:
-        return run(settings, machine)
+        return OK if run(settings, machine) else CHECK_FAILED

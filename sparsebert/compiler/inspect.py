@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.plan import AttentionPlan
 from sparsebert.tiles.images import NOT_COMPUTED, WASTE
+
+if TYPE_CHECKING:
+    from sparsebert.plan import AttentionPlan
 
 
 def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:

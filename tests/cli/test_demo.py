@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsebert import demo, patterns
+from sparsebert import patterns
 from sparsebert.cli import main
-from sparsebert.demo import agreement, encoder, importance, text
+from sparsebert.demo import agreement, dropped_positions, encoder, run, text
 from sparsebert.reporting import tables
 from sparsebert.reporting.provenance import provenance
 from sparsebert.reporting.timing import Spread
@@ -32,9 +32,9 @@ def test_passages_have_the_length_asked_for() -> None:
     assert {len(passage.split()) for passage in passages} == {600}
 
 
-@pytest.mark.parametrize("kind", importance.DROPS)
+@pytest.mark.parametrize("kind", dropped_positions.DROPS)
 def test_experiments_drop_as_many_positions_as_there_are_tokens(kind: str) -> None:
-    kept = importance.dropped(kind, 20, seed=1)
+    kept = dropped_positions.dropped(kind, 20, seed=1)
     count = int((~kept).sum())
     assert count == (19 if kind in ("left", "right") else 20)
     assert kept.any(dim=1).all()
@@ -42,18 +42,18 @@ def test_experiments_drop_as_many_positions_as_there_are_tokens(kind: str) -> No
 
 
 def test_random_drops_differ_by_seed_only() -> None:
-    first, again, other = (importance.dropped("random", 20, seed) for seed in (0, 0, 1))
+    first, again, other = (dropped_positions.dropped("random", 20, seed) for seed in (0, 0, 1))
     assert first.equal(again)
     assert not first.equal(other)
 
 
 def test_choose_takes_sentences_of_suitable_length_from_everywhere() -> None:
     token_ids = [[0] * (10 + i % 40) for i in range(400)]
-    chosen = importance.choose(token_ids, 50)
+    chosen = dropped_positions.choose(token_ids, 50)
     assert len(chosen) == 50 == len(set(chosen))
     assert chosen[-1] > 350
     assert {len(token_ids[i]) for i in chosen} <= set(range(16, 33))
-    assert len(importance.choose(token_ids, 1000)) == 10 * 17
+    assert len(dropped_positions.choose(token_ids, 1000)) == 10 * 17
 
 
 def rows_with(diagonal: float) -> list[dict[str, object]]:
@@ -67,11 +67,11 @@ def rows_with(diagonal: float) -> list[dict[str, object]]:
 
 
 def test_conclusion_follows_the_numbers() -> None:
-    averaged = importance.average_random(rows_with(0.04))
-    words = importance.conclusion(averaged)
+    averaged = dropped_positions.average_random(rows_with(0.04))
+    words = dropped_positions.conclusion(averaged)
     assert "by 0.0400: 2.1 times random positions, 0.5 times left neighbours" in words
     assert "within the range of right neighbours" in words
-    words = importance.conclusion(importance.average_random(rows_with(0.019)))
+    words = dropped_positions.conclusion(dropped_positions.average_random(rows_with(0.019)))
     assert "within the range of random positions" in words
 
 
@@ -128,10 +128,10 @@ def few_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     try:
         encoder.model_folder()
-    except encoder.UsageError as error:
+    except ModuleNotFoundError as error:
         pytest.skip(str(error))
     monkeypatch.setattr(agreement, "text_masks", lambda length: {"star": patterns.star(length)})
-    monkeypatch.setattr("sparsebert.demo._TIMED", ("star",))
+    monkeypatch.setattr("sparsebert.demo.run._TIMED", ("star",))
 
 
 SMALL = ["--sentences", "12", "--seeds", "2", "--lengths", "32", "--repeats", "2"]
@@ -172,16 +172,16 @@ def test_demo_ends_in_time_and_says_what_it_left_out(
 
 
 def test_fewer_sentences_where_there_is_no_time_for_all() -> None:
-    assert importance.affordable(256, runs=10, first=1.0, seconds=10.0) == 256
-    assert importance.affordable(256, runs=10, first=4.0, seconds=10.0) == 64
-    assert importance.affordable(256, runs=10, first=99.0, seconds=0.0) == 16
-    assert importance.affordable(12, runs=10, first=99.0, seconds=0.0) == 12
+    assert dropped_positions.affordable(256, runs=10, first=1.0, seconds=10.0) == 256
+    assert dropped_positions.affordable(256, runs=10, first=4.0, seconds=10.0) == 64
+    assert dropped_positions.affordable(256, runs=10, first=99.0, seconds=0.0) == 16
+    assert dropped_positions.affordable(12, runs=10, first=99.0, seconds=0.0) == 12
 
 
 def test_the_report_says_why_plans_run_dense_and_where_sparsity_pays() -> None:
-    words = demo._routes([{"route": "tiles"}, {"route": "dense"}, {"route": None}])
+    words = run._routes([{"route": "tiles"}, {"route": "dense"}, {"route": None}])
     assert "1 of these 2 masks would run dense here" in words and "below 1.19x" in words
-    assert "would run dense" not in demo._routes([{"route": "tiles"}])
+    assert "would run dense" not in run._routes([{"route": "tiles"}])
     faster, slower, unsure = (
         Spread(1.9, 2.0, 2.1, 7),
         Spread(0.9, 0.9, 0.9, 7),
@@ -194,10 +194,10 @@ def test_the_report_says_why_plans_run_dense_and_where_sparsity_pays() -> None:
             ("star", 1024, "tiles", faster), ("random", 1024, "dense", slower),
         )
     ]  # fmt: skip
-    words = demo._begins(rows)
+    words = run._begins(rows)
     assert "star in tiles from 512 tokens on, clearly faster at 1024;" in words
     wide = {**rows[1], "attention_speedup": Spread(2.0, 3.0, 4.0, 7)}  # how much is another matter
-    assert "star in tiles from 512 tokens on, clearly faster at 512." in demo._begins([wide])
+    assert "star in tiles from 512 tokens on, clearly faster at 512." in run._begins([wide])
     assert "random dense at all lengths, clearly faster at none." in words
 
 
@@ -212,7 +212,7 @@ def test_demo_measures_nothing_on_a_wrong_model(
         "sparsify",
         lambda model, mask, **options: real_sparsify(model, wrong, **options),
     )
-    real_sparsify = importance.sparsify
+    real_sparsify = dropped_positions.sparsify
     assert main(["demo", "-o", str(tmp_path), *SMALL]) == 1
     shown = capsys.readouterr().out
     assert "FAILED" in shown and "nothing is measured" in shown

@@ -22,7 +22,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import sparsebert as sb
 from sparsebert.cli import main
 from sparsebert.dam.importance import GROUPS
-from sparsebert.learn import plots, report, training
+from sparsebert.learn import learn_figures, report, training
 from sparsebert.learn.data import prepare
 from sparsebert.learn.handmade import FAMILIES, pattern_at_sparsity
 from sparsebert.learn.python_text import topics
@@ -311,18 +311,22 @@ def test_plots(tmp_path: Path) -> None:
         | {f"importance_{group}": 0.5 - 0.02 * s * (1 + k) for k, group in enumerate(GROUPS)}
         for s in range(1, 6)
     ]
-    plots.draw_importance(history, tmp_path / "importance.png", goal=0.5)
-    plots.draw_losses({"a": history, "b": history[:1]}, tmp_path / "training.png", {"b": 5})
+    learn_figures.draw_importance(history, tmp_path / "importance.png", goal=0.5)
+    learn_figures.draw_losses(
+        {"a": history, "b": history[:1]}, tmp_path / "training.png", {"b": 5}
+    )
     for structure, layers in (("full", 1), ("toeplitz", 2)):
         dam = sb.DifferentiableAttentionMask(layers, 3, 24, structure)
         path = tmp_path / f"{structure}.png"
-        plots.draw_probabilities(dam.probabilities().detach(), dam.binarize(), "title", path)
+        learn_figures.draw_probabilities(
+            dam.probabilities().detach(), dam.binarize(), "title", path
+        )
     bars = [
         {"mask": "dense", "kind": "dense", "loss": 4.0, "difference_error": 0.1},
         {"mask": "learned", "kind": "learned", "loss": 4.2, "difference_error": 0.0},
         {"mask": "star", "kind": "hand-made", "loss": 4.3, "difference_error": 0.1},
     ]
-    plots.draw_bars(bars, tmp_path / "losses.png")
+    learn_figures.draw_bars(bars, tmp_path / "losses.png")
     written = list(tmp_path.glob("*.png"))
     assert len(written) == 5
     assert all(is_picture(path) for path in written)

@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 from matplotlib import image as images  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 
-from sparsebert.reporting import plots  # noqa: E402
+from sparsebert.reporting.figures import new_figure  # noqa: E402
 from tests.pictures import pictures_of  # noqa: E402
 
 
@@ -81,7 +81,7 @@ def test_the_image_of_a_mask():
 def test_equal_lines_look_equal(n, block, panels):
     """Sampled pictures drew some of the columns of `fixed` twice as wide as others."""
     heads = dict.fromkeys("abcd"[:panels], sb.patterns.fixed(n, block=block))
-    figure = plots.new_figure(*drawing.panels_size(heads))
+    figure = new_figure(*drawing.panels_size(heads))
     drawing.draw_panels(figure, heads)
     figure.set_dpi(150)
     figure.canvas.draw()

@@ -31,7 +31,10 @@ LAYERS = (
     ("sparsebert.modules",),
     ("sparsebert.integrations",),
     ("sparsebert.reporting",),
-    ("sparsebert.learn", "sparsebert.estimate", "sparsebert.verification"),
+    (
+        "sparsebert.learn", "sparsebert.estimate", "sparsebert.explain",
+        "sparsebert.verification",
+    ),
     ("sparsebert.demo",),
     ("sparsebert.cli", "sparsebert.__main__"),
 )  # fmt: skip
@@ -45,10 +48,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "circle of modules: benchmarks.readme -> benchmarks.report",
         "circle of modules: benchmarks.report -> benchmarks.readme",
     ),
-    "cost": (
-        "upward: sparsebert.compiler.cost.model -> sparsebert.compiler.pieces",
-        "upward: sparsebert.compiler.inspect -> sparsebert.plan",
-    ),
+    "cost": ("upward: sparsebert.compiler.cost.model -> sparsebert.compiler.pieces",),
     "lead": (
         "beyond torch and Triton: sparsebert.kernels.attention -> sparsebert.dropout",
         "beyond torch and Triton: sparsebert.kernels.pack -> numpy",
@@ -56,14 +56,6 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "beyond torch and Triton: sparsebert.kernels.program -> sparsebert.compiler.compile",
         "beyond torch and Triton: sparsebert.kernels.program -> sparsebert.tiles.assemble",
         "upward: sparsebert.compiler.compile -> sparsebert.plan",
-    ),
-    "reporting": (
-        "upward: sparsebert.compiler.report -> sparsebert.reporting.notebook",
-        "upward: sparsebert.demo -> sparsebert.cli.errors",
-        "upward: sparsebert.demo.encoder -> sparsebert.cli.errors",
-        "upward: sparsebert.plan -> sparsebert.reporting.notebook",
-        "upward: sparsebert.reporting.pages -> sparsebert.cli.errors",
-        "upward: sparsebert.reporting.plots -> sparsebert.cli.errors",
     ),
     "storage": ("upward: sparsebert.compiler.plan_file -> sparsebert.plan",),
 }

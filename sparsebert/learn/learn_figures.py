@@ -15,7 +15,8 @@ import torch
 from sparsebert.dam.importance import GROUPS
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.drawing import MAX_PANELS, draw_cells, draw_mask
-from sparsebert.reporting.plots import COLOURS, new_figure, save_figure
+from sparsebert.reporting.figures import new_figure, save_figure, without_frame
+from sparsebert.support.colours import COLOURS
 
 History = Sequence[Mapping[str, float]]
 
@@ -57,7 +58,7 @@ def draw_importance(history: History, path: Path, goal: float | None = None) -> 
     right.set_ylim(0.0, 1.0)
     right.set_title("Expected sparsity", fontsize=10)
     for axis in (left, right):
-        _plain(axis, "training step")
+        without_frame(axis, "training step")
     save_figure(figure, path)
 
 
@@ -132,7 +133,7 @@ def draw_losses(
         )
     axis.set_ylabel("training loss", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
-    _plain(axis, "training step")
+    without_frame(axis, "training step")
     save_figure(figure, path)
 
 
@@ -161,11 +162,7 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axis.set_ylim(len(ordered) - 0.5, -0.7)
     axis.grid(axis="x", color="lightgrey", linewidth=0.5)
     axis.margins(x=0.1)
-    _plain(axis, "validation loss (lower is better); bars: standard error of the difference")
+    without_frame(
+        axis, "validation loss (lower is better); bars: standard error of the difference"
+    )
     save_figure(figure, path)
-
-
-def _plain(axis: Any, label: str) -> None:
-    axis.set_xlabel(label, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(which="both", labelsize=8)

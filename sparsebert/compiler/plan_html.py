@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from sparsebert.compiler.inspect import tile_map
 from sparsebert.masks.html import MOST_HEADS, dots_of, page, picture, row
 from sparsebert.masks.images import mask_image
 from sparsebert.tiles.images import tile_image
@@ -23,8 +24,6 @@ def plan_html(plan: AttentionPlan) -> str:
 
 def tiles_html(plan: AttentionPlan) -> str:
     """The tiles of the plan's different heads: colours are tiles, grey is computed in vain."""
-    from sparsebert.compiler.inspect import tile_map
-
     heads = plan.report.per_head
     dots = dots_of(len(heads))
     pictures = []

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparsebert.demo.importance import DROPS
-from sparsebert.reporting.plots import COLOURS, new_figure, save_figure
+from sparsebert.demo.dropped_positions import DROPS
+from sparsebert.reporting.figures import new_figure, save_figure, without_frame
+from sparsebert.support.colours import COLOURS
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -36,8 +37,7 @@ def draw_importance(rows: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(values, [place] * len(values), "o", color="black", markersize=3)
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.16)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
+        without_frame(axis)
     panels[0].set_yticks(range(len(DROPS)), list(DROPS.values()))
     panels[0].invert_yaxis()
     panels[1].xaxis.set_major_formatter("{x:.0%}")
@@ -76,9 +76,7 @@ def draw_times(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(length) for length in lengths])
         axis.set_ylim(0.0, 1.1 * max(1.0, *(row[f"{part}_speedup"].high for row in rows)))
-        axis.set_xlabel("tokens in a text", fontsize=9)
         axis.set_title(f"{title}: speed-up over dense (1 = equal)", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
+        without_frame(axis, "tokens in a text")
     panels[0].legend(fontsize=8, frameon=False)
     save_figure(figure, path)
