@@ -56,10 +56,10 @@ mutants: $(INSTALLED)  ## put small faults into a copy of the code: how many do 
 	$(BIN)/python -m benchmarks.mutants $(MUTANTS_ARGS)
 
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
-	$(BIN)/python -m benchmarks.kernels_report
+	$(BIN)/python -m benchmarks.kernels.codegen_report
 
 gpu:  ## check the Triton kernels on this machine's GPU, then time them, with PYTHON's own torch
-	$(PYTHON) -m benchmarks.gpu_check
+	$(PYTHON) -m benchmarks.kernels.gpu_check
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,9 +7,9 @@ import sys
 
 def main(arguments: list[str]) -> int:
     """Hand the arguments to the command; exit status 2 for an unknown one."""
-    from benchmarks import compare, report, run
+    from benchmarks.attention import attention_report, compare, run
 
-    commands = {"run": run.main, "report": report.main, "compare": compare.main}
+    commands = {"run": run.main, "report": attention_report.main, "compare": compare.main}
     if not arguments or arguments[0] not in commands:
         print(
             "python -m benchmarks COMMAND [--help]\n\n"

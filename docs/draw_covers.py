@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.masks import permuted_blocks
+from benchmarks.harness.named_masks import permuted_blocks
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.inspect import tile_map

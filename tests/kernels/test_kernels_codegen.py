@@ -17,8 +17,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
 
 NEW_LENGTHS = """
 import torch, triton
-from benchmarks.band import band_program
-from benchmarks.kernels_host import StubDriver
+from benchmarks.kernels.band import band_program
+from benchmarks.kernels.host_time import StubDriver
 from sparsebert.kernels import attention, backward, forward, launch
 
 triton.runtime.driver.set_active(StubDriver())
@@ -42,7 +42,14 @@ def rows(tmp_path_factory):
     """The report on its representative set, from a process that does not interpret kernels."""
     path = tmp_path_factory.mktemp("report") / "report.json"
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.kernels_report", "--representative", "--json", path],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.kernels.codegen_report",
+            "--representative",
+            "--json",
+            path,
+        ],
         cwd=ROOT,
         env=ENVIRONMENT,
         check=False,  # what failed is in the rows

@@ -19,8 +19,8 @@ pytest.importorskip("triton")
 SCRIPT = """
 import json
 import torch, triton
-from benchmarks.band import band_program
-from benchmarks.kernels_host import StubDriver
+from benchmarks.kernels.band import band_program
+from benchmarks.kernels.host_time import StubDriver
 from sparsebert.kernels import attention, launch
 
 launched, ordinary, inputs = [], [], {}

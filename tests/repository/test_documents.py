@@ -181,7 +181,7 @@ def test_bounds_are_the_codes() -> None:
 
 
 def test_what_is_said_of_the_fit_is_what_its_rows_say() -> None:
-    from benchmarks import fit_cost_model as fitting
+    from benchmarks.cost import fit_cost_model as fitting
 
     results = ROOT / "benchmarks" / "results" / "fit_cost_model.csv"
     with results.open(encoding="utf-8") as file:
@@ -216,7 +216,7 @@ def test_what_is_said_of_the_fit_is_what_its_rows_say() -> None:
 
 
 def test_what_is_said_of_unseen_masks_is_what_the_check_says() -> None:
-    from benchmarks import cost_check
+    from benchmarks.cost import cost_check
 
     with (ROOT / "benchmarks" / "results" / "cost_check.csv").open(encoding="utf-8") as file:
         rows: list[dict[str, object]] = [dict(row) for row in csv.DictReader(file)]

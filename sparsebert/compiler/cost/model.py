@@ -5,7 +5,7 @@ They depend on the head size, on the CPU's threads, and on how many batches and 
 since some costs come once a call and some once for all heads that share their tiles.
 
 Constants per target are data, in `constants.json`, with their source; a target that has none of
-its own uses "cpu" or "sm90". `benchmarks/fit_cost_model.py` fits those of the CPU to
+its own uses "cpu" or "sm90". `benchmarks/cost/fit_cost_model.py` fits those of the CPU to
 measurements. `cost_model` resolves them for one kind of call.
 """
 

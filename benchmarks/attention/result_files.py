@@ -1,0 +1,157 @@
+"""Rows of the attention benchmark as CSV files: one file a group, one row a case and contender.
+
+A file is written case by case, so that an interrupted run loses nothing, and a later run goes on
+where it stopped, as long as machine, versions, commit and method are the same.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.attention.cases import KEY, Case
+from benchmarks.attention.rivals import DENSE
+
+Row = dict[str, str]
+
+MEASURED = (
+    "contender",
+    "parameters",  # the pattern's own
+    "density",
+    "executed",  # share of the scores that the contender computes
+    "compile_ms",  # of the plan, once a mask
+    "first_ms",  # the first call
+    "ms_20",
+    "ms_50",
+    "ms_80",
+    "speedup",  # the contender's time over ours, median of the rounds
+    "graph_ms",  # one of many calls in a CUDA graph
+    "graph_speedup",
+    "launch_bound",  # "yes" where the calls by themselves take much longer than in the graph
+    "peak_mb",
+    "predicted_speedup",  # over dense attention, by the cost model
+    "floor_ms",  # q, k, v and o moved once
+    "area_ms",  # the products of the executed scores
+    "of_bound",  # the longer of the two over ms_50
+    "roof_gb_s",
+    "roof_tflop_s",
+    "note",  # why there are no times, or what a reader should know
+)
+PROVENANCE = (
+    "device",
+    "processor",
+    "threads",
+    "python",
+    "torch",
+    "triton",
+    "sparsebert",
+    "commit",
+    "tree",
+    "method",
+    "date",
+)
+COLUMNS = (*KEY, *MEASURED, *PROVENANCE)
+FAILED = "FAILED:"  # begins the note of a case that has no rows; it is tried again
+BEST_DENSE = "best dense"  # the fastest of the routes without a mask
+_SAME_RUN = tuple(name for name in PROVENANCE if name != "date")
+
+
+def key_of(row: Row) -> tuple[str, ...]:
+    """The case of a row, as `Case.key` gives it."""
+    return tuple(row[name] for name in KEY)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file, or of all CSV files in a folder.
+
+    Raises FileNotFoundError, or ValueError if a file has not the columns of these results.
+    """
+    if path.is_dir():
+        return [row for file in sorted(path.glob("*.csv")) for row in read(file)]
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(
+                f"{path}: no column {', '.join(missing[:3])}; it must be a file of "
+                "python -m benchmarks run"
+            )
+        # A run that was killed may have left half a row.
+        return [row for row in reader if None not in row.values()]
+
+
+def with_best_dense(rows: Sequence[Row]) -> list[Row]:
+    """The rows, and for each case the fastest route without a mask as one more contender."""
+    best: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        if row["contender"] not in DENSE or not row["speedup"]:
+            continue
+        key = key_of(row)
+        if key not in best or float(row["speedup"]) < float(best[key]["speedup"]):
+            best[key] = row
+    return [*rows, *({**row, "contender": BEST_DENSE} for row in best.values())]
+
+
+class Store:
+    """A folder of results, a file for each group.
+
+    Args:
+        folder: made when the first rows are added.
+        origin: the provenance columns of this run.
+        fresh: forget what was measured before, of the groups that rows are added to.
+    """
+
+    def __init__(self, folder: Path, origin: Row, *, fresh: bool = False) -> None:
+        self.folder, self.origin, self._fresh = folder, origin, fresh
+        self._opened: set[str] = set()
+
+    def done(self, cases: Sequence[Case]) -> set[tuple[str, ...]]:
+        """The keys of the cases that this very run, begun earlier, has measured already."""
+        if self._fresh:
+            return set()
+        return {key_of(row) for row in self.rows(cases) if not _failed(row)}
+
+    def rows(self, cases: Sequence[Case]) -> list[Row]:
+        """This run's rows of some cases."""
+        keys = {case.key for case in cases}
+        groups = dict.fromkeys(case.group for case in cases)
+        return [row for group in groups for row in self._kept(group) if key_of(row) in keys]
+
+    def add(self, case: Case, rows: Iterable[dict[str, object]]) -> None:
+        """Write the rows of one case; the first of a group drop those of other runs."""
+        path = self._path(case.group)
+        fields = dict(zip(KEY, case.key, strict=True))
+        lines = [{**fields, **row, **self.origin} for row in rows]
+        if case.group in self._opened:
+            _write(path, lines, "a")
+            return
+        self._opened.add(case.group)
+        kept = [row for row in self._kept(case.group) if not (self._fresh or _failed(row))]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(path, [*kept, *lines], "w")
+
+    def _path(self, group: str) -> Path:
+        return self.folder / f"{group}.csv"
+
+    def _kept(self, group: str) -> list[Row]:
+        path = self._path(group)
+        if not path.exists():
+            return []
+        try:
+            rows = read(path)
+        except ValueError:  # of an older version
+            return []
+        return [row for row in rows if all(row[name] == self.origin[name] for name in _SAME_RUN)]
+
+
+def _failed(row: Row) -> bool:
+    return row["note"].startswith(FAILED)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, object]], mode: str) -> None:
+    with path.open(mode, newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,178 @@
+"""The compiler's table: what masks of many kinds and lengths cost after compiling.
+
+    python -m benchmarks.cost.compile_table                  # N = 128 ... 8192, about ten minutes
+    python -m benchmarks.cost.compile_table --lengths 128 512 --no-timing
+
+For every mask: density; share of the scores in 128 x 128 and 64 x 64 blocks that are not empty
+(what block-sparse attention computes); rows in order, 64 a tile, columns gathered (one pass); the
+compiled cover of least area; the time to compile it, for all heads; then with objective "time" the
+executed share and predicted speed-up on the CPU and on sm90; and up to N = 2048 the measured CPU
+times of the plan and of torch's SDPA with the same mask (B = 1, H = 12, D = 64, fp32, forward, CPU
+time of one thread, least of several repeats). Losses stand beside wins: 1.0 means that the plan
+runs dense. Blocks, one pass and "how" are those of head 0.
+
+Results: benchmarks/results/compile_table.csv and .md, provenance in every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+import sparsebert
+from benchmarks.cost.fit_cost_model import HEADS, least
+from benchmarks.harness.measure import RESULTS, provenance
+from benchmarks.harness.named_masks import learned_looking, permuted_blocks
+from sparsebert import patterns
+from sparsebert.compiler import bitmatrix
+from sparsebert.compiler.compile import compile_plan
+from sparsebert.compiler.orders import in_order
+from sparsebert.compiler.pieces import cut
+from sparsebert.compiler.pricing import Area
+from sparsebert.masks import AttentionMask
+
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
+TIMED_UP_TO = 2048
+ROUNDS = 3
+COLUMNS = {
+    "mask": "mask",
+    "N": "N",
+    "density": "density",
+    "blocks_128": "128 x 128 blocks",
+    "blocks_64": "64 x 64 blocks",
+    "one_pass": "one pass, 64 rows",
+    "cover": "cover",
+    "cover_name": "how",
+    "compile_s": "compile s",
+    "time_cpu": "executed, cpu",
+    "speedup_cpu": "predicted cpu",
+    "time_sm90": "executed, sm90",
+    "speedup_sm90": "predicted sm90",
+    "plan_ms": "plan ms",
+    "sdpa_ms": "SDPA ms",
+    "measured": "measured cpu",
+}
+
+
+def masks(length: int) -> Iterator[tuple[str, AttentionMask]]:
+    """The patterns with parameters that suit the length, and learned-looking masks."""
+    window = max(5, length // 64)
+    root = int(np.sqrt(length))
+    yield "star", patterns.star(length)
+    yield f"longformer({window}, 2)", patterns.longformer(length, window, 2)
+    yield "log_sparse", patterns.log_sparse(length)
+    yield f"strided({root})", patterns.strided(length, root)
+    yield "fixed(32)", patterns.fixed(length, 32, 1)
+    yield "bigbird(1, 2, 2)", patterns.bigbird(length, 1, 2, 2)
+    yield "dilated_window(8, 4)", patterns.dilated_window(length, 8, 4)
+    yield "sliding_window(16)", patterns.sliding_window(length, 16)
+    width = 1 << (length.bit_length() // 2)
+    name = f"neighborhood_2d({length // width} x {width}, 7)"
+    yield name, patterns.neighborhood_2d(length // width, width, 7)
+    yield "causal", patterns.causal(length)
+    yield "permuted blocks of 64", permuted_blocks(length, 64)
+    yield "learned-looking", learned_looking(length)
+    if length <= TIMED_UP_TO:
+        heads = [learned_looking(length, seed) for seed in range(HEADS)]
+        yield f"learned-looking, {HEADS} different heads", AttentionMask.stack_heads(heads)
+    yield "random 1 %", patterns.random(length, 0.01)
+    yield "random 10 %", patterns.random(length, 0.1)
+
+
+def block_fraction(mask: AttentionMask, size: int) -> float:
+    """Share of the mask in blocks of size x size that are not empty."""
+    words = bitmatrix.to_words(mask.bits[0, 0])
+    starts = np.arange(0, mask.q_len, size)
+    union = np.bitwise_or.reduceat(words, starts, axis=0)  # [row blocks, words of 64 columns]
+    columns = np.bitwise_or.reduceat(union, np.arange(0, union.shape[1], size // 64), axis=1)
+    return float((columns != 0).mean())
+
+
+def one_pass_fraction(mask: AttentionMask) -> float:
+    """Share executed by rows in order, 64 a tile, with gathered columns."""
+    words = bitmatrix.to_words(mask.bits[0, 0])
+    order = in_order(np.arange(mask.q_len), 64)
+    return cut(words, order, Area().tile, (64,)).cost / (mask.q_len * mask.kv_len)
+
+
+def row(name: str, mask: AttentionMask, timing: bool) -> dict[str, object]:
+    """One line of the table."""
+    start = time.perf_counter()
+    area = compile_plan(mask, target="cpu", objective="area")
+    compile_s = time.perf_counter() - start
+    on_cpu = compile_plan(mask, target="cpu")
+    on_gpu = compile_plan(mask, target="sm90").explain()
+    found: dict[str, object] = {
+        "mask": name,
+        "N": mask.q_len,
+        "density": f"{mask.density:.4f}",
+        "blocks_128": f"{block_fraction(mask, 128):.3f}",
+        "blocks_64": f"{block_fraction(mask, 64):.3f}",
+        "one_pass": f"{one_pass_fraction(mask):.3f}",
+        "cover": f"{area.explain().executed_fraction:.4f}",
+        "cover_name": area.explain().per_head[0].cover,
+        "compile_s": f"{compile_s:.2f}",
+        "time_cpu": f"{on_cpu.explain().executed_fraction:.3f}",
+        "speedup_cpu": f"{on_cpu.explain().predicted_speedup:.2f}",
+        "time_sm90": f"{on_gpu.executed_fraction:.3f}",
+        "speedup_sm90": f"{on_gpu.predicted_speedup:.2f}",
+        "plan_ms": "",
+        "sdpa_ms": "",
+        "measured": "",
+    }
+    if timing and mask.q_len <= TIMED_UP_TO:
+        q, k, v = torch.randn(3, 1, mask.q_len, HEADS, 64).transpose(2, 3).unbind(0)
+        dense = mask.dense()
+        plan_us = sdpa_us = np.inf
+        for _ in range(ROUNDS):  # in turns, so that a busy machine hits both alike
+            plan_us = min(plan_us, least(lambda: sparsebert.sparse_attention(q, k, v, on_cpu)))
+            sdpa_us = min(
+                sdpa_us, least(lambda: scaled_dot_product_attention(q, k, v, attn_mask=dense))
+            )
+        found["plan_ms"], found["sdpa_ms"] = f"{plan_us / 1e3:.2f}", f"{sdpa_us / 1e3:.2f}"
+        found["measured"] = f"{sdpa_us / plan_us:.2f}"
+    return found
+
+
+def write(rows: list[dict[str, object]], where: dict[str, str]) -> None:
+    """The table as CSV, with provenance in each row, and as Markdown."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "compile_table.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*COLUMNS, *where))
+        writer.writerows((*line.values(), *where.values()) for line in rows)
+    text = ["# Masks after compiling", "", "Made by `python -m benchmarks.cost.compile_table`."]
+    text += [
+        ", ".join(f"{name} {value}" for name, value in where.items()) + ".",
+        "",
+        *__doc__.split("\n\n")[2].splitlines(),
+        "",
+    ]
+    text += ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
+    text += ["| " + " | ".join(map(str, line.values())) + " |" for line in rows]
+    (RESULTS / "compile_table.md").write_text("\n".join(text) + "\n")
+
+
+def main() -> None:
+    """Measure all rows and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--no-timing", action="store_true", help="leave the measured times out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for length in arguments.lengths:
+        for name, mask in masks(length):
+            rows.append(row(name, mask, not arguments.no_timing))
+            print(*rows[-1].values(), sep=" | ", flush=True)
+    write(rows, provenance())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Whole models: inference and training, dense against sparse.
+
+    python -m benchmarks.end_to_end             # this machine; about five minutes on 2 CPU cores
+    python -m benchmarks.end_to_end --quick     # one model and length, under 40 seconds
+    python -m benchmarks.end_to_end --models ViT-B/16 --lengths 577   # a part; other rows are kept
+
+BERT-base-, ModernBERT- and ViT-B-sized models with random weights: fp32 and two layers on a CPU
+(labelled), bf16 and full depth on a CUDA device. For each length, in turn in one process: the
+model with torch's SDPA, the same model sparsified, and beside BERT HuggingFace's own BigBird and
+Longformer of that size, which compute masks of their own. A training step is forward and backward;
+the optimiser, equal for all, is left out. Before a sparse model is timed its hidden states must
+equal those of eager attention with the same mask.
+
+The share of attention is the time of the model's attention calls alone, replayed with the same
+tensors, over the time of the whole; `sparsebert.estimate`'s predictions stand beside it. Peak
+memory is what torch allocates above what is there before the call: on CUDA max_memory_allocated,
+on a CPU the allocations and releases that torch's profiler saw in one call.
+
+Rows with provenance go to end_to_end_cpu.csv or end_to_end_cuda.csv; from these alone come
+end_to_end.md and its plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks; read when torch is loaded
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+import sparsebert as sb
+from benchmarks.end_to_end import model_families as models
+from benchmarks.end_to_end.end_to_end_report import COLUMNS, read, write_report
+from benchmarks.harness.measure import RESULTS, keep_memory, provenance
+from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
+from sparsebert.machine import threads_for
+from sparsebert.reporting.timing import quantiles, side_by_side
+
+SDPA = "sdpa"
+MODES = ("inference", "training")
+Call = Callable[[], object]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; see the module's text."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.end_to_end",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [family.name for family in models.FAMILIES]
+    parser.add_argument("--quick", action="store_true", help="BERT at N = 512, few rounds")
+    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--lengths", type=int, nargs="+", metavar="N", help="only these lengths")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--layers", type=int, help="layers (default: 2 on a CPU, else all)")
+    parser.add_argument("--tokens", type=int, help="tokens a batch (default: 512; CUDA: 16384)")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
+    chosen = parser.parse_args(arguments)
+    device = torch.device(chosen.device)
+    keep_memory()
+    torch.manual_seed(0)
+    families = [family for family in models.FAMILIES if family.name in chosen.models]
+    cases = [
+        (family, length)
+        for family in (families[:1] if chosen.quick else families)
+        for length in (family.cpu_lengths if device.type == "cpu" else family.lengths)
+        if length in (chosen.lengths or ((512,) if chosen.quick else (length,)))
+    ]
+    if not cases:
+        parser.error(
+            f"--lengths: none of {chosen.lengths} is a length of {', '.join(chosen.models)}"
+        )
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with threads_for() as sentence:
+        print(sentence, flush=True)
+        _measure(chosen, cases, device)
+    print(f"written: {write_report(chosen.out)}")
+    return 0
+
+
+def _measure(
+    chosen: argparse.Namespace, cases: list[tuple[models.Family, int]], device: torch.device
+) -> None:
+    """Time the cases, and write their rows in the place of older ones."""
+    path = chosen.out / f"end_to_end_{device.type}.csv"
+    measured = {(family.name, str(length)) for family, length in cases}
+    rows: list[dict[str, Any]] = [
+        dict(row)
+        for row in (read(path) if path.exists() and not chosen.quick else [])
+        if (row["model"], row["N"]) not in measured
+    ]
+    for family, length in tqdm(cases, unit="case"):
+        layers = chosen.layers or (family.cpu_layers if device.type == "cpu" else family.layers)
+        tokens = chosen.tokens or (512 if device.type == "cpu" else 16384)
+        case = Case(family, layers, length, max(1, tokens // length), device, chosen.quick)
+        rows += [{**row, **provenance()} for row in case.measure()]
+        write_csv(rows, path)  # after each case: an interrupted run keeps what it has
+    print(f"written: {path}")
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """All rows."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *provenance()], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class Case:
+    """One model at one length."""
+
+    def __init__(
+        self,
+        family: models.Family,
+        layers: int,
+        length: int,
+        batch: int,
+        device: torch.device,
+        quick: bool,
+    ) -> None:
+        self.family, self.layers, self.length = family, layers, length
+        self.batch, self.device, self.quick = batch, device, quick
+        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+
+    def measure(self) -> Iterator[dict[str, object]]:
+        """The rows of the case, correctness first."""
+        runs, masks, skipped = self._models()
+        shape = ModelShape.from_config(runs[SDPA].config.to_dict())
+        rates = calibrate(shape) if self.device.type == "cpu" else None
+        for mode in MODES:
+            training = mode == "training"
+            calls, alone = {}, {}
+            for route, model in runs.items():
+                model.train(training)
+                batch = models.inputs(model, self.batch, self.length, self.device)
+                calls[route] = self._timed(_step(model, batch, training))
+                if route not in models.RIVALS:
+                    only = models.attention_calls(model, batch, training=training)
+                    alone[route] = self._timed(only)
+            whole = self._side_by_side(calls)
+            attention = self._side_by_side(alone)
+            for route in runs:
+                times = whole[route]
+                low, middle, high = quantiles(times)
+                ratios = [a / b for a, b in zip(whole[SDPA], times, strict=True)]
+                row = {
+                    **self._about(route, mode),
+                    "ms_20": f"{low:.2f}",
+                    "ms_50": f"{middle:.2f}",
+                    "ms_80": f"{high:.2f}",
+                    "tokens_per_s": f"{self.batch * self.length / middle * 1e3:.0f}",
+                    "speedup": f"{statistics.median(ratios):.3f}",
+                    "peak_mb": f"{self._peak_mb(calls[route]):.1f}",
+                }
+                if route in attention:
+                    spent = statistics.median(attention[route])
+                    row["attention_ms"] = f"{spent:.2f}"
+                    row["attention_share"] = f"{spent / middle:.4f}"
+                    faster = statistics.median(attention[SDPA]) / spent
+                    row["attention_speedup"] = f"{faster:.3f}"
+                if route in masks:
+                    row |= self._predicted(shape, masks[route], rates, training)
+                yield row
+            for route, why in skipped.items():
+                yield {**self._about(route, mode), "note": why}
+
+    def _models(
+        self,
+    ) -> tuple[dict[str, nn.Module], dict[str, sb.AttentionMask], dict[str, str]]:
+        """Models by route, the sparse ones checked; their masks; what cannot run, and why."""
+        torch.manual_seed(0)
+        dense = self._ready(self.family.build(self.layers, self.length))
+        dense.set_attn_implementation("sdpa")
+        runs, masks, skipped = {SDPA: dense}, {}, {}
+        for name, mask in models.masks(self.length).items():
+            sparse = self._ready(self.family.build(self.layers, self.length))
+            sparse.load_state_dict(dense.state_dict())
+            route = f"sparsebert, {name}"
+            runs[route], masks[route] = sb.sparsify(sparse, mask), mask
+            batch = models.inputs(dense, 1, self.length, self.device)
+            models.check(dense, sparse, mask, batch)
+        if self.family.name == "BERT-base":
+            for name, build in models.RIVALS.items():
+                try:
+                    model = self._ready(build(self.layers, self.length))
+                    with torch.no_grad():
+                        model(**models.inputs(model, self.batch, self.length, self.device))
+                    runs[name] = model
+                except (ValueError, TypeError, RuntimeError) as error:
+                    skipped[name] = str(error).splitlines()[0]
+        return runs, masks, skipped
+
+    def _ready(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device, self.dtype).eval()
+
+    def _about(self, route: str, mode: str) -> dict[str, object]:
+        return {
+            "device": self.device.type, "model": self.family.name, "layers": self.layers,
+            "N": self.length, "batch": self.batch, "dtype": str(self.dtype).split(".")[1],
+            "route": route, "mode": mode, "note": "",
+        }  # fmt: skip
+
+    def _timed(self, call: Call) -> Call:
+        """The call, finished when it returns."""
+        if self.device.type == "cpu":
+            return call
+
+        def finished() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return finished
+
+    def _side_by_side(self, calls: dict[str, Call]) -> dict[str, list[float]]:
+        return side_by_side(calls, seconds=0.5 if self.quick else 2.0, least=3)
+
+    def _predicted(
+        self, shape: ModelShape, mask: sb.AttentionMask, rates: Rates | None, training: bool
+    ) -> dict[str, object]:
+        target = "cpu" if self.device.type == "cpu" else None
+        found = estimate(shape, mask, batch=self.batch, target=target, rates=rates)
+        return {
+            "executed": f"{found.executed_fraction:.4f}",
+            "predicted_share": f"{found.attention_share(training=training):.4f}",
+            "predicted_attention_speedup": f"{found.attention_speedup(training=training):.3f}",
+            "predicted_speedup": f"{found.speedup(training=training):.3f}",
+        }
+
+    def _peak_mb(self, call: Call) -> float:
+        if self.device.type == "cuda":
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            call()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return cpu_peak_mb(call)
+
+
+def cpu_peak_mb(call: Call) -> float:
+    """The most that torch had allocated on the CPU at once, beyond what there was before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in recorded.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        held += change
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def _step(model: nn.Module, batch: dict[str, Any], training: bool) -> Call:
+    """One forward pass, or one forward and backward pass."""
+
+    def infer() -> None:
+        with torch.no_grad():
+            model(**batch)
+
+    def train() -> None:
+        model(**batch).last_hidden_state.float().pow(2).mean().backward()
+        model.zero_grad(set_to_none=True)  # so that each step begins without gradients
+
+    return train if training else infer
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,272 @@
+"""What the compilers make of the Triton kernels, for GPUs that need not be at hand.
+
+    python -m benchmarks.kernels.codegen_report                       # D = 64 in bf16 on sm_90
+    python -m benchmarks.kernels.codegen_report --arch sm90 --head-dim 128 --dtype fp32
+    python -m benchmarks.kernels.codegen_report --survey              # everything, 15 minutes
+
+For each specialisation: registers and spilled bytes of a thread, shared memory of a block,
+tensor-core instructions and asynchronous copies in the code, and the instructions of each main
+loop per 1,000 entries of the score matrix: the loop over columns that every row attends to, and
+the one with the bit test. "serial" marks a loop in which ptxas waits for every single wgmma.
+Specialisations come plain, with key mask, and with key mask and dropout. Tile heights with the
+same launch configuration differ in one constant and are one row, compiled for the tallest.
+
+The survey goes to benchmarks/results/kernels_survey.csv, one row at a time: started again, it
+compiles only what is not there, or what was compiled from other kernels or by another Triton.
+With `--minutes` it stops in time; what it did not come to is a row that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import concurrent.futures
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+import warnings
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: the interpreter cannot compile
+
+import torch
+import triton
+
+from benchmarks.harness.measure import RESULTS, ROOT, provenance
+from sparsebert.kernels import codegen
+from sparsebert.kernels.codegen import Specialisation
+from sparsebert.kernels.configs import shared_limit
+
+SURVEY = RESULTS / "kernels_survey.csv"
+SURVEY_ARCHS = ("sm90", "gfx942", "sm80", "sm100")
+SURVEY_HEAD_DIMS = (64, 128, 256, 32)
+SURVEY_DTYPES = ("bf16", "fp32")
+NOT_COMPILED = "not compiled: out of time"
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_HEIGHTS = (16, 32, 64, 128)
+_TILE_KERNELS = ("forward", "dq", "dkdv")
+
+
+def representative() -> list[Specialisation]:
+    """A few that together touch every kernel, architecture, height and feature; for the tests."""
+    return [
+        Specialisation("forward", "sm90", 64),
+        Specialisation("forward", "sm90", 16),
+        Specialisation("forward", "sm80", 32, head_dim=40, dtype=torch.float16),
+        Specialisation("forward", "sm90", 32, dtype=torch.float32),
+        Specialisation("forward", "sm100", 64),
+        Specialisation("forward", "gfx942", 64),
+        Specialisation("dq", "sm90", 64),
+        Specialisation("dq", "sm80", 16, has_dropout=True),
+        Specialisation("dkdv", "sm90", 64),
+        Specialisation("dkdv", "sm90", 16, has_key_mask=True, has_dropout=True),
+        Specialisation("dkdv", "sm80", 16, head_dim=128, dtype=torch.float32),
+        Specialisation("delta", "sm90", 32),
+        Specialisation("merge", "sm90", 16),
+    ]
+
+
+def selection(
+    archs: list[str] | tuple[str, ...],
+    head_dims: list[int] | tuple[int, ...],
+    dtypes: list[str] | tuple[str, ...],
+) -> list[Specialisation]:
+    """All kernels and launch configurations: plain, with key mask, with key mask and dropout."""
+    found = {}
+    features = ((False, False), (True, False), (True, True))
+    for head_dim, arch, dtype, kernel, given, height in itertools.product(
+        head_dims, archs, dtypes, _TILE_KERNELS, features, _HEIGHTS
+    ):
+        spec = Specialisation(kernel, arch, height, head_dim, _DTYPES[dtype], *given)
+        found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
+    return list(found.values())
+
+
+def heights_of(spec: Specialisation) -> list[int]:
+    """The tile heights that are launched like this one."""
+    heights = [h for h in _HEIGHTS if dataclasses.replace(spec, height=h).launch == spec.launch]
+    return heights if spec.kernel in _TILE_KERNELS else [spec.height]
+
+
+def identity(spec: Specialisation) -> dict[str, Any]:
+    """The columns of a row that say what was compiled."""
+    return {
+        "kernel": spec.kernel,
+        "arch": spec.arch,
+        "rows": " ".join(str(height) for height in heights_of(spec)),
+        "head_dim": spec.head_dim,
+        "dtype": str(spec.dtype).removeprefix("torch."),
+        "key_mask": spec.has_key_mask,
+        "dropout": spec.has_dropout,
+        **dataclasses.asdict(spec.launch),
+        "precision": spec.precision if spec.dtype == torch.float32 else "",
+    }
+
+
+def as_row(spec: Specialisation) -> dict[str, Any]:
+    """Compile one specialisation; the row of the table, or the error in its place."""
+    row = identity(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            code = codegen.compile_code(spec)
+        except Exception as error:  # the compiler's own errors have no common class
+            return row | {"error": f"{type(error).__name__}: {error}"[:300]}
+    return row | {
+        "registers": code.registers,
+        "spill_bytes": code.spill_bytes,
+        "shared_bytes": code.shared_bytes,
+        "tensor_core": code.tensor_core,
+        "async_copies": code.async_copies,
+        "per_1000": " / ".join(str(round(loop.per_1000)) for loop in code.loops),
+        "serial": any(loop.serialised for loop in code.loops),
+        "error": "",
+    }
+
+
+def is_bad(row: dict[str, Any]) -> bool:
+    """Whether it does not compile, spills registers or does not fit into shared memory."""
+    if row["error"]:
+        return True
+    return int(row["spill_bytes"]) > 0 or int(row["shared_bytes"]) > shared_limit(row["arch"])
+
+
+def as_line(row: dict[str, Any]) -> str:
+    """One line of the printed table."""
+    features = "".join(
+        letter for letter, on in (("k", row["key_mask"]), ("d", row["dropout"])) if on
+    )
+    name = f"{row['kernel']:8}{row['arch']:7}{row['rows']:>13}{row['head_dim']:5}  "
+    name += f"{row['dtype']:9}{features:3}{row['block_m']:4}"
+    name += f"{row['block_n']:5}{row['num_warps']:3}{row['num_stages']:3} {row['precision']:7}"
+    if row["error"]:
+        return f"{name}  {row['error'].splitlines()[0]}"
+    return (
+        f"{name}{row['registers']:5}{row['spill_bytes']:7}{row['shared_bytes']:8}"
+        f"{row['tensor_core']:5}{row['async_copies']:5}  {row['per_1000']}"
+        f"{'  serial' * row['serial']}{'  BAD' * is_bad(row)}"
+    )
+
+
+HEADER = (
+    "                                       key mask, dropout / program: rows, columns, warps,"
+    " stages, precision of products\n"
+    "kernel  arch      tile rows    D  dtype    kd   m    n  w  s         regs  spill  shared"
+    "   tc   cp  instructions per 1,000 scores: full / bits"
+)
+
+
+def kernels_fingerprint() -> str:
+    """A hash of what the kernels do: of their syntax trees without docstrings."""
+    digest = hashlib.sha256()
+    for name in ("philox", "tile", "forward", "backward", "merge"):
+        tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def compile_all(specs: list[Specialisation], jobs: int, end: float = math.inf) -> Any:
+    """Rows, in order, as they are compiled; in processes that let others go first."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=os.nice, initargs=(5,)
+    ) as pool:
+        futures = [pool.submit(as_row, spec) for spec in specs]
+        for spec, future in zip(specs, futures, strict=True):
+            if time.monotonic() > end:
+                future.cancel()
+            if future.cancelled():
+                yield identity(spec) | dict.fromkeys(_COUNTS, "") | {"error": NOT_COMPILED}
+            else:
+                yield future.result()
+
+
+def survey(
+    path: pathlib.Path, specs: list[Specialisation], jobs: int, end: float
+) -> list[dict[str, Any]]:
+    """Bring the file up to date and print what was new; all its rows."""
+    origin = {"kernels": kernels_fingerprint(), "triton": triton.__version__}
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            known = {_key(row): row for row in rows if row["error"] != NOT_COMPILED}
+    wanted = [identity(spec) | origin for spec in specs]
+    missing = [s for s, row in zip(specs, wanted, strict=True) if _key(row) not in known]
+    fields = [*identity(specs[0]), *_COUNTS, *origin, "commit", "tree", "date"]
+    made = provenance()
+    origin |= {name: made[name] for name in ("commit", "tree", "date")}
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if not known:
+            writer.writeheader()
+        for row in compile_all(missing, jobs, end):
+            print(as_line(row), flush=True)
+            known[_key(row | origin)] = row | origin
+            writer.writerow(row | origin)
+            file.flush()
+    rows = [known[_key(row)] for row in wanted]
+    with path.open("w", newline="", encoding="utf-8") as file:  # in order, without what is old
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+_COUNTS = (
+    "registers", "spill_bytes", "shared_bytes", "tensor_core", "async_copies", "per_1000",
+    "serial", "error",
+)  # fmt: skip
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row of the survey is known by: all but the counts and where it comes from."""
+    left_out = (*_COUNTS, "commit", "tree", "date")
+    return tuple(str(value) for name, value in row.items() if name not in left_out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; the exit status says whether all compiles, fits and does not spill."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=["sm90"], choices=list(codegen.TARGETS))
+    parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
+    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(_DTYPES))
+    parser.add_argument("--representative", action="store_true", help="the few the tests check")
+    parser.add_argument("--survey", action="store_true", help=f"all, into {SURVEY.name}")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of the survey")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    options = parser.parse_args(arguments)
+    print(HEADER)
+    if options.survey:
+        specs = selection(SURVEY_ARCHS, SURVEY_HEAD_DIMS, SURVEY_DTYPES)
+        rows = survey(SURVEY, specs, options.jobs, time.monotonic() + 60 * options.minutes)
+    else:
+        specs = representative()
+        if not options.representative:
+            specs = selection(options.arch, options.head_dim, options.dtype)
+        rows = []
+        for row in compile_all(specs, options.jobs):
+            print(as_line(row), flush=True)
+            rows.append(row)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    bad = sum(map(is_bad, rows))
+    print(f"{len(rows)} specialisations, {bad} of them do not compile, do not fit or spill")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

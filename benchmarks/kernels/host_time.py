@@ -1,0 +1,90 @@
+"""Python time of one call of the Triton kernels, without a GPU: the launch itself is stubbed.
+
+    python -m benchmarks.kernels.host_time
+
+Everything on the host's side is real: the arguments, Triton's binding and cache look-up, the
+compiled kernel (for sm_90) found at the end. Only the last step, the call into the CUDA driver,
+does nothing. Prints the median and the fastest of many calls in microseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import statistics
+import time
+import types
+from collections.abc import Callable
+
+os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: real launches, not interpreted
+
+import torch
+import triton
+
+from benchmarks.kernels.band import band_program
+from sparsebert.kernels import attention, launch
+from sparsebert.kernels.codegen import TARGETS
+
+
+class StubDriver:
+    """Stands for the CUDA driver: knows the target, loads nothing, launches nothing."""
+
+    utils = types.SimpleNamespace(
+        get_device_properties=lambda device: {"max_shared_mem": 232448},
+        load_binary=lambda *arguments: (1, 1, 32, 0, 1024),
+    )
+
+    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
+        """A launcher that does nothing."""
+        return lambda *arguments: None
+
+    def get_current_target(self) -> object:
+        """sm_90."""
+        return TARGETS["sm90"]
+
+    def get_current_device(self) -> int:
+        """The only device."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """The default stream."""
+        return 0
+
+
+def microseconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median and minimum."""
+    for _ in range(20):
+        call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(times), min(times)
+
+
+def main() -> None:
+    """Measure programs of one and of two tile heights, forward and backward."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=500)
+    repeats = parser.parse_args().repeats
+    triton.runtime.driver.set_active(StubDriver())
+    launch.architecture = lambda device: "sm90"
+    q, k, v = (torch.zeros(1, 512, 4, 64, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+    for heights in ((64,), (64, 16)):
+        program = band_program(512, heights)
+        forward = functools.partial(attention.forward, q, k, v, None, None, program, 0.125, 0.0)
+        o, lse = forward()
+        backward = functools.partial(
+            attention.backward, o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0
+        )
+        rebuild = functools.partial(attention.from_tensors, program.tensors)
+        calls = {"forward": forward, "backward": backward, "from_tensors": rebuild}
+        for name, call in calls.items():
+            median, best = microseconds(call, repeats)
+            print(f"tiles of {heights} rows, {name:13} {median:6.1f} us, at best {best:6.1f}")
+
+
+if __name__ == "__main__":
+    main()

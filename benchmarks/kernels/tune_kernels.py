@@ -1,0 +1,253 @@
+"""Find the fastest launch configurations of the Triton kernels on this machine's GPU.
+
+    python -m benchmarks.kernels.tune_kernels --list               # what would be tried; no GPU
+    python -m benchmarks.kernels.tune_kernels                      # bf16, D = 64, for ten minutes
+    python -m benchmarks.kernels.tune_kernels --head-dim 64 128 --dtype bf16 fp32 --minutes 60
+
+For each kernel, tile height, head size, dtype, without and with dropout: starts from the shipped
+configuration, tries its neighbours (one of rows, columns, warps and stages halved or doubled), and
+goes on from the best until no neighbour is better. A candidate is timed only if its results are
+within the error bounds of `gpu_check`; one that does not compile, does not fit or is wrong is a
+row that says so. Rows go to `$OUT/tune_kernels.json` or benchmarks/results/; what to put into
+`MEASURED` in kernels/configs.py is printed at the end. A time limit is kept by not starting more.
+
+Times are of the whole forward or backward pass, on a band mask in tiles of that one height, in
+which the kernel is all or most of the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+
+import sparsebert as sb
+from benchmarks.harness.measure import RESULTS, provenance
+from benchmarks.kernels.band import band, band_program
+from benchmarks.kernels.gpu_cases import check_case
+from benchmarks.kernels.gpu_times import time_call
+from sparsebert.kernels import attention, configs
+from sparsebert.kernels.architecture import architecture
+from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_KERNELS = ("forward", "dq", "dkdv")
+_HEIGHTS = (16, 32, 64, 128)
+WORTH = 1.03
+"""A configuration replaces the shipped one if it is this many times faster."""
+
+Measure = Callable[["Case", LaunchConfig], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One entry of the launch table."""
+
+    kernel: str
+    arch: str
+    height: int
+    head_dim: int
+    dtype: torch.dtype
+    has_dropout: bool
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int, bool]:
+        """Its key in `configs.MEASURED`."""
+        width, itemsize = block_d(self.head_dim), self.dtype.itemsize
+        return (self.kernel, self.arch, self.height, width, itemsize, self.has_dropout)
+
+    @property
+    def shipped(self) -> LaunchConfig:
+        """Its present configuration."""
+        return launch_config(
+            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize,
+            self.has_dropout,
+        )  # fmt: skip
+
+
+def cases(
+    arch: str, kernels: list[str], heights: list[int], head_dims: list[int], dtypes: list[str]
+) -> list[Case]:
+    """All combinations, those without dropout first."""
+    return [
+        Case(kernel, arch, height, head_dim, _DTYPES[dtype], has_dropout)
+        for has_dropout in (False, True)
+        for dtype in dtypes
+        for head_dim in head_dims
+        for kernel in kernels
+        for height in heights
+    ]
+
+
+def neighbours(case: Case, config: LaunchConfig) -> list[LaunchConfig]:
+    """Configurations one step away that the kernels can run and the GPU may have room for."""
+    steps = {
+        "block_m": (config.block_m // 2, config.block_m * 2),
+        "block_n": (config.block_n // 2, config.block_n * 2),
+        "num_warps": (config.num_warps // 2, config.num_warps * 2),
+        "num_stages": (config.num_stages - 1, config.num_stages + 1),
+    }
+    changed = [
+        dataclasses.replace(config, **{name: value})
+        for name, values in steps.items()
+        for value in values
+    ]
+    # And with rows and warps changed together, so that a warp keeps its share.
+    changed += [
+        dataclasses.replace(config, block_m=rows, num_warps=warps)
+        for rows, warps in zip(steps["block_m"], steps["num_warps"], strict=True)
+    ]
+    return [c for c in dict.fromkeys(changed) if c != config and _is_possible(case, c)]
+
+
+def _is_possible(case: Case, config: LaunchConfig) -> bool:
+    gathered = 2 * config.block_n * block_d(case.head_dim) * case.dtype.itemsize
+    return (
+        16 <= config.block_m <= case.height
+        and 32 <= config.block_n <= 128
+        and 1 <= config.num_warps <= 8
+        and 1 <= config.num_stages <= 4
+        and gathered * max(1, config.num_stages - 1) <= shared_limit(case.arch)
+    )
+
+
+def search(case: Case, measure: Measure, has_time: Callable[[], bool]) -> list[dict[str, Any]]:
+    """Go downhill from the shipped configuration; all that was tried, as rows."""
+    rows: dict[LaunchConfig, dict[str, Any]] = {}
+
+    def milliseconds(config: LaunchConfig) -> float:
+        if config not in rows:
+            if not has_time():
+                return float("inf")
+            rows[config] = measure(case, config)
+        return float(rows[config].get("ms_50", "inf"))
+
+    best = case.shipped
+    while True:
+        faster = min([best, *neighbours(case, best)], key=milliseconds)
+        if faster == best:
+            break
+        best = faster
+    shape = {name: value for name, value in dataclasses.asdict(case).items() if name != "dtype"}
+    shape["dtype"] = str(case.dtype).removeprefix("torch.")
+    return [
+        {**shape, **dataclasses.asdict(config), **row, "shipped": config == case.shipped}
+        for config, row in rows.items()
+    ]
+
+
+def winner(rows: list[dict[str, Any]]) -> LaunchConfig | None:
+    """The fastest, if it beats the shipped one by `WORTH`."""
+    timed = [row for row in rows if "ms_50" in row]
+    if not timed:
+        return None
+    best = min(timed, key=lambda row: row["ms_50"])
+    shipped = [row["ms_50"] for row in timed if row["shipped"]]
+    if shipped and shipped[0] < WORTH * best["ms_50"]:
+        return None
+    return LaunchConfig(**{f.name: best[f.name] for f in dataclasses.fields(LaunchConfig)})
+
+
+@contextlib.contextmanager
+def launched_with(case: Case, config: LaunchConfig) -> Iterator[None]:
+    """Let the kernels take this configuration."""
+    before = configs.MEASURED.get(case.key)
+    configs.MEASURED[case.key] = config
+    launch_config.cache_clear()
+    try:
+        yield
+    finally:
+        del configs.MEASURED[case.key]
+        if before:
+            configs.MEASURED[case.key] = before
+        launch_config.cache_clear()
+
+
+def on_gpu(case: Case, config: LaunchConfig) -> dict[str, Any]:
+    """Check a configuration on a small shape, then time it on a large one."""
+    try:
+        with launched_with(case, config):
+            mask = sb.AttentionMask.from_dense(torch.from_numpy(band(300, 40)))
+            feature = "dropout" if case.has_dropout else "plain"
+            checked = check_case(
+                mask, case.head_dim, case.dtype, feature, "cuda",
+                work=band_program(300, (case.height,), half_width=40),
+            )  # fmt: skip
+            if not checked["passed"]:
+                return {"why": f"wrong: {checked}"}
+            return time_call(_large_call(case))
+    except Exception as error:  # the compiler's own errors have no common class
+        return {"why": f"{type(error).__name__}: {error}"[:200]}
+
+
+def _large_call(case: Case) -> Callable[[], object]:
+    """The pass that the kernel belongs to: B = 8, H = 12, N = 2048, 257 keys a query."""
+    q, k, v = (
+        torch.randn(8, 2048, 12, case.head_dim, device="cuda", dtype=case.dtype).transpose(1, 2)
+        for _ in range(3)
+    )
+    program = band_program(2048, (case.height,), half_width=128).to("cuda")
+    p = 0.1 if case.has_dropout else 0.0
+    seed = torch.tensor([1], device="cuda") if p else None
+    rest = (None, seed, program, case.head_dim**-0.5, p)
+    if case.kernel == "forward":
+        return lambda: attention.forward(q, k, v, *rest)
+    o, lse = attention.forward(q, k, v, *rest)
+    return lambda: attention.backward(o, None, q, k, v, o, lse, *rest)
+
+
+def main() -> int:
+    """List or tune; the exit status is 2 where there is no GPU."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print what would be tried first")
+    parser.add_argument("--arch", help="with --list: for which GPU (default: this one, or sm90)")
+    parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=_KERNELS)
+    parser.add_argument("--height", nargs="+", type=int, default=list(_HEIGHTS), choices=_HEIGHTS)
+    parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
+    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(_DTYPES))
+    parser.add_argument("--minutes", type=float, default=10.0)
+    options = parser.parse_args()
+    has_gpu = torch.cuda.is_available()
+    arch = options.arch or (architecture(torch.device("cuda", 0)) if has_gpu else "sm90")
+    todo = cases(arch, options.kernel, options.height, options.head_dim, options.dtype)
+    if options.list:
+        for case in todo:
+            print(f"{case.key}: {case.shipped}")
+            for config in neighbours(case, case.shipped):
+                print(f"    {config}")
+        return 0
+    if not has_gpu:
+        print("tune_kernels: no CUDA or ROCm device; --list shows what would be tried")
+        return 2
+    end = time.monotonic() + 60 * options.minutes
+    rows, found = [], {}
+    for case in todo:
+        tried = search(case, on_gpu, lambda: time.monotonic() < end)
+        rows += tried or [{"case": str(case.key), "why": "not tried: out of time"}]
+        best = winner(tried)
+        print(f"{case.key}: {len(tried)} tried, {best or 'nothing better'}", flush=True)
+        if best:
+            found[case.key] = best
+    origin = {**provenance(), "triton": triton.__version__}
+    out = pathlib.Path(os.environ.get("OUT") or RESULTS)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "tune_kernels.json"
+    path.write_text(json.dumps([{**row, **origin} for row in rows], indent=1) + "\n")
+    print(f"{len(rows)} rows in {path}; for MEASURED in kernels/configs.py:")
+    for key, config in found.items():
+        print(f"    {key}: {config},")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
