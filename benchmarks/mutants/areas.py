@@ -86,7 +86,6 @@ GROUPS = (
     ),
     Group("attention", ("sparsebert/modules*.py",), ("tests/attention/test_modules*.py",)),
     Group("kernels", ("kernels/*.py",), ("tests/kernels/test_*.py",)),
-    Group("dam", ("sparsebert/dam/importance.py",), ("tests/huggingface/test_dam_attached*.py",)),
     Group("dam", ("sparsebert/dam/*.py",), ("tests/dam/test_*.py",)),
     Group(
         "integrations",

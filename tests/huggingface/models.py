@@ -219,3 +219,9 @@ def assert_equal_in_fp64(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 def _largest(x: torch.Tensor) -> float:
     return x.abs().nan_to_num(nan=float("inf")).max().item()
+
+
+def run(model: nn.Module, name: str = "bert") -> torch.Tensor:
+    """The logits of the inputs that are made for models of this name."""
+    with torch.no_grad():
+        return model(**inputs(name)[0]).logits

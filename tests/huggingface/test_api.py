@@ -1,12 +1,10 @@
-"""sparsify, densify, save_masks, load_masks: forms of masks, state, files, refusals."""
+"""sparsify and densify: forms of masks, state, refusals."""
 
 from __future__ import annotations
 
 import copy
 import io
-import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,19 +13,12 @@ from torch import nn
 
 import sparsebert as sb
 from tests.huggingface.models import (
-    MASK_LENGTH,
     VOCAB,
     build,
-    inputs,
     num_modules,
     random_masks,
+    run,
 )
-
-
-def run(model: nn.Module, name: str = "bert") -> torch.Tensor:
-    with torch.no_grad():
-        return model(**inputs(name)[0]).logits
-
 
 # ------------------------------------------------------------------------ forms of masks
 
@@ -167,69 +158,6 @@ def test_an_attention_implementation_without_masks_says_so() -> None:
     model.set_attn_implementation("sparsebert")
     with pytest.raises(ValueError, match=r"BertSelfAttention has no mask.*call sparsebert\.spars"):
         run(model)
-
-
-# ------------------------------------------------------------------------ files
-
-
-def test_masks_are_saved_beside_the_model(tmp_path: Path) -> None:
-    model = build("modernbert")
-    masks = sb.AttentionMask.from_dense(random_masks(model), provenance={"from": "a test"})
-    sb.sparsify(model, masks, backend="dense")
-    sb.save_masks(model, tmp_path)
-    model.save_pretrained(tmp_path)
-    assert {"sparsebert_config.json", "sparsebert_masks.safetensors"} <= {
-        file.name for file in tmp_path.iterdir()
-    }
-    assert "sparsebert" not in (tmp_path / "config.json").read_text()
-    loaded = transformers.ModernBertForMaskedLM.from_pretrained(tmp_path).eval()
-    assert loaded.config._attn_implementation == "sdpa"
-    sb.load_masks(loaded, tmp_path)
-    assert run(loaded, "modernbert").equal(run(model, "modernbert"))
-    layer = loaded.model.layers[0].attn.sparsebert
-    assert layer.masks == masks and layer.masks.provenance == {"from": "a test"}
-    assert layer.backend == "dense"
-
-
-def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    bert = sb.sparsify(build("bert"), sb.patterns.star(MASK_LENGTH))
-    sb.save_masks(bert, tmp_path / "bert")
-    with pytest.raises(ValueError, match=r"for a bert model with 2 .* this is a electra model"):
-        sb.load_masks(build("electra"), tmp_path / "bert")
-    with pytest.raises(FileNotFoundError):
-        sb.load_masks(bert, tmp_path)
-
-    other = tmp_path / "other"
-    sb.save_masks(sb.sparsify(build("bert"), sb.patterns.dense(MASK_LENGTH)), other)
-    masks_file = other / "sparsebert_masks.safetensors"
-    original = masks_file.read_bytes()
-    masks_file.write_bytes((tmp_path / "bert" / "sparsebert_masks.safetensors").read_bytes())
-    with pytest.raises(
-        ValueError, match=r"is not the file that sparsebert_config\.json describes"
-    ):
-        sb.load_masks(bert, other)
-    masks_file.write_bytes(original[:-1])
-    with pytest.raises(ValueError, match="truncated"):
-        sb.load_masks(bert, other)
-    masks_file.write_bytes(original)
-
-    note_file = other / "sparsebert_config.json"
-    note = json.loads(note_file.read_text())
-    for change, message in (
-        ({"format_version": 2}, "has format version 2, and this SparseBERT reads up to 1"),
-        ({"format_version": None}, "has no valid 'format_version'"),
-        ({"backend": 3}, "has no valid 'backend'"),
-        ({"backend": "quantum"}, "unknown backend 'quantum'"),
-    ):
-        note_file.write_text(json.dumps({**note, **change}))
-        with pytest.raises(ValueError, match=message):
-            sb.load_masks(bert, other)
-    for text in ("{", "[]"):
-        note_file.write_text(text)
-        with pytest.raises(ValueError, match=r"sparsebert_config\.json"):
-            sb.load_masks(bert, other)
-    note_file.write_text(json.dumps(note))
-    sb.load_masks(bert, other)
 
 
 # ------------------------------------------------------------------------ refusals

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import sparsebert as sb
-from sparsebert.integrations.huggingface.attention import LayerMask
+from sparsebert.integrations.huggingface.attached import LayerMask
 from sparsebert.testing import root_mean_square, route_bound
 from tests.huggingface.models import (
     BATCH,

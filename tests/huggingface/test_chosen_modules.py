@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sparsebert as sb
-from sparsebert.integrations.huggingface.attention import LayerMask, layer_of, sparse_modules
+from sparsebert.integrations.huggingface.attached import LayerMask, layer_of, sparse_modules
 from sparsebert.integrations.huggingface.discovery import find_self_attention
 from tests.huggingface.families import ACCEPTED, REFUSED
 from tests.huggingface.models import assert_equal_in_fp64, build, inputs, judged, random_masks

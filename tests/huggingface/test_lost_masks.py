@@ -20,13 +20,7 @@ from sparsebert.integrations.huggingface.lost_masks import (
     MasksNotSavedWarning,
     MasksNotUsedWarning,
 )
-from tests.huggingface.models import LENGTH, MASK_LENGTH, VOCAB, build, inputs, random_masks
-
-
-def run(model: nn.Module, name: str = "bert") -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model(**inputs(name)[0]).logits
-    return logits
+from tests.huggingface.models import MASK_LENGTH, VOCAB, build, inputs, random_masks, run
 
 
 def sparse_bert() -> transformers.PreTrainedModel:
@@ -253,18 +247,3 @@ def test_layers_without_a_mask_are_not_saved_as_if_they_had_one(tmp_path: Path) 
         sb.save_masks(model, tmp_path)
     with pytest.warns(MasksNotSavedWarning):
         model.save_pretrained(tmp_path)
-
-
-# ------------------------------------------------------------------------ load_masks
-
-
-def test_load_masks_says_what_it_expects(tmp_path: Path) -> None:
-    model = build("bert")
-    with pytest.raises(FileNotFoundError, match=r"'user/repo' on this machine.*snapshot_download"):
-        sb.load_masks(model, "user/repo")
-    with pytest.raises(FileNotFoundError, match=r"no sparsebert_config\.json in .*save_masks"):
-        sb.load_masks(model, tmp_path)
-    sb.save_masks(sb.sparsify(model, sb.patterns.star(LENGTH)), tmp_path)
-    (tmp_path / "sparsebert_masks.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no sparsebert_masks\.safetensors in"):
-        sb.load_masks(model, tmp_path)

@@ -8,11 +8,8 @@ from torch import nn
 from transformers.masking_utils import chunked_causal_mask_function, sdpa_mask
 
 import sparsebert as sb
-from sparsebert.integrations.huggingface.attention import (
-    layer_of,
-    sparse_modules,
-    sparsebert_attention,
-)
+from sparsebert.integrations.huggingface.attached import layer_of, sparse_modules
+from sparsebert.integrations.huggingface.attention import sparsebert_attention
 from sparsebert.integrations.huggingface.model_rules import CAUSAL, read_mask, sparsebert_mask
 from tests.huggingface.models import (
     LENGTH,

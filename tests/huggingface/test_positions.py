@@ -1,9 +1,8 @@
-"""Position i of a mask is token i of every sequence: padded batches, sliding caches, grids."""
+"""Position i of a mask is token i of every sequence: padded batches, windows in caches."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +12,13 @@ import transformers
 from transformers.masking_utils import chunked_causal_mask_function
 
 import sparsebert as sb
-from sparsebert.integrations.huggingface.attention import LayerMask
-from sparsebert.integrations.huggingface.images import watch_images
+from sparsebert.integrations.huggingface.attached import LayerMask
 from sparsebert.integrations.huggingface.model_rules import read_mask, sparsebert_mask
 from sparsebert.integrations.huggingface.padding import (
     ToFront,
     may_begin_with_padding,
     values_from_first,
 )
-from sparsebert.masks.positions import Grid
 from tests.huggingface.models import (
     LENGTH,
     MASK_LENGTH,
@@ -397,82 +394,6 @@ def test_a_window_does_not_reach_past_the_mask() -> None:
     sb.sparsify(model, random_masks(model))
     with pytest.raises(ValueError, match="25 tokens, but the masks cover 24"):
         model.generate(torch.randint(2, VOCAB, (1, 6)), max_new_tokens=30, pad_token_id=0)
-
-
-# ------------------------------------------------------------------------ grids
-
-
-def image_model() -> transformers.PreTrainedModel:
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=37,
-        image_size=36,
-        patch_size=9,
-    )
-    return transformers.ViTModel(config, add_pooling_layer=False).eval()
-
-
-NEAR = sb.patterns.neighborhood_2d(4, 4, 3, num_special=1)
-
-
-@pytest.mark.parametrize("knows", [True, False])
-def test_a_grid_is_not_used_for_an_image_of_another_size(knows: bool) -> None:
-    """Also where only the model knows that the mask is over its grid."""
-    model = image_model()
-    sb.sparsify(model, NEAR if knows else NEAR.dense())
-    model(torch.randn(1, 3, 36, 36))
-    message = (
-        r"10 tokens, but the masks are for 17, .* grid of 4 x 4 patches after 1 special token"
-    )
-    with pytest.raises(ValueError, match=message):
-        model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
-    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        for arguments in ({"pixel_values": torch.randn(1, 3, 18, 72)}, {}):
-            images = () if arguments else (torch.randn(1, 3, 72, 18),)
-            with pytest.raises(ValueError, match=r"makes (2 x 8|8 x 2) patches .* grid of 4 x 4"):
-                same(*images, **arguments, interpolate_pos_encoding=True)
-        sb.sparsify(same, NEAR.crop_grid(3, 3))  # as it advises
-        same(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
-        sb.densify(same)
-        same(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
-        assert not same._forward_pre_hooks
-
-
-def test_a_grid_without_room_for_special_tokens_says_how_to_make_it() -> None:
-    model = image_model()
-    sb.sparsify(model, sb.patterns.neighborhood_2d(4, 4, 3))
-    with pytest.raises(ValueError, match=r"17 tokens, but the masks cover 16; .* num_special"):
-        model(torch.randn(1, 3, 36, 36))
-
-
-def test_a_model_watches_for_the_latest_grid() -> None:
-    model = image_model()
-    watch_images(model, 17, Grid(4, 4, 1))
-    watch_images(model, 17, Grid(2, 8, 1))
-    model(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
-    with pytest.raises(ValueError, match=r"makes 4 x 4 patches .* grid of 2 x 8"):
-        model(torch.randn(1, 3, 36, 36))
-
-
-def test_a_mask_learned_on_a_grid_is_not_cropped_as_a_line() -> None:
-    model = sb.attach_dam(image_model(), sb.DifferentiableAttentionMask(1, 4, 17))
-    model(torch.randn(1, 3, 36, 36))
-    with pytest.raises(ValueError, match=r"10 tokens, but the DAM is for 17, .* 4 x 4 patches"):
-        model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
-    with pytest.raises(ValueError, match=r"makes 2 x 8 patches .* grid of 4 x 4"):
-        model(torch.randn(1, 3, 18, 72), interpolate_pos_encoding=True)
-    sb.detach_dam(model)
-    assert not model._forward_pre_hooks
-    sb.attach_dam(model, sb.DifferentiableAttentionMask(1, 4, 24))
-    model(torch.randn(1, 3, 27, 27), interpolate_pos_encoding=True)
-
-
-def test_a_line_longer_than_the_image_serves_any_image() -> None:
-    model = sb.sparsify(image_model(), sb.patterns.star(24))
-    for size in ((36, 36), (27, 27), (18, 72)):
-        model(torch.randn(1, 3, *size), interpolate_pos_encoding=True)
 
 
 def test_padding_of_this_file_begins_where_it_says() -> None:

@@ -17,9 +17,9 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 import sparsebert as sb
 from sparsebert.integrations.huggingface import api as huggingface
 from sparsebert.integrations.huggingface import position_check
-from sparsebert.integrations.huggingface.attention import layer_of, sparse_modules
+from sparsebert.integrations.huggingface.attached import layer_of, sparse_modules
 from sparsebert.integrations.huggingface.discovery import find_self_attention
-from sparsebert.integrations.huggingface.dry_run import Seen, probe
+from sparsebert.integrations.huggingface.dry_run import ForwardRecord, dry_run
 from tests.huggingface.families import ACCEPTED, REFUSED
 from tests.huggingface.models import build, inputs, random_masks
 from tests.huggingface.survey import survey
@@ -32,12 +32,12 @@ STAR = sb.patterns.star(64)
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is needed to say so is known when `sparsify` is called."""
-    judged: list[Seen] = []
-    judge = position_check.judge
+    judged: list[ForwardRecord] = []
+    check_record = position_check.check_record
     monkeypatch.setattr(
         position_check,
-        "judge",
-        lambda *x: (judged.append(x[2]), judge(*x)),  # type: ignore[func-returns-value]
+        "check_record",
+        lambda *x: (judged.append(x[2]), check_record(*x)),  # type: ignore[func-returns-value]
     )
     model = ACCEPTED[name]()
     sb.sparsify(model, STAR)
@@ -165,10 +165,10 @@ def test_models_whose_first_call_is_still_to_be_checked_compile(
         torch.testing.assert_close(compiled(**arguments).logits, got)
 
 
-# ------------------------------------------------------------------------ the probe
+# ------------------------------------------------------------------------ the dry run
 
 
-def test_the_probe_does_not_touch_the_model() -> None:
+def test_the_dry_run_does_not_touch_the_model() -> None:
     model = build("bert").train()
     called: list[nn.Module] = []
     for module in model.modules():
@@ -177,7 +177,7 @@ def test_the_probe_does_not_touch_the_model() -> None:
     kept = {key: value.clone() for key, value in model.state_dict().items()}
     state, text, names = torch.get_rng_state(), str(model), dir(model.bert)
     addresses = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
-    assert probe(model, find_self_attention("test", model)) is not None
+    assert dry_run(model, find_self_attention("test", model)) is not None
     assert not called
     assert torch.get_rng_state().equal(state)
     assert (str(model), dir(model.bert)) == (text, names) and model.bert.training

@@ -49,47 +49,40 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
 from sparsebert.api import BACKENDS
-from sparsebert.integrations.huggingface import lost_masks
-from sparsebert.integrations.huggingface.attention import (
+from sparsebert.integrations.huggingface.attached import (
     DenseLayer,
     LayerMask,
     attached_modules,
+    detach,
+    end_checks,
+    kept_configs,
     layer_of,
     masks_of,
     sparse_modules,
 )
+from sparsebert.integrations.huggingface.attention import register
 from sparsebert.integrations.huggingface.configs import (
     DAM,
     IMPLEMENTATION,
-    AttachedLayer,
     ConfigSwap,
-    restore_configs,
     spread_configs,
     swap_configs,
 )
 from sparsebert.integrations.huggingface.discovery import SelfAttention, find_self_attention
 from sparsebert.integrations.huggingface.files import POSITIONS, read_masks, write_masks
-from sparsebert.integrations.huggingface.images import unwatch_images, watch_images, why_only_whole
+from sparsebert.integrations.huggingface.images import watch_images, why_only_whole
+from sparsebert.integrations.huggingface.lost_masks import warn_of_lost_masks, warn_when_saved
+from sparsebert.integrations.huggingface.mask_argument import Masks, whole_mask
 from sparsebert.integrations.huggingface.position_check import Checked, FirstCall, check_positions
-from sparsebert.masks import AttentionMask, as_mask
+from sparsebert.masks import AttentionMask
 
 Model = TypeVar("Model", bound=nn.Module)
-Masks = AttentionMask | torch.Tensor | npt.NDArray[np.bool_]
 
-lost_masks.guard()
-
-_ABOUT_SHARED_LAYERS = " (layers that share one module, as in ALBERT, share one mask)"
-_ABOUT_BATCHES = (
-    "; a mask for each example of a batch, [B, H, N, N], is not static: pass it in the model's "
-    "call, as attention_mask"
-)
-_ABOUT_PADDING = "; a mask of padding, [B, N], goes into the model's call, as attention_mask"
+register()
+warn_of_lost_masks()
 
 
 def sparsify(
@@ -160,10 +153,19 @@ def sparsify(
     if positions not in POSITIONS:
         raise ValueError(f"sparsify: positions must be one of {POSITIONS}, got {positions!r}")
     attention = find_self_attention("sparsify", model, modules)
-    checked = (
-        Checked(True) if modules is not None else check_positions("sparsify", model, attention)
-    )
-    whole = _whole_mask(masks, attention)
+    given = modules is not None  # then the positions are left to the caller
+    checked = Checked(True) if given else check_positions("sparsify", model, attention)
+    whole = whole_mask(masks, attention)
+    _refuse_state(attention)
+    configs = _use_our_attention(model, attention)
+    _attach(attention, whole, checked, backend, positions, configs)
+    watch_images(attention.owner, whole.q_len, whole.positions)
+    warn_when_saved(model)
+    return model
+
+
+def _refuse_state(attention: SelfAttention) -> None:
+    """Raise ValueError where the model is set to something that masks do not go with."""
     if attention.owner.config.output_attentions:
         raise ValueError(
             "sparsify: config.output_attentions=True needs eager attention; set it to False and "
@@ -174,18 +176,32 @@ def sparsify(
             f"sparsify: {type(attention.owner).__name__} has a DAM; call "
             "sparsify(detach_dam(model), dam.binarize(...))"
         )
-    kept = _kept_configs(attention)
-    if kept is None:
-        _detach(attention.owner if attention.chosen else model, attention.root)
-        configs = swap_configs(model, attention, IMPLEMENTATION)
-        for module in attention.others.values():
-            module.add_module(IMPLEMENTATION, DenseLayer(configs))
-    else:
-        configs = kept
+
+
+def _use_our_attention(model: nn.Module, attention: SelfAttention) -> tuple[ConfigSwap, ...]:
+    """Let the configurations name our attention, and remove what was attached before."""
+    configs = kept_configs(attention)
+    if configs is not None:
         spread_configs(attention, configs)
         if not attention.chosen:
-            unwatch_images(attention.owner)
-            _end_first_call(attention.owner)
+            end_checks(attention.owner)
+        return configs
+    detach(attention.owner if attention.chosen else model, attention.root)
+    configs = swap_configs(model, attention, IMPLEMENTATION)
+    for module in attention.others.values():
+        module.add_module(IMPLEMENTATION, DenseLayer(configs))
+    return configs
+
+
+def _attach(
+    attention: SelfAttention,
+    whole: AttentionMask,
+    checked: Checked,
+    backend: str,
+    positions: str,
+    configs: tuple[ConfigSwap, ...],
+) -> None:
+    """Give each attention module its mask."""
     first_call = None if checked.enough else FirstCall(attention)
     only_whole = why_only_whole(
         attention.owner, whole.q_len, whole.positions
@@ -196,39 +212,6 @@ def sparsify(
     ]
     for index, module in enumerate(attention.modules.values()):
         module.add_module(IMPLEMENTATION, layers[index % len(layers)])
-    watch_images(attention.owner, whole.q_len, whole.positions)
-    lost_masks.watch(model)
-    return model
-
-
-def _kept_configs(attention: SelfAttention) -> tuple[ConfigSwap, ...] | None:
-    """What stands in for the configurations already, if the modules are attached together."""
-    attached = [getattr(module, IMPLEMENTATION, None) for module in attention.modules.values()]
-    first = attached[0]
-    if not isinstance(first, AttachedLayer) or first.unused_for:
-        return None
-    together = all(isinstance(x, AttachedLayer) and x.configs is first.configs for x in attached)
-    return first.configs if together else None
-
-
-def _detach(model: nn.Module, root: nn.Module | None = None) -> None:
-    """Remove all that is attached to attention modules, and restore the configurations.
-
-    Those of `root` too, if it is around the model.
-    """
-    _end_first_call(model)
-    unwatch_images(model)
-    swaps: dict[int, ConfigSwap] = {}
-    for module in attached_modules(model):
-        swaps |= {id(swap): swap for swap in getattr(module, IMPLEMENTATION).configs}
-        delattr(module, IMPLEMENTATION)
-    restore_configs(model if root is None else root, swaps.values())
-
-
-def _end_first_call(model: nn.Module) -> None:
-    for module in sparse_modules(model):
-        if (first_call := layer_of(module).first_call) is not None:
-            first_call.remove()
 
 
 def densify(model: Model) -> Model:
@@ -241,7 +224,7 @@ def densify(model: Model) -> Model:
         ValueError: the model is not sparse.
     """
     _require_sparse("densify", model)
-    _detach(model)
+    detach(model)
     return model
 
 
@@ -308,69 +291,6 @@ def load_masks(model: Model, folder: str | os.PathLike[str]) -> Model:
     attention = find_self_attention("load_masks", model)
     masks, settings = read_masks(folder, attention)
     return sparsify(model, masks, **settings)
-
-
-def _whole_mask(masks: Masks | Sequence[Masks], attention: SelfAttention) -> AttentionMask:
-    """`masks` in any accepted form as one AttentionMask [L or 1, H or 1, N, N]."""
-    layers, heads = len(attention.modules), attention.num_heads
-    owner = type(attention.owner).__name__
-    if isinstance(masks, (list, tuple)):
-        if len(masks) != layers:
-            raise ValueError(
-                f"sparsify: {len(masks)} masks for {layers} attention modules of {owner}; give "
-                "one for each, or a single mask, not in a list, for all" + _ABOUT_SHARED_LAYERS
-            )
-        each = [_as_mask(mask, f"masks[{i}]", layers, heads) for i, mask in enumerate(masks)]
-        for i, mask in enumerate(each):
-            if mask.num_layers != 1:
-                raise ValueError(
-                    f"sparsify: masks[{i}] has {mask.num_layers} layers; in a sequence each mask "
-                    "is for one layer (mask.layer(i))"
-                )
-            if mask.shape[2:] != each[0].shape[2:]:
-                raise ValueError(
-                    f"sparsify: masks[{i}] is {mask.q_len} x {mask.kv_len} but masks[0] is "
-                    f"{each[0].q_len} x {each[0].kv_len}; crop them to one size"
-                )
-        for i, mask in enumerate(each):
-            _check_heads(mask, f"masks[{i}]", heads, owner)
-        whole = AttentionMask.stack_layers(each)
-    else:
-        whole = _as_mask(masks, "masks", layers, heads)
-    _check_heads(whole, "masks", heads, owner)
-    if whole.num_layers not in (1, layers):
-        raise ValueError(
-            f"sparsify: masks has {whole.num_layers} layers but {owner} has {layers} attention "
-            f"modules; give 1 (for all) or {layers}"
-            + _ABOUT_SHARED_LAYERS
-            + _ABOUT_BATCHES * (getattr(masks, "ndim", 0) == 4)
-        )
-    if whole.q_len != whole.kv_len:
-        raise ValueError(
-            f"sparsify: masks are {whole.q_len} x {whole.kv_len}, but self-attention needs square "
-            "ones; crop them" + _ABOUT_PADDING * (getattr(masks, "ndim", 0) == 2)
-        )
-    return whole
-
-
-def _as_mask(mask: object, name: str, layers: int, heads: int | None) -> AttentionMask:
-    whole = as_mask("sparsify", name, mask, "[N, N], [H, N, N] or [L, H, N, N]")
-    shape: tuple[int, ...] = getattr(mask, "shape", ())
-    if len(shape) == 3 and 1 < shape[0] == layers == heads and name == "masks":
-        raise ValueError(
-            f"sparsify: {name} has shape {list(shape)}, and the model has {layers} layers "
-            f"and {heads} heads: which is meant? Pass {name}[None] for heads, {name}[:, None] for "
-            "layers"
-        )
-    return whole
-
-
-def _check_heads(mask: AttentionMask, name: str, heads: int | None, owner: str) -> None:
-    if heads is not None and mask.num_heads not in (1, heads):
-        raise ValueError(
-            f"sparsify: {name} has {mask.num_heads} heads but {owner} has {heads}; "
-            f"give 1 (for all) or {heads}"
-        )
 
 
 def _require_sparse(name: str, model: nn.Module) -> list[nn.Module]:

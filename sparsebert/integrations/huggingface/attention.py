@@ -17,7 +17,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import output_capturing
 
 from sparsebert.api import sparse_attention
-from sparsebert.integrations.huggingface.configs import IMPLEMENTATION, AttachedLayer, ConfigSwap
+from sparsebert.integrations.huggingface.attached import AttachedLayer, LayerMask
+from sparsebert.integrations.huggingface.configs import IMPLEMENTATION
 from sparsebert.integrations.huggingface.dense import dense_attention
 from sparsebert.integrations.huggingface.model_rules import (
     Rules,
@@ -25,102 +26,14 @@ from sparsebert.integrations.huggingface.model_rules import (
     combine,
     read_mask,
     refuse_unsupported,
-    rule_mask,
     rule_rows,
     sparsebert_mask,
 )
 from sparsebert.integrations.huggingface.padding import ToFront, rows_from_first
-from sparsebert.integrations.huggingface.position_check import FirstCall
-from sparsebert.masks import AttentionMask
-from sparsebert.plan_cache import MaskPlans, plan_for, rows_for
+from sparsebert.plan_cache import plan_for, rows_for
 
 # transformers' record of what the caller wants returned; not a public name.
 _collector: Any = getattr(output_capturing, "_active_collector", None)
-
-
-class DenseLayer(AttachedLayer):
-    """Attached where the caller chose other modules for the masks: nothing is masked out."""
-
-
-class LayerMask(AttachedLayer):
-    """The sparse mask of one attention module (or of several with the same mask)."""
-
-    def __init__(
-        self,
-        masks: AttentionMask,
-        index: int,
-        backend: str,
-        positions: str,
-        configs: tuple[ConfigSwap, ...],
-        only_whole: str | None,
-        first_call: FirstCall | None = None,
-    ) -> None:
-        super().__init__(configs)
-        self.masks = masks  # of the whole model, to be saved
-        self.index = index  # of the layer among them
-        self.backend = backend
-        self.positions = positions  # counted from the first of the "sequence", or of the "batch"
-        self.only_whole = only_whole  # why a shorter input has no part of the mask, if so
-        self.first_call = first_call  # which is still to be checked
-        self.plans = MaskPlans(masks.layer(index))
-        self.ruled: dict[int, MaskPlans] = {}
-
-    @property
-    def mask(self) -> AttentionMask:
-        """[1, H or 1, N, N], as given, without the model's own rules."""
-        return self.plans.mask
-
-    def under(self, rule: int | None) -> MaskPlans:
-        """The mask's plans where the model's own rule holds too."""
-        if rule is None:
-            return self.plans
-        _intersect(self, rule)
-        return self.ruled[rule]
-
-    def extra_repr(self) -> str:
-        mask = self.mask
-        return (
-            f"[{mask.num_heads}, {mask.q_len}, {mask.kv_len}] at density {mask.density:.2%}, "
-            f"backend={self.backend!r}, "
-            f"positions={self.positions!r}"
-            f"{self.about_use()}"
-        )
-
-
-def sparse_modules(model: nn.Module) -> list[nn.Module]:
-    """The attention modules of `model` that carry a mask, in order."""
-    return [m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), LayerMask)]
-
-
-def attached_modules(model: nn.Module) -> list[nn.Module]:
-    """The attention modules of `model` that carry a mask or stand beside such, in order."""
-    return [
-        m for m in model.modules() if isinstance(getattr(m, IMPLEMENTATION, None), AttachedLayer)
-    ]
-
-
-def layer_of(module: nn.Module) -> LayerMask:
-    """The mask of an attention module that `sparse_modules` names."""
-    layer = getattr(module, IMPLEMENTATION)
-    assert isinstance(layer, LayerMask)
-    return layer
-
-
-def masks_of(layers: list[LayerMask]) -> AttentionMask:
-    """The masks of these layers together: as they were given, or of those that are left."""
-    whole = layers[0].masks
-    one_given = all(layer.masks is whole or layer.masks == whole for layer in layers)
-    in_order = [layer.index for layer in layers] == list(range(whole.num_layers))
-    if one_given and (in_order or whole.num_layers == 1):
-        return whole
-    return AttentionMask.stack_layers(layer.mask for layer in layers)
-
-
-@torch.compiler.assume_constant_result
-def _intersect(layer: LayerMask, rule: int) -> None:
-    """See to it that `layer.ruled` has the mask under `rule`; torch.compile does not look in."""
-    if rule not in layer.ruled:
-        layer.ruled[rule] = MaskPlans(layer.mask & rule_mask(rule, layer.mask.q_len))
 
 
 def sparsebert_attention(
@@ -273,5 +186,7 @@ def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     return wanted is not None and any(name.endswith("attentions") for name in wanted)
 
 
-AttentionInterface.register(IMPLEMENTATION, sparsebert_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sparsebert_mask)
+def register() -> None:
+    """Let transformers know our attention by its name."""
+    AttentionInterface.register(IMPLEMENTATION, sparsebert_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sparsebert_mask)

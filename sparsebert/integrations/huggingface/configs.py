@@ -35,37 +35,20 @@ class ConfigSwap:
     around: bool = False  # names no attention of ours, but holds a copy that does
 
 
-class AttachedLayer(nn.Module):
-    """What is attached to every attention module of a model whose attention is ours.
+def other_implementation(swaps: Iterable[ConfigSwap], ours: str) -> str | None:
+    """The attention that a configuration names instead of ours; None if all name ours."""
+    names = (swap.copy._attn_implementation for swap in swaps if not swap.around)
+    return next((str(name) for name in names if name != ours), None)
 
-    A submodule; it has no parameters and no buffers, so state_dicts are unchanged.
+
+def follow_the_first(swaps: Iterable[ConfigSwap]) -> None:
+    """Let layers with a configuration of their own use the attention that the model is set to.
+
+    transformers tells the model's alone (those of an EncoderDecoderModel are two).
     """
-
-    implementation = IMPLEMENTATION
-
-    def __init__(self, configs: tuple[ConfigSwap, ...]) -> None:
-        super().__init__()
-        self.configs = configs  # to be put back
-
-    @property
-    def unused_for(self) -> str | None:
-        """The attention that the model is set to instead of ours, None while ours is used."""
-        names = (swap.copy._attn_implementation for swap in self.configs if not swap.around)
-        return next((str(name) for name in names if name != self.implementation), None)
-
-    def follow(self) -> None:
-        """Let layers with a configuration of their own use the attention that the model is set to.
-
-        transformers tells the model's alone (those of an EncoderDecoderModel are two).
-        """
-        told, *others = (swap.copy for swap in self.configs if not swap.around)
-        for config in others:
-            setattr(config, _ATTN, getattr(told, _ATTN))
-
-    def about_use(self) -> str:
-        """For `extra_repr`: nothing while it is used."""
-        unused = self.unused_for
-        return f", NOT USED: the model is set to {unused!r} attention" if unused else ""
+    told, *others = (swap.copy for swap in swaps if not swap.around)
+    for config in others:
+        setattr(config, _ATTN, getattr(told, _ATTN))
 
 
 def swap_configs(

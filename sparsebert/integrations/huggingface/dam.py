@@ -27,18 +27,17 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from sparsebert.dam.gates import GATES, gated_attention
 from sparsebert.dam.mask import DifferentiableAttentionMask
-from sparsebert.integrations.huggingface.attention import LayerMask
+from sparsebert.integrations.huggingface.attached import AttachedLayer, LayerMask
 from sparsebert.integrations.huggingface.configs import (
     DAM,
     IMPLEMENTATION,
-    AttachedLayer,
     ConfigSwap,
     restore_configs,
     swap_configs,
 )
 from sparsebert.integrations.huggingface.discovery import find_self_attention
 from sparsebert.integrations.huggingface.images import unwatch_images, watch_images, why_only_whole
-from sparsebert.integrations.huggingface.lost_masks import guard
+from sparsebert.integrations.huggingface.lost_masks import warn_of_lost_masks
 from sparsebert.integrations.huggingface.model_rules import (
     check_key_mask,
     combine,
@@ -278,4 +277,4 @@ def dam_attention(
 
 AttentionInterface.register(DAM, dam_attention)
 AttentionMaskInterface.register(DAM, sparsebert_mask)
-guard()
+warn_of_lost_masks()

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from sparsebert.integrations.huggingface.not_a_model import no_model
+from sparsebert.integrations.huggingface.not_a_model import not_a_model_error
 
 _CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """How transformers' models name their cross-attention."""
@@ -72,7 +72,7 @@ def find_self_attention(
         else []
     )
     if not models:
-        raise no_model(name, model)
+        raise not_a_model_error(name, model)
     root = _encoder_of(model) if modules is None else model
     found = {key: m for key, m in root.named_modules() if _calls_interface(m)}
     if not found:

@@ -23,16 +23,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsebert.integrations.huggingface.discovery import SelfAttention
 from sparsebert.integrations.huggingface.example_inputs import (
-    Given,
+    ModelInputs,
     example_inputs,
     takes_outside_inputs,
 )
 from sparsebert.integrations.huggingface.model_rules import sparsebert_mask
 
-PROBE = "sparsebert_probe"
+DRY_RUN = "sparsebert_dry_run"
 """The attention that records its arguments' shapes instead of attending."""
 
-_WITH_USUAL_MASKS = "sparsebert_probe_with_usual_masks"
+_WITH_USUAL_MASKS = "sparsebert_dry_run_with_usual_masks"
 """The same, for models to which masks in our form are of no use: it tells which these are."""
 
 _HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
@@ -41,7 +41,7 @@ _PICKS = {"gather", "take_along_dim", "index_select", "__getitem__"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class AttentionShapes:
     """What one attention module was given once."""
 
     sequences: int
@@ -51,13 +51,13 @@ class Call:
     value_width: int
 
     @classmethod
-    def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Call:
+    def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> AttentionShapes:
         """From q [B, H, N, D], k [B, H_kv, M, D], v [B, H_kv, M, D_v]."""
         return cls(query.shape[0], query.shape[2], key.shape[2], query.shape[3], value.shape[3])
 
 
 @dataclasses.dataclass
-class Seen:
+class ForwardRecord:
     """What was seen of one forward.
 
     Attributes:
@@ -70,8 +70,8 @@ class Seen:
         whole: the forward ran to its end.
     """
 
-    given: Given
-    calls: dict[str, list[Call]] = dataclasses.field(default_factory=dict)
+    given: ModelInputs
+    calls: dict[str, list[AttentionShapes]] = dataclasses.field(default_factory=dict)
     arguments: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     by_hand: dict[str, int] = dataclasses.field(default_factory=dict)
     shuffled: bool = False
@@ -79,9 +79,9 @@ class Seen:
     whole: bool = False
 
 
-def probe(model: nn.Module, attention: SelfAttention) -> Seen | None:
+def dry_run(model: nn.Module, attention: SelfAttention) -> ForwardRecord | None:
     """One forward of the model whose attention it is, or None if it cannot be run like this."""
-    for implementation in (PROBE, _WITH_USUAL_MASKS):
+    for implementation in (DRY_RUN, _WITH_USUAL_MASKS):
         for candidate in _candidates(model, attention.owner):
             seen = _first_that_attends(candidate, attention, implementation)
             if seen is not None:
@@ -103,7 +103,7 @@ def _candidates(model: nn.Module, owner: PreTrainedModel) -> Iterator[PreTrained
 
 def _first_that_attends(
     model: PreTrainedModel, attention: SelfAttention, implementation: str
-) -> Seen | None:
+) -> ForwardRecord | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with (
@@ -115,7 +115,7 @@ def _first_that_attends(
         ):
             stand_in = _StandIn(model, implementation)
             for arguments in example_inputs(model):
-                seen = Seen(Given.of(arguments))
+                seen = ForwardRecord(ModelInputs.of(arguments))
                 stand_in.record(attention, seen)
                 try:
                     with _Watch(stand_in, seen, arguments):
@@ -158,16 +158,16 @@ class _StandIn:
             copy.register_forward_pre_hook(self._enter)
             copy.register_forward_hook(self._leave)
 
-    def record(self, attention: SelfAttention, seen: Seen) -> None:
+    def record(self, attention: SelfAttention, seen: ForwardRecord) -> None:
         """Let the attention modules write to `seen`."""
         for key, module in attention.modules.items():
             copy = self._copies.get(id(module))
             if copy is not None:
-                copy.__dict__[PROBE] = _recorder(key, seen)
+                copy.__dict__[DRY_RUN] = _recorder(key, seen)
         self.stack.clear()
 
     def attends(self, module: nn.Module) -> bool:
-        return PROBE in vars(module)
+        return DRY_RUN in vars(module)
 
     def inside(self, owner: nn.Module) -> set[int]:
         return {id(self._copies[id(m)]) for m in owner.modules() if id(m) in self._copies}
@@ -220,11 +220,11 @@ def _counterpart(value: torch.Tensor | PreTrainedConfig, implementation: str) ->
     return nn.Parameter(fake, requires_grad=False) if isinstance(value, nn.Parameter) else fake
 
 
-def _recorder(key: str, seen: Seen) -> Callable[..., None]:
+def _recorder(key: str, seen: ForwardRecord) -> Callable[..., None]:
     def record(
         query: torch.Tensor, k: torch.Tensor, value: torch.Tensor, arguments: dict[str, Any]
     ) -> None:
-        seen.calls.setdefault(key, []).append(Call.of(query, k, value))
+        seen.calls.setdefault(key, []).append(AttentionShapes.of(query, k, value))
         seen.arguments.setdefault(key, {}).update(
             {name: given for name, given in arguments.items() if given is not None}
         )
@@ -235,7 +235,9 @@ def _recorder(key: str, seen: Seen) -> Callable[..., None]:
 class _Watch(TorchFunctionMode):
     """Sees attention that is written out by hand, and tokens that are picked at random."""
 
-    def __init__(self, stand_in: _StandIn, seen: Seen, inputs: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, stand_in: _StandIn, seen: ForwardRecord, inputs: dict[str, torch.Tensor]
+    ) -> None:
         super().__init__()
         self.stand_in = stand_in
         self.seen = seen
@@ -285,7 +287,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def _probe_attention(
+def _recording_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -293,13 +295,13 @@ def _probe_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    record = vars(module).get(PROBE)
+    record = vars(module).get(DRY_RUN)
     if record is not None:
         record(query, key, value, kwargs)
     batch, heads, length, _ = query.shape
     return value.new_empty(batch, length, heads, value.shape[-1]), None
 
 
-for _name, _mask in ((PROBE, sparsebert_mask), (_WITH_USUAL_MASKS, sdpa_mask)):
-    AttentionInterface.register(_name, _probe_attention)
+for _name, _mask in ((DRY_RUN, sparsebert_mask), (_WITH_USUAL_MASKS, sdpa_mask)):
+    AttentionInterface.register(_name, _recording_attention)
     AttentionMaskInterface.register(_name, _mask)

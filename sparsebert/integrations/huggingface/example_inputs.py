@@ -25,7 +25,7 @@ _EMBEDDED = ("inputs_embeds", "hidden_states")
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class ModelInputs:
     """What a model was given: sequences, and as far as it can be told, tokens in each.
 
     Attributes:
@@ -44,7 +44,7 @@ class Given:
     cached: bool = False
 
     @classmethod
-    def of(cls, arguments: dict[str, Any]) -> Given:
+    def of(cls, arguments: dict[str, Any]) -> ModelInputs:
         """What the arguments of a forward say."""
         for name in (*_FROM_OUTSIDE, *_EMBEDDED):
             value = arguments.get(name)

@@ -1,6 +1,6 @@
 """Where transformers would lose masks, or let them lie unused, without a word: we say it there.
 
-`guard` wraps three things of transformers: `PreTrainedModel.save_pretrained` and
+`warn_of_lost_masks` wraps three things of transformers: `PreTrainedModel.save_pretrained` and
 `set_attn_implementation` warn about sparse models, and assigning `config.output_attentions` gives
 advice that is right for them. Models that are not sparse are none of its business.
 """
@@ -19,16 +19,17 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sparsebert.integrations.huggingface.attention import (
+from sparsebert.integrations.huggingface.attached import (
+    AttachedLayer,
     LayerMask,
     layer_of,
     masks_of,
     sparse_modules,
 )
-from sparsebert.integrations.huggingface.configs import DAM, IMPLEMENTATION, AttachedLayer
+from sparsebert.integrations.huggingface.configs import DAM, IMPLEMENTATION
 from sparsebert.integrations.huggingface.files import CONFIG_FILE
 
-_MARK = "_sparsebert_guard"
+_MARK = "_sparsebert_warns"
 _OF = {IMPLEMENTATION: ("a sparse mask", "densify"), DAM: ("a DAM", "detach_dam")}
 """What is attached under which attention, and what removes it."""
 
@@ -41,7 +42,7 @@ class MasksNotUsedWarning(UserWarning):
     """A model with masks is set to another attention, and runs dense."""
 
 
-def watch(model: nn.Module) -> None:
+def warn_when_saved(model: nn.Module) -> None:
     """Let what saves `model` warn too, where it is no transformers model (PEFT, a wrapper)."""
     peft = sys.modules.get("peft")
     saving = [type(module) for module in model.modules()]
@@ -139,7 +140,7 @@ def _advise_on_output_attentions() -> None:
     PreTrainedConfig.output_attentions = theirs.setter(checked)
 
 
-def guard() -> None:
+def warn_of_lost_masks() -> None:
     """Wrap what this module is about; once is enough, more does nothing."""
     _call_after(PreTrainedModel, "save_pretrained", _check_saved)
     _call_after(PreTrainedModel, "set_attn_implementation", _check_used)

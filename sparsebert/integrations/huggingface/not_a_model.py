@@ -19,7 +19,7 @@ _OWN_MODEL = (
 )
 
 
-def no_model(name: str, model: Any) -> TypeError:
+def not_a_model_error(name: str, model: Any) -> TypeError:
     """The error for a `model` in which there is no transformers model, with what to do."""
     if isinstance(model, nn.Module):
         return TypeError(f"{name}: {_about_module(model)}")

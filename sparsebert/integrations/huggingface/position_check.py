@@ -18,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsebert.arguments import MAX_HEAD_DIM
 from sparsebert.integrations.huggingface.discovery import SelfAttention
-from sparsebert.integrations.huggingface.dry_run import Call, Seen, probe
-from sparsebert.integrations.huggingface.example_inputs import Given, own_image_size
+from sparsebert.integrations.huggingface.dry_run import AttentionShapes, ForwardRecord, dry_run
+from sparsebert.integrations.huggingface.example_inputs import ModelInputs, own_image_size
 from sparsebert.integrations.huggingface.model_rules import unsupported
 
 _CHOOSE = (
@@ -58,17 +58,17 @@ def check_positions(name: str, model: nn.Module, attention: SelfAttention) -> Ch
         name: the function that asks, for messages.
         model: what it was asked about.
     """
-    seen = probe(model, attention)
+    seen = dry_run(model, attention)
     if seen is None:
         return Checked()
-    judge(name, attention, seen)
+    check_record(name, attention, seen)
     enough = seen.whole and seen.calls.keys() == attention.modules.keys()
     if not seen.given.pixels or own_image_size(attention.owner.config) is None:
         return Checked(enough)
     return Checked(enough, next(iter(seen.calls.values()))[0].queries)
 
 
-def judge(name: str, attention: SelfAttention, seen: Seen) -> None:
+def check_record(name: str, attention: SelfAttention, seen: ForwardRecord) -> None:
     """Raise ValueError unless what was seen are whole sequences, and nothing but them."""
     owner = type(attention.owner).__name__
     for key, arguments in seen.arguments.items():
@@ -102,7 +102,9 @@ def judge(name: str, attention: SelfAttention, seen: Seen) -> None:
             )
 
 
-def _check_call(name: str, owner: str, key: str, call: Call, given: Given) -> None:
+def _check_call(
+    name: str, owner: str, key: str, call: AttentionShapes, given: ModelInputs
+) -> None:
     more_keys = call.keys > call.queries and given.cached and given.tokens == call.queries
     if call.queries != call.keys and not more_keys:
         raise ValueError(
@@ -131,7 +133,7 @@ def _check_call(name: str, owner: str, key: str, call: Call, given: Given) -> No
         )
 
 
-def _check_same(name: str, owner: str, seen: Seen) -> None:
+def _check_same(name: str, owner: str, seen: ForwardRecord) -> None:
     """All modules see the same; each time, unless several images of any size are packed."""
     shapes_of = {key: [(c.sequences, c.queries) for c in x] for key, x in seen.calls.items()}
     first = next(iter(shapes_of.items()))
@@ -160,7 +162,7 @@ class FirstCall:
 
     def __init__(self, attention: SelfAttention) -> None:
         self.attention = attention
-        self.seen: Seen | None = None
+        self.seen: ForwardRecord | None = None
         owner = attention.owner
         self.hooks: list[RemovableHandle] = [
             owner.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -173,7 +175,7 @@ class FirstCall:
         """Called by the attention; a no-op outside of a forward of the owner."""
         if self.seen is not None and not torch.compiler.is_compiling():
             name = next(k for k, m in self.attention.modules.items() if m is module)
-            self.seen.calls.setdefault(name, []).append(Call.of(query, key, value))
+            self.seen.calls.setdefault(name, []).append(AttentionShapes.of(query, key, value))
 
     def remove(self) -> None:
         """Check no more."""
@@ -186,7 +188,9 @@ class FirstCall:
         if torch.compiler.is_compiling():
             return
         named = dict(zip(inspect.signature(owner.forward).parameters, args, strict=False))
-        self.seen = Seen(dataclasses.replace(Given.of({**named, **kwargs}), cached=True))
+        self.seen = ForwardRecord(
+            dataclasses.replace(ModelInputs.of({**named, **kwargs}), cached=True)
+        )
 
     def _end(self, owner: nn.Module, *_: Any) -> None:
         seen = self.seen
@@ -194,7 +198,7 @@ class FirstCall:
             return
         self.seen = None
         if seen.calls:
-            judge("sparsebert", self.attention, seen)
+            check_record("sparsebert", self.attention, seen)
         packed = seen.given.sequences is None
         if not packed and seen.calls.keys() == self.attention.modules.keys():
             self.remove()

@@ -27,7 +27,7 @@ except ImportError as error:
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.huggingface.api import save_masks, sparsify
-from sparsebert.integrations.huggingface.attention import sparse_modules
+from sparsebert.integrations.huggingface.attached import sparse_modules
 from sparsebert.integrations.huggingface.dam import attach_dam, attached, detach_dam
 from sparsebert.integrations.huggingface.dam_callback import DAMCallback
 from sparsebert.integrations.huggingface.dam_files import save_dam
