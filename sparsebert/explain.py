@@ -4,7 +4,7 @@
 >>> from sparsebert.explain import explain_plans
 >>> plan = sb.compile_plan(sb.patterns.star(64), target="cpu")
 >>> print(explain_plans({0: plan}).splitlines()[0])
-plan for 1 head(s) of 64 x 64, target cpu, D = 64, least time
+plan for 1 head(s) of 64 x 64, target cpu, objective time
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
@@ -83,6 +84,29 @@ def verify(case: Case) -> list[Outcome]:
             if outcome.name not in worst or outcome.ratio > worst[outcome.name].ratio:
                 worst[outcome.name] = outcome
     return [worst[name] for name in QUANTITIES]
+
+
+def in_words(outcomes: Sequence[Outcome]) -> str:
+    """The largest errors and the share of its bound that one reaches, a quantity a line."""
+    lines = [f"  {'quantity':<9}{'max error':>11}{'of its bound':>14}"]
+    for outcome in outcomes:
+        verdict = "ok" if outcome.passed else "FAILED"
+        lines.append(f"  {outcome.name:<9}{outcome.error:>11.2e}{outcome.ratio:>14.3g}  {verdict}")
+    return "\n".join(lines)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, on which memory can be had.
+
+    Raises:
+        ValueError: it cannot be used here; the message says why.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _draw(case: Case) -> _Inputs:

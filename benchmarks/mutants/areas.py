@@ -62,7 +62,7 @@ GROUPS = (
         (*COMPILER, "tests/attention/test_sparse_attention.py"),
     ),
     Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/compiler/cost/*.py"), COMPILER),
-    Group("compiler", ("sparsebert/estimate*.py",), ("tests/compiler/test_estimate*.py",)),
+    Group("compiler", ("sparsebert/estimate/*.py",), ("tests/compiler/test_estimate*.py",)),
     Group("testing", ("sparsebert/testing/*.py",), ("tests/attention/test_error_bounds*.py",)),
     Group(
         "backends",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -93,6 +92,7 @@ def estimate_model(arguments: argparse.Namespace) -> int:
 
     from sparsebert.compiler.cost.model import machine_target
     from sparsebert.estimate import calibrate, estimate, table
+    from sparsebert.masks.pattern_list import takes_length
 
     try:
         shape = _shape(arguments)
@@ -121,7 +121,7 @@ def estimate_model(arguments: argparse.Namespace) -> int:
         }
         print(estimate(shape, mask_of(length), **options))
         lengths = [n for n in LENGTHS if longest is None or n <= longest]
-        if arguments.mask or _takes_length(arguments.pattern):
+        if arguments.mask or takes_length(arguments.pattern):
             print(f"\n{table(estimate(shape, mask_of(n), **options) for n in lengths)}")
     except (TypeError, ValueError) as error:
         raise UsageError.of(error, arguments) from error
@@ -156,6 +156,7 @@ def _masks(
     arguments: argparse.Namespace,
 ) -> tuple[Callable[[int], AttentionMask], int | None]:
     """The mask of each length, and the longest length if there is one."""
+    from sparsebert.masks.pattern_list import takes_length
     from sparsebert.masks.patterns import build
 
     def finish(mask: AttentionMask) -> AttentionMask:
@@ -167,13 +168,7 @@ def _masks(
         mask = finish(load_mask(arguments.mask))
         return mask.crop, min(mask.q_len, mask.kv_len)
     parameters = parse_parameters(arguments.param)
-    if _takes_length(arguments.pattern):
+    if takes_length(arguments.pattern):
         return lambda length: finish(build(arguments.pattern, length, **parameters)), None
     mask = finish(build(arguments.pattern, None, **parameters))
     return mask.crop, mask.q_len
-
-
-def _takes_length(pattern: str) -> bool:
-    from sparsebert.masks.patterns import PATTERNS
-
-    return pattern not in PATTERNS or "seq_len" in inspect.signature(PATTERNS[pattern]).parameters

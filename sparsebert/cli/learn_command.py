@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 from sparsebert.cli.errors import OK, UsageError
 from sparsebert.cli.options import Commands, add_command, positive, share
-from sparsebert.learn.settings import HAND_MADE, Settings
+from sparsebert.learn.settings import FRESH, HAND_MADE, MODEL_RATE, QUICK, Settings
 from sparsebert.machine import threads_for
 
 _EXAMPLES = """\
@@ -22,18 +21,6 @@ Ctrl-C saves and stops; the same command goes on from there, and a finished run 
 again. Without a text it takes Python's own documentation; nothing is downloaded. Needs
   pip install 'sparsebert[train,plot]'
 """
-
-_FRESH = ("layers", "hidden_size", "heads", "vocab_size")  # what a --model brings along
-_MODEL_RATE = 1e-4
-_QUICK: dict[str, Any] = {
-    "layers": 1,
-    "hidden_size": 64,
-    "heads": 2,
-    "seq_len": 64,
-    "steps": 300,
-    "tune_steps": 60,
-    "against": ("longformer", "random"),
-}
 
 
 def register(commands: Commands) -> None:
@@ -123,11 +110,9 @@ def run_learn(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"learn needs more packages ({error}): pip install 'sparsebert[train,plot]'"
         ) from error
-    tokens = settings.batch_size * settings.seq_len
-    # A model folder's width is not known yet; those that people bring are not tiny.
-    work = None if settings.model else 2.0 * tokens * settings.hidden_size**2
+    options = {"given": arguments.threads, "keep": arguments.embedded}
     try:
-        with threads_for(given=arguments.threads, work=work, keep=arguments.embedded) as machine:
+        with threads_for(work=settings.work, **options) as machine:
             print(machine, file=sys.stderr, flush=True)
             page = run(settings, Path(arguments.output), machine)
     except (ModuleNotFoundError, TypeError, ValueError) as error:
@@ -145,16 +130,16 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     fields = [field.name for field in dataclasses.fields(Settings)]
     given = {name: getattr(arguments, name) for name in fields}
     given = {name: value for name, value in given.items() if value is not None}
-    defaults = dict(_QUICK) if arguments.quick else {}
+    defaults = dict(QUICK) if arguments.quick else {}
     if "model" in given:
-        own = [name for name in _FRESH if name in given]
+        own = [name for name in FRESH if name in given]
         if own:
             option = own[0].replace("_", "-")
             raise UsageError(
                 f"--{option} is for a fresh BERT, but --model brings its own; drop it"
             )
-        defaults = {k: v for k, v in defaults.items() if k not in _FRESH}
-        defaults["learning_rate"] = _MODEL_RATE
+        defaults = {k: v for k, v in defaults.items() if k not in FRESH}
+        defaults["learning_rate"] = MODEL_RATE
     given = defaults | given
     if "against" in given:
         given["against"] = tuple(dict.fromkeys(given["against"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 
 from sparsebert.cli.errors import OK, UsageError
@@ -52,25 +51,19 @@ def register(commands: Commands) -> None:
 
 def list_patterns(arguments: argparse.Namespace) -> int:
     """Print every pattern with its parameters and what it does."""
-    from sparsebert.masks.patterns import PATTERNS
+    from sparsebert.masks.pattern_list import pattern_list
 
-    for name, function in PATTERNS.items():
-        parameters = ", ".join(
-            key if value.default is inspect.Parameter.empty else f"{key}={value.default}"
-            for key, value in inspect.signature(function).parameters.items()
-        )
-        summary = (function.__doc__ or "").strip().splitlines()[0]
-        print(f"{name}({parameters})\n    {summary}")
+    print(pattern_list())
     return OK
 
 
 def build_pattern(arguments: argparse.Namespace) -> int:
     """Build one pattern and write its mask file."""
+    from sparsebert.masks.pattern_list import takes_length
     from sparsebert.masks.patterns import PATTERNS, build
 
     name = arguments.name
-    needs_length = name in PATTERNS and "seq_len" in inspect.signature(PATTERNS[name]).parameters
-    if needs_length and arguments.seq_len is None:
+    if name in PATTERNS and takes_length(name) and arguments.seq_len is None:
         raise UsageError(f"the pattern {name} needs --seq-len N")
     try:
         size = (arguments.seq_len or 0) ** 2 / 8e9

@@ -71,14 +71,12 @@ def verify_mask(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     import torch
 
-    from sparsebert.verification import Case, verify
+    from sparsebert.verification import Case, in_words, usable_device, verify
 
     try:
-        device = torch.device(arguments.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {arguments.device} cannot be used: {reason}") from error
+        device = usable_device(arguments.device)
+    except ValueError as error:
+        raise UsageError(f"--device {error}") from error
     passed = True
     for index, mask in load_layers(arguments):
         case = Case(
@@ -98,10 +96,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             outcomes = verify(case)
         except (TypeError, ValueError) as error:
             raise UsageError.of(error, arguments) from error
-        print(f"  {'quantity':<9}{'max error':>11}{'of its bound':>14}")
-        for outcome in outcomes:
-            verdict = "ok" if outcome.passed else "FAILED"
-            print(f"  {outcome.name:<9}{outcome.error:>11.2e}{outcome.ratio:>14.3g}  {verdict}")
+        print(in_words(outcomes))
         passed = passed and all(outcome.passed for outcome in outcomes)
     if not passed:
         print("sparsebert: verify: an error exceeds its bound", file=sys.stderr)

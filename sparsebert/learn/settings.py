@@ -12,6 +12,20 @@ from sparsebert.storage import write_atomically
 
 FILE = "settings.json"
 HAND_MADE = ("longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random")
+FRESH = ("layers", "hidden_size", "heads", "vocab_size")
+"""Settings of the fresh BERT: what a model folder brings along."""
+MODEL_RATE = 1e-4
+"""The learning rate for a model that has been trained before."""
+QUICK: dict[str, Any] = {
+    "layers": 1,
+    "hidden_size": 64,
+    "heads": 2,
+    "seq_len": 64,
+    "steps": 300,
+    "tune_steps": 60,
+    "against": ("longformer", "random"),
+}
+"""Settings of a tiny model and few steps, to see it work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +53,17 @@ class Settings:
     learning_rate: float = 2e-3
     against: tuple[str, ...] = HAND_MADE
     seed: int = 0
+
+    @property
+    def work(self) -> float | None:
+        """Floating-point operations of the largest single operation; None if not known yet.
+
+        That is with a model folder, whose width nobody has read; those that people bring are not
+        tiny.
+        """
+        if self.model:
+            return None
+        return 2.0 * self.batch_size * self.seq_len * self.hidden_size**2
 
 
 def claim(folder: Path, settings: Settings, text: str) -> None:

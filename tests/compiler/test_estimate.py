@@ -18,12 +18,12 @@ from sparsebert.estimate import (
     Estimate,
     ModelShape,
     Rates,
-    _least_seconds,
     calibrate,
     estimate,
     stored_rates,
     table,
 )
+from sparsebert.estimate.rates import _least_seconds
 from sparsebert.masks import AttentionMask
 
 BERT = ModelShape(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
@@ -140,7 +140,7 @@ def test_calibration_by_scripted_times(monkeypatch: pytest.MonkeyPatch) -> None:
         call()
         return next(times)
 
-    monkeypatch.setattr("sparsebert.estimate._least_seconds", seconds)
+    monkeypatch.setattr("sparsebert.estimate.rates._least_seconds", seconds)
     shape = ModelShape(64, 2, 4, 128)
     rates = calibrate(shape)
     tokens = 512
@@ -155,7 +155,9 @@ def test_calibration_by_scripted_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_least_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of seven, after a first call without the clock."""
     calls, clock = [], iter([0, 9, 10, 14, 20, 23, 30, 38, 40, 45, 50, 56, 60, 69])
-    monkeypatch.setattr("sparsebert.estimate.own_clock", lambda: (lambda: float(next(clock)), ""))
+    monkeypatch.setattr(
+        "sparsebert.estimate.rates.own_clock", lambda: (lambda: float(next(clock)), "")
+    )
     assert _least_seconds(lambda: calls.append(1)) == 3.0
     assert len(calls) == 8
 
