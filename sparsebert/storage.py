@@ -1,19 +1,35 @@
-"""Writing files so that a reader, or a crash, meets the old file or the new one, never half of it.
+"""Files that are whole or not there, and say when a byte of them has changed.
 
-The content goes to a hidden draft in the same folder, which then takes the file's name in one
-step. A draft whose writer was killed is removed by the next write to the same file.
+`write_atomically` writes so that a reader, or a crash, meets the old file or the new one, never
+half of it. The content goes to a hidden draft in the same folder, which then takes the file's name
+in one step. A draft whose writer was killed is removed by the next write to the same file.
+
+A `CheckedFile` is a kind of file: arrays and a JSON header in one safetensors file, with a SHA-256
+sum of each, all checked on reading. The sums guard against accidents, not against forgery. Reading
+runs no code from the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray[Any, Any] | torch.Tensor
 
 try:
     import fcntl
@@ -27,6 +43,9 @@ _PATIENCE = 10.0
 """Seconds that a writer waits for another one."""
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
+
+_MAX_HEADER = 100_000_000
+"""safetensors' own limit on the bytes of its header."""
 
 
 def write_atomically(where: str, path: str | os.PathLike[str], content: bytes) -> None:
@@ -94,19 +113,237 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def require_file(
-    path: str | os.PathLike[str], where: str, writer: str, wrong: type[ValueError]
-) -> None:
-    """Raise FileNotFoundError where nothing is at `path`, and `wrong` where a directory is.
+@dataclasses.dataclass(frozen=True)
+class CheckedFile:
+    """A kind of file that holds arrays and a JSON header, and what is checked when one is read.
 
-    `where` and `writer` are the public functions that read and write such files.
+    The header is JSON text among the metadata of a safetensors file, under `key`: the format's
+    version, the kind's own fields, and the sum of the arrays. The sum of this text stands beside
+    it, under the key with "-sha256" after it.
+
+    Attributes:
+        name: what errors call such a file.
+        key: of the header.
+        version: that is written, and the newest that is read.
+        fields: the kind's own fields of the header.
+        arrays: each array, with the types that it may have, as safetensors names them ("U8").
+        writer, reader: the public functions, for errors.
+        error: what `read` raises.
+        remedy: ends its errors.
+        oldest: version that is read.
+        framework: "numpy" or "pt", what `read` makes of the arrays.
+        sums_inside: as mask files have them: the header's sum is one of its fields, over the
+            others, and the arrays' is over their bytes alone, not their names and shapes.
+        before_sums: files without any sum are read, too, as older versions wrote them.
     """
-    if os.path.isdir(path):
-        raise wrong(f"{where}: {os.fspath(path)} is a directory; give the name of a file in it")
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"{where}: there is no file {os.fspath(path)}; {writer} writes such files"
-        )
+
+    name: str
+    key: str
+    version: int
+    fields: frozenset[str]
+    arrays: Mapping[str, tuple[str, ...]]
+    writer: str
+    reader: str
+    error: type[ValueError] = ValueError
+    remedy: str = ""
+    oldest: int = 1
+    framework: str = "numpy"
+    sums_inside: bool = False
+    before_sums: bool = False
+
+    @property
+    def sum_key(self) -> str:
+        """Where the sum of the header's text stands among the metadata."""
+        return f"{self.key}-sha256"
+
+    def write(
+        self, path: str | os.PathLike[str], arrays: Mapping[str, Array], fields: Mapping[str, Any]
+    ) -> None:
+        """Write a file, see `write_atomically`; `fields` are the kind's own."""
+        header = {"version": self.version, **fields, "sha256": self._sum_of(arrays)}
+        if self.sums_inside:
+            header[_HEADER_SUM] = sum_of_fields(header, but=_HEADER_SUM)
+        text = json.dumps(header)
+        metadata = {self.key: text}
+        if not self.sums_inside:
+            metadata[self.sum_key] = sum_of_text(text)
+        write_atomically(self.writer, path, _to_safetensors(arrays, metadata, self.framework))
+
+    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The header and the arrays of a file that `write` wrote.
+
+        Fields are there, but not checked; neither are the arrays' shapes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            self.error: a directory, no file of this kind, of a newer version, truncated, altered.
+        """
+        from safetensors import SafetensorError, safe_open  # not needed just to attend
+
+        self._require_file(path)
+        try:
+            with open(path, "rb"), safe_open(os.fspath(path), framework=self.framework) as file:
+                header = self._header(path, file.metadata() or {})
+                names = file.keys()
+                self._check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
+                arrays = {name: file.get_tensor(name) for name in self.arrays}
+        except SafetensorError as error:
+            what = _why_refused(path, self.name, error)
+            raise self.wrong(path, what) from error
+        if "sha256" in header and header["sha256"] != self._sum_of(arrays):
+            what = next(iter(arrays)) if len(arrays) == 1 else "arrays"
+            raise self.wrong(path, f"is altered: the {what} do not match their SHA-256 sum")
+        return header, arrays
+
+    def wrong(self, path: str | os.PathLike[str], what: str) -> ValueError:
+        """The error that says what is wrong with a file."""
+        return self.error(f"{self.reader}: {os.fspath(path)} {what}{self.remedy}")
+
+    def _require_file(self, path: str | os.PathLike[str]) -> None:
+        if os.path.isdir(path):
+            raise self.error(
+                f"{self.reader}: {os.fspath(path)} is a directory; give the name of a file in it"
+            )
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{self.reader}: there is no file {os.fspath(path)}; {self.writer} writes such "
+                "files"
+            )
+
+    def _header(self, path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, Any]:
+        """The header, of a version that is understood, with all fields and the right sum."""
+        if self.key not in metadata:
+            raise self.wrong(path, f"is not a {self.name}: its metadata has no {self.key!r}")
+        header = _json(metadata[self.key])
+        if not isinstance(header, dict):
+            raise self.wrong(
+                path, f"is altered: {self.key!r} in its metadata is not a JSON object"
+            )
+        version = header.get("version")
+        if type(version) is not int or version < 1:
+            raise self.wrong(path, f"is altered: version is {version!r}")
+        if version > self.version:
+            raise self.wrong(
+                path,
+                f"has format version {version} but this sparsebert reads up to {self.version}; "
+                "upgrade sparsebert",
+            )
+        if version < self.oldest:
+            raise self.wrong(
+                path, f"has format version {version}, which this sparsebert reads no more"
+            )
+        fields = {"version", *self.fields}
+        if self.before_sums and metadata.keys() == {self.key} and header.keys() == fields:
+            return header
+        fields |= {"sha256", _HEADER_SUM} if self.sums_inside else {"sha256"}
+        if odd := sorted(header.keys() ^ fields):
+            raise self.wrong(
+                path, f"is altered: header fields missing or unknown: {', '.join(odd)}"
+            )
+        if self.sums_inside:
+            right = header[_HEADER_SUM] == sum_of_fields(header, but=_HEADER_SUM)
+        else:
+            sums = {self.sum_key: sum_of_text(metadata[self.key])}
+            right = metadata.items() - {(self.key, metadata[self.key])} == sums.items()
+        if not right:
+            raise self.wrong(path, "is altered: the header does not match its SHA-256 sum")
+        return header
+
+    def _check_types(self, path: str | os.PathLike[str], types: dict[str, str]) -> None:
+        if types.keys() != self.arrays.keys():
+            named = ", ".join(map(repr, sorted(self.arrays)))
+            raise self.wrong(
+                path, f"is malformed: it holds the tensors {sorted(types)}, not just {named}"
+            )
+        for name, allowed in self.arrays.items():
+            if types[name] not in allowed:
+                wanted = " or ".join(allowed)
+                raise self.wrong(
+                    path, f"is mis-shaped: {name} has type {types[name]}, not {wanted}"
+                )
+
+    def _sum_of(self, arrays: Mapping[str, Array]) -> str:
+        return sum_of_arrays(arrays, named=not self.sums_inside)
+
+
+_HEADER_SUM = "header_sha256"
+
+
+def sum_of_arrays(arrays: Mapping[str, Array], *, named: bool = True) -> str:
+    """SHA-256 (hex) of arrays in the order of their names, with names and shapes if `named`."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        if named:
+            digest.update(f"{name}{tuple(array.shape)}".encode())
+        digest.update(_content(array))
+    return digest.hexdigest()
+
+
+def sum_of_text(text: str) -> str:
+    """SHA-256 (hex) of a text as UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sum_of_fields(fields: Mapping[str, Any], *, but: str) -> str:
+    """SHA-256 (hex) of all fields but one, as JSON with sorted keys and no spaces."""
+    others = {name: value for name, value in fields.items() if name != but}
+    return sum_of_text(json.dumps(others, sort_keys=True, separators=(",", ":")))
+
+
+def _content(array: Array) -> Any:
+    """The bytes of a contiguous array, not copied where it is on the CPU."""
+    if isinstance(array, np.ndarray):
+        return array.data
+    import torch
+
+    return array.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _to_safetensors(
+    arrays: Mapping[str, Array], metadata: dict[str, str], framework: str
+) -> bytes:
+    library = import_module(f"safetensors.{'numpy' if framework == 'numpy' else 'torch'}")
+    content: bytes = library.save(dict(arrays), metadata=metadata)
+    return content
+
+
+def _why_refused(path: str | os.PathLike[str], name: str, error: Exception) -> str:
+    """What it means that safetensors refuses a file: it does not say which of these it is."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8:
+            return f"is truncated or not a {name}: {size} bytes in all"
+        if length > _MAX_HEADER:
+            return f"is not a {name}: it does not start as a safetensors file does"
+        if size < 8 + length:
+            return (
+                f"is truncated or not a {name}: it ends at byte {size}, inside its header of "
+                f"{length} bytes"
+            )
+        header = _json(file.read(length))
+    try:
+        expected = 8 + length + max(_ends(header))
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return f"is not a {name}, or its header is altered: {error}"
+    if size != expected:
+        state = "truncated or altered" if size < expected else "followed by foreign bytes"
+        return f"is {state}: {size} bytes where {expected} are expected"
+    return f"is altered: {error}"
+
+
+def _ends(header: Any) -> Iterable[int]:
+    """Where the tensors of a safetensors header end."""
+    return (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+
+
+def _json(text: str | bytes) -> Any:
+    """The value that `text` holds, or None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _create(folder: Path, prefix: str, mode: int) -> tuple[Path, int]:

@@ -50,7 +50,8 @@ GROUPS = (
             "tests/cli/*.py",
         ),
     ),
-    Group("masks", ("sparsebert/masks/*.py", "sparsebert/storage.py"), ("tests/masks/*.py",)),
+    Group("masks", ("sparsebert/masks/*.py",), ("tests/masks/*.py", "tests/storage/test_*.py")),
+    Group("masks", ("sparsebert/storage.py",), ("tests/storage/test_*.py", "tests/masks/*.py")),
     Group(
         "compiler",
         ("sparsebert/plan*.py", "sparsebert/memory.py", "sparsebert/support/*.py"),

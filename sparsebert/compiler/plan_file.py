@@ -11,8 +11,6 @@ them. So a damaged plan is never run; compiling the mask again replaces it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +19,12 @@ import numpy as np
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.compiler.report_check import check_report
 from sparsebert.masks import AttentionMask
-from sparsebert.storage import require_file, write_atomically
+from sparsebert.storage import CheckedFile
 from sparsebert.tiles.check import check_cover, check_format
 from sparsebert.tiles.format import TileSet
 
 if TYPE_CHECKING:
     from sparsebert.plan import AttentionPlan
-
-VERSION = 2
-KEY = "sparsebert-plan"
-SUM_KEY = "sparsebert-plan-sha256"
 
 _TILE_ARRAYS = {
     "head": np.int32, "height": np.int32, "row_start": np.int64, "rows": np.int32,
@@ -38,11 +32,26 @@ _TILE_ARRAYS = {
     "word_start": np.int64, "words": np.uint8,
 }  # fmt: skip
 _ARRAYS = {**_TILE_ARRAYS, "head_map": np.int64, "dense_heads": np.bool_}
-_FIELDS = {"version", "fingerprint", "target", "objective", "report", "sha256"}
+_NAMES = {np.int32: "I32", np.int64: "I64", np.uint8: "U8", np.bool_: "BOOL"}
+"""What safetensors calls the types."""
 
 
 class PlanFileError(ValueError):
     """A plan file that must not be used; the message says why. Compile the mask again."""
+
+
+PLAN_FILE = CheckedFile(
+    name="plan file",
+    key="sparsebert-plan",
+    version=2,
+    oldest=2,
+    fields=frozenset({"fingerprint", "target", "objective", "report"}),
+    arrays={name: (_NAMES[dtype],) for name, dtype in _ARRAYS.items()},
+    writer="AttentionPlan.save",
+    reader="AttentionPlan.load",
+    error=PlanFileError,
+    remedy="; make it again with compile_plan(mask)",
+)
 
 
 def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
@@ -53,19 +62,13 @@ def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
     arrays = {name: getattr(plan.tiles, name) for name in _TILE_ARRAYS}
     arrays |= {"head_map": plan.head_map, "dense_heads": plan.dense_heads}
     arrays = {name: np.ascontiguousarray(x, dtype=_ARRAYS[name]) for name, x in arrays.items()}
-    header = {
-        "version": VERSION,
+    fields = {
         "fingerprint": plan.mask.fingerprint,
         "target": plan.target,
         "objective": plan.objective,
         "report": dataclasses.asdict(plan.report),
-        "sha256": _sum(arrays),
     }
-    from safetensors.numpy import save as to_safetensors  # not needed just to run plans
-
-    text = json.dumps(header)
-    content = to_safetensors(arrays, metadata={KEY: text, SUM_KEY: _text_sum(text)})
-    write_atomically("AttentionPlan.save", path, content)
+    PLAN_FILE.write(path, arrays, fields)
 
 
 def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPlan:
@@ -76,9 +79,11 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPla
     """
     from sparsebert.plan import AttentionPlan
 
-    header, arrays = _read(path)
+    header, arrays = PLAN_FILE.read(path)
+    if any(array.ndim != 1 for array in arrays.values()):
+        raise PLAN_FILE.wrong(path, "is mis-shaped: its arrays are not of one dimension each")
     if header["fingerprint"] != mask.fingerprint:
-        raise _error(path, "is the plan of another mask: their fingerprints differ")
+        raise PLAN_FILE.wrong(path, "is the plan of another mask: their fingerprints differ")
     try:
         report = _report(header["report"])
         _check_heads(arrays, report, mask)
@@ -94,7 +99,7 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPla
         check_cover(tiles, mask.bits[0, firsts], dense_heads)
         check_report(report, header["target"], header["objective"], mask, dense_heads, tiles)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise _error(path, f"is damaged: {error}") from error
+        raise PLAN_FILE.wrong(path, f"is damaged: {error}") from error
     return AttentionPlan.create(
         mask,
         head_map,
@@ -104,51 +109,6 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPla
         objective=header["objective"],
         report=report,
     )
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header and the arrays, whose types and sums are right."""
-    from safetensors import SafetensorError, safe_open
-
-    require_file(path, "AttentionPlan.load", "AttentionPlan.save", PlanFileError)
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise _error(path, f"is truncated, or no safetensors file: {error}") from error
-    text = metadata.get(KEY, "null")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise _error(path, f"is not a plan file: its metadata has no object {KEY!r}")
-    version = header.get("version")
-    if type(version) is not int or version != VERSION:
-        raise _error(path, f"has format version {version!r}; this sparsebert reads {VERSION}")
-    if metadata.keys() != {KEY, SUM_KEY} or metadata[SUM_KEY] != _text_sum(text):
-        raise _error(path, "is altered: the header does not match its SHA-256 sum")
-    if header.keys() != _FIELDS:
-        raise _error(path, f"is altered: odd fields {sorted(header.keys() ^ _FIELDS)}")
-    types = {name: array.dtype for name, array in arrays.items()}
-    if types != {name: np.dtype(dtype) for name, dtype in _ARRAYS.items()}:
-        raise _error(path, "is altered: its arrays do not have the names and types of a plan's")
-    if any(array.ndim != 1 for array in arrays.values()) or header["sha256"] != _sum(arrays):
-        raise _error(path, "is altered: the arrays do not match their SHA-256 sum")
-    return header, arrays
-
-
-def _text_sum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name}{arrays[name].shape}".encode())
-        digest.update(arrays[name].data)
-    return digest.hexdigest()
 
 
 def _report(stored: dict[str, Any]) -> PlanReport:
@@ -175,9 +135,3 @@ def _check_heads(arrays: dict[str, np.ndarray], report: PlanReport, mask: Attent
             raise ValueError(f"heads {head.heads} share tiles but not a mask")
     if (report.q_len, report.kv_len, report.num_heads) != (*mask.shape[2:], mask.num_heads):
         raise ValueError("its report is about a mask of another size")
-
-
-def _error(path: str | os.PathLike[str], what: str) -> PlanFileError:
-    return PlanFileError(
-        f"AttentionPlan.load: {os.fspath(path)} {what}; make it again with compile_plan(mask)"
-    )

@@ -47,8 +47,8 @@ from sparsebert.masks.bits import (
     row_bytes,
     swap_order,
 )
+from sparsebert.masks.file import load_bits, save_bits
 from sparsebert.masks.flex import MaskMod, bits_of_mask_mod, block_mask
-from sparsebert.masks.mask_file import load_bits, save_bits
 from sparsebert.masks.mask_input import bool_array, is_bool, kind, refused, remedy
 from sparsebert.masks.packed_mask import PackedMask
 from sparsebert.masks.provenance import derived_record, record_of
@@ -202,7 +202,7 @@ class AttentionMask(PackedMask):
 
         Raises:
             FileNotFoundError: no such file.
-            sparsebert.masks.mask_file.MaskFileError (a ValueError): not a mask file, truncated,
+            sparsebert.masks.file.MaskFileError (a ValueError): not a mask file, truncated,
                 altered, or written by a newer version.
         """
         bits, kv_len, provenance = load_bits(path)

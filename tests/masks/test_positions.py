@@ -13,7 +13,7 @@ import torch
 
 import sparsebert as sb
 from sparsebert.masks.bits import pack
-from sparsebert.masks.mask_file import save_bits
+from sparsebert.masks.file import save_bits
 from sparsebert.masks.positions import Grid
 
 GRID = Grid(4, 6, num_special=2)

@@ -7,24 +7,37 @@ and skips them (with a warning of unexpected keys). `save_dam` writes a file of 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.integrations.huggingface.dam import attach_dam, attached
-from sparsebert.storage import write_atomically
+from sparsebert.storage import CheckedFile
 
 Model = TypeVar("Model", bound=nn.Module)
 
 DAM_FILE = "sparsebert_dam.safetensors"
-KEY = "sparsebert-dam"
-VERSION = 1
+
+_FLOATS = ("F32", "F64", "BF16", "F16")
+_FILE = CheckedFile(
+    name="file that save_dam wrote",
+    key="sparsebert-dam",
+    version=1,
+    fields=frozenset({"settings", "gate"}),
+    arrays={
+        "alpha": _FLOATS,
+        "temperature": _FLOATS,
+        "noise_seed": ("I64",),
+        "draws": ("I64",),
+    },
+    writer="save_dam",
+    reader="load_dam",
+    framework="pt",
+    before_sums=True,
+)
 
 
 def save_dam(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -37,11 +50,10 @@ def save_dam(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         ValueError: the model has no DAM.
     """
     shared = attached(model)
-    header = {"version": VERSION, "settings": shared.dam.settings(), "gate": shared.gate}
     state = {name: x.detach().cpu().contiguous() for name, x in shared.dam.state_dict().items()}
     target = Path(folder) / DAM_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically("save_dam", target, save(state, metadata={KEY: json.dumps(header)}))
+    _FILE.write(target, state, {"settings": shared.dam.settings(), "gate": shared.gate})
 
 
 def load_dam(model: Model, folder: str | os.PathLike[str]) -> Model:
@@ -49,7 +61,7 @@ def load_dam(model: Model, folder: str | os.PathLike[str]) -> Model:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated or of a newer version, or does not fit the model.
+        ValueError: it is truncated, altered or of a newer version, or does not fit the model.
 
     Example:
         >>> import tempfile, sparsebert as sb
@@ -67,19 +79,7 @@ def load_dam(model: Model, folder: str | os.PathLike[str]) -> Model:
         raise FileNotFoundError(
             f"load_dam: no {DAM_FILE} in {os.fspath(folder)}; DAMTrainer and save_dam write it"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(KEY, "null"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"load_dam: {path} is truncated or altered: {error}") from error
-    if not isinstance(header, dict) or {"version", "settings", "gate"} - header.keys():
-        raise ValueError(f"load_dam: {path} is not a file that save_dam wrote")
-    if header["version"] > VERSION:
-        raise ValueError(
-            f"load_dam: {path} has format version {header['version']}, and this SparseBERT reads "
-            f"up to {VERSION}; upgrade it"
-        )
+    header, state = _FILE.read(path)
     dam = DifferentiableAttentionMask(**header["settings"], dtype=state["alpha"].dtype)
     dam.load_state_dict(state)
     return attach_dam(model, dam, gate=header["gate"])

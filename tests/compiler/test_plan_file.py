@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sparsebert import patterns
-from sparsebert.compiler import plan_file as planfile
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.plan_file import KEY, SUM_KEY, PlanFileError
+from sparsebert.compiler.plan_file import PLAN_FILE, PlanFileError
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
+from sparsebert.storage import sum_of_arrays, sum_of_text
 
 MASK = AttentionMask.stack_heads(
     [patterns.strided(96, 10), patterns.dense(96), patterns.strided(96, 10), patterns.star(96)]
@@ -143,13 +143,13 @@ DAMAGES = (
 def _rewrite(path: Path, change: Callable[[Any, dict[str, np.ndarray]], None]) -> None:
     """Change the header and the arrays of a file, and make its sums right again."""
     with safe_open(path, framework="numpy") as file:
-        header = json.loads(file.metadata()[KEY])
+        header = json.loads(file.metadata()[PLAN_FILE.key])
         arrays = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118
     change(header, arrays)
     if "sha256" in header:
-        header["sha256"] = planfile._sum(arrays)
+        header["sha256"] = sum_of_arrays(arrays)
     text = json.dumps(header)
-    save_file(arrays, path, metadata={KEY: text, SUM_KEY: planfile._text_sum(text)})
+    save_file(arrays, path, metadata={PLAN_FILE.key: text, PLAN_FILE.sum_key: sum_of_text(text)})
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -17,8 +17,9 @@ from safetensors.numpy import save as to_safetensors
 
 from sparsebert import patterns
 from sparsebert.masks import AttentionMask
-from sparsebert.masks.mask_file import KEY, MaskFileError
+from sparsebert.masks.file import MASK_FILE, MaskFileError
 
+KEY = MASK_FILE.key
 PROVENANCE = {"pattern": "mine", "rate": 0.1, "note": "Grüße \u2603", "steps": [1, None, True]}
 
 
