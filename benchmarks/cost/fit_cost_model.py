@@ -29,6 +29,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ from benchmarks.harness.measure import RESULTS, provenance
 from benchmarks.harness.named_masks import learned_looking
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.cost import model as cost
+from sparsebert.compiler.cost import constants
+from sparsebert.compiler.cost.model import batches, cost_model
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.estimate import ModelShape, calibrate
 from sparsebert.machine import current_load
@@ -56,7 +58,8 @@ MARGINS = (1.05, 1.5)
 """Least and largest margin by which tiles must be predicted to win."""
 
 BERT_BASE = ModelShape(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
-MODEL = Path(cost.__file__).with_name("constants.json")
+MODEL = Path(constants.__file__).with_name("constants.json")
+BACKEND, TARGET = "torch", "cpu"
 
 Terms = tuple[tuple[str, str, int], ...]
 SERIAL, PARALLEL = 0, 1
@@ -202,7 +205,7 @@ def tile_counts(plan: AttentionPlan) -> dict[str, float]:
     heads = np.flatnonzero(~plan.dense_heads)
     found = [tiles_of_head(plan.tiles, int(head)) for head in heads]
     together = [tiles for head in found for tiles in head]
-    shapes, widths = cost.batches(together)
+    shapes, widths = batches(together)
     rows = np.concatenate([tiles.real_rows for tiles in together])
     width = np.concatenate(widths)
     merged, level = 0, 0
@@ -324,32 +327,34 @@ def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
     return constants
 
 
-def fit_pass(rows: list[Row], column: int) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """The constants of one pass as constants.json has them, and relative errors by route."""
-    stored: dict[str, dict[str, list[float]]] = {}
+def fit_pass(
+    rows: list[Row], column: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """The constants of one pass by the part of constants.json, and relative errors by route."""
+    stored: dict[str, dict[str, dict[str, list[float]]]] = {"tiles": {}, "dense": {}}
     predicted = np.zeros(len(rows))
     for route, terms in (("tiles", TILE_TERMS), ("dense", DENSE_TERMS)):
         if len({row.threads for row in rows}) == 1:
             terms = known_split(terms, SERIAL if column else PARALLEL)
         chosen = [row for row in rows if row.route == route]
         matrix = np.array([row.features(terms) for row in chosen])
-        constants = fit(matrix, np.array([row.best[column] for row in chosen]))
-        for (name, part, divided), value in zip(terms, constants, strict=True):
-            pair = stored.setdefault(name, {}).setdefault(part, [0.0, 0.0])
+        fitted = fit(matrix, np.array([row.best[column] for row in chosen]))
+        for (name, part, divided), value in zip(terms, fitted, strict=True):
+            pair = stored[route].setdefault(name, {}).setdefault(part, [0.0, 0.0])
             pair[divided] = float(f"{value:.3g}")
-        predicted += [constants @ row.features(terms) for row in rows]
+        predicted += [fitted @ row.features(terms) for row in rows]
     times = np.array([row.best[column] for row in rows])
     route_of = np.array([row.route for row in rows])
     is_mixed = route_of == "mixed"
     moved = np.array([row.length * row.copies * row.head_dim / row.threads for row in rows])
     mixed = max(0.0, float(np.median(((times - predicted) / moved)[is_mixed])))
-    stored["mixed"] = {"dim": [0.0, float(f"{mixed:.3g}")]}
+    stored["tiles"]["mixed"] = {"dim": [0.0, float(f"{mixed:.3g}")]}
     predicted[is_mixed] += mixed * moved[is_mixed]
     errors = {route: (predicted / times - 1.0)[route_of == route] for route in set(route_of)}
-    result: dict[str, object] = dict(stored)
-    result["entry"] = {str(height): stored["entry"] for height in HEIGHTS}
-    result["floor_row"] = {"dim": [0.0, 0.0]}
-    return result, errors
+    tiles: dict[str, Any] = dict(stored["tiles"])
+    tiles["entry"] = {str(height): tiles["entry"] for height in HEIGHTS}
+    machine = {"floor_row": {"dim": [0.0, 0.0]}}
+    return {"machines": machine, "dense": stored["dense"], "tiles": tiles}, errors
 
 
 def known_split(terms: Terms, kept: int) -> Terms:
@@ -371,9 +376,9 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows({**row, **where} for row in rows)
 
 
-def as_json(models: dict[str, object]) -> str:
+def as_json(stored: dict[str, Any]) -> str:
     """constants.json's text: each term on one line."""
-    text = json.dumps(models, indent=2)
+    text = json.dumps(stored, indent=2)
     text = re.sub(r"\[\s+(\S+),\s+(\S+)\s+\]", r"[\1, \2]", text)
     return re.sub(
         r"\{\s+(\"(?:once|copy|dim)\": [^{}]*?)\s+\}",
@@ -408,25 +413,31 @@ def main() -> None:
         )
     rows = measure(rounds, threads)
 
-    models = cost.all_constants()
+    # Changed in place, so that the check below, in this process, goes by the new constants.
+    stored = constants.stored()
+    parts = {name: stored[name][TARGET] for name in ("machines", "dense")}
+    parts["tiles"] = tiles = stored["tiles"][BACKEND][TARGET]
     of_tiles = []
     for column, which in ((0, "forward"), (1, "backward")):
-        models["cpu"][which], found = fit_pass(rows, column)
+        fitted, found = fit_pass(rows, column)
+        for name, terms in fitted.items():
+            parts[name][which] = terms
         for route, errors in sorted(found.items()):
             middle, most = np.quantile(np.abs(errors), [0.5, 0.9])
             print(f"{which}, {route}: relative error, median {middle:.0%}, 90 % below {most:.0%}")
         of_tiles.append(np.abs(found["tiles"]))
     margin = 1.0 + float(np.quantile(np.concatenate(of_tiles), 0.8))
-    models["cpu"]["margin"] = float(f"{min(max(margin, MARGINS[0]), MARGINS[1]):.3g}")
+    tiles["margin"] = float(f"{min(max(margin, MARGINS[0]), MARGINS[1]):.3g}")
     where = ", ".join(f"{name} {value}" for name, value in provenance().items())
-    models["cpu"]["source"] = (
+    tiles["source"] = parts["dense"]["source"] = (
         f"fitted by benchmarks/cost/fit_cost_model.py, fp32, D = {DIMS}, threads {threads}: "
         f"{where}"
     )
-    cost.cost_model.cache_clear()
+    cost_model.cache_clear()
     torch.set_num_threads(1)
-    models["cpu"]["linear_flops"] = float(f"{calibrate(BERT_BASE).linear_flops:.3g}")
-    models["cpu"]["linear_source"] = (
+    machine = parts["machines"]
+    machine["linear_flops"] = float(f"{calibrate(BERT_BASE).linear_flops:.3g}")
+    machine["linear_source"] = (
         f"measured by benchmarks/cost/fit_cost_model.py with one thread, fp32, times the threads: "
         f"{provenance()['processor']}"
     )
@@ -441,11 +452,11 @@ def main() -> None:
         for row in rows
     ]  # fmt: skip
     write_csv(arguments.out / "fit_cost_model.csv", table)
-    print(as_json({"cpu": models["cpu"]}))
+    print(as_json(parts))
     del rows
     write_csv(arguments.out / "cost_check.csv", check(rounds, threads))
     if not arguments.dry_run:
-        MODEL.write_text(as_json(models) + "\n", encoding="utf-8")
+        MODEL.write_text(as_json(stored) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def estimate_model(arguments: argparse.Namespace) -> int:
     """Print the report for one length, and a table over several."""
     import torch
 
-    from sparsebert.compiler.cost.model import machine_target
+    from sparsebert.compiler.cost.targets import machine_target
     from sparsebert.estimate import calibrate, estimate, table
     from sparsebert.masks.pattern_list import takes_length
 

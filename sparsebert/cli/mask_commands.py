@@ -60,8 +60,7 @@ def _add_picture(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 
 def _target(text: str) -> str:
-    from sparsebert.compiler.cost.model import is_target
-    from sparsebert.compiler.cost.targets import about_targets
+    from sparsebert.compiler.cost.targets import about_targets, is_target
 
     if not is_target(text):
         raise argparse.ArgumentTypeError(

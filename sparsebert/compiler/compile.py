@@ -7,14 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from sparsebert.compiler.cost.model import (
-    DEFAULT_HEAD_DIM,
-    CostModel,
-    is_target,
-    machine_target,
-    usual_copies,
-)
-from sparsebert.compiler.cost.targets import about_targets
+from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM, CostModel, usual_copies
+from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.compiler.covers import Aim, Calls, tiles_of
 from sparsebert.compiler.pieces import all_tiles

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsebert.compiler.cost.targets import is_target
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles.format import TileSet
@@ -27,8 +28,6 @@ def check_report(
 
     What can be counted is counted again; predicted times must be times.
     """
-    from sparsebert.compiler.cost.model import is_target
-
     _check_types(report)
     _require(is_target(target) and report.target == target, "target")
     _require(objective in _OBJECTIVES and report.objective == objective, "objective")

@@ -8,8 +8,8 @@ import statistics
 import torch
 
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.cost.model import cost_model, is_target, machine_target
-from sparsebert.compiler.cost.targets import about_targets
+from sparsebert.compiler.cost.model import cost_model
+from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
 from sparsebert.estimate.rates import Rates, stored_rates
 from sparsebert.estimate.shape import ModelShape
 from sparsebert.masks import AttentionMask

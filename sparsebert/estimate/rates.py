@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebert.compiler.cost.model import DEFAULT_GPU, all_constants, cost_model
+from sparsebert.compiler.cost.constants import machine
+from sparsebert.compiler.cost.model import cost_model
 from sparsebert.estimate.shape import ModelShape
 from sparsebert.reporting.timing import own_clock
 
@@ -34,9 +35,9 @@ class Rates:
 
 def stored_rates(target: str, threads: int) -> Rates:
     """The rates that `constants.json` has for a target."""
-    constants = all_constants().get(target, all_constants()[DEFAULT_GPU])
-    rate = constants["linear_flops"] * (threads if target == "cpu" else 1)
-    return Rates(rate, 1.0, constants["linear_source"])
+    found = machine(target)
+    rate = found.linear_flops * (threads if target == "cpu" else 1)
+    return Rates(rate, 1.0, found.linear_source)
 
 
 def calibrate(shape: ModelShape) -> Rates:

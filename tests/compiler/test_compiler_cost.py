@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from sparsebert import patterns
 from sparsebert.backends.torch_program import from_tensors
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.cost.model import PassCost, Term, batches, cost_model
+from sparsebert.compiler.cost import constants
+from sparsebert.compiler.cost.constants import Term, tile_backends
+from sparsebert.compiler.cost.model import PassCost, batches, cost_model
 from sparsebert.compiler.pieces import Tiles
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.masks import AttentionMask
@@ -48,6 +51,33 @@ def test_constants_are_complete_and_sane(target: str) -> None:
 
 def test_an_unknown_target_gets_the_default_and_says_so() -> None:
     assert "none for sm120" in cost_model("sm120").source
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "sm120", "gfx90a"])
+def test_a_target_is_planned_for_with_its_first_backend(target: str) -> None:
+    names = tile_backends(target)
+    assert cost_model(target) == cost_model(target, backend=names[0])
+    with pytest.raises(ValueError, match=f"backend must be one .*'{names[0]}'.*got 'other'"):
+        cost_model(target, backend="other")
+
+
+def test_a_new_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constants are its own; the machine's and dense attention's are as before."""
+    stored = copy.deepcopy(constants.stored())
+    stored["tiles"]["new"] = {
+        "cpu": copy.deepcopy(stored["tiles"][tile_backends("cpu")[0]]["cpu"])
+    }
+    stored["tiles"]["new"]["cpu"] |= {"source": "made up", "margin": 1.5, "batched": False}
+    stored["tiles"]["new"]["cpu"]["forward"]["call"] = {"once": [12.0, 0.0]}
+    before = cost_model.__wrapped__("cpu", copies=12)
+    monkeypatch.setattr(constants, "stored", lambda: stored)
+    model = cost_model.__wrapped__("cpu", backend="new", copies=12)
+    assert (model.source, model.margin, model.batched) == ("made up", 1.5, False)
+    assert model.forward == dataclasses.replace(before.forward, call=1.0)
+    assert cost_model.__wrapped__("cpu", copies=12) == before  # the first stays the first
+    assert [tile_backends(target)[-1] for target in ("cpu", "sm90")] == ["new", "triton"]
+    with pytest.raises(ValueError, match="'triton', got 'new'"):
+        cost_model.__wrapped__("sm90", backend="new")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -11,21 +11,22 @@ import pytest
 import torch
 
 from sparsebert.compiler import bitmatrix
-from sparsebert.compiler.cost import model as cost
+from sparsebert.compiler.cost import constants
+from sparsebert.compiler.cost.constants import Term
 from sparsebert.compiler.cost.model import (
     DEFAULT_HEADS,
-    Term,
+    PER_CALL,
     batches,
     cost_model,
-    is_target,
-    machine_target,
     usual_copies,
 )
+from sparsebert.compiler.cost.targets import is_target, machine_target
 from sparsebert.compiler.cover_search import _Peeling, _Search
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
 from sparsebert.compiler.pieces import Piece, Tiles, cut, give_back, peel, split_wide
 from sparsebert.compiler.pricing import Area, Time
 from sparsebert.compiler.strides import distance_profile, find_strides
+from sparsebert.kernels.architecture import architecture
 from sparsebert.masks.bits import pack, unpack
 
 
@@ -393,23 +394,23 @@ def test_batches_take_widths_within_a_fifth() -> None:
 
 def test_terms_that_come_once_a_call_are_shared_by_all_heads() -> None:
     """The others by the heads with the same tiles alone: once / (copies / tile_sets)."""
-    stored = cost.pass_terms(cost.all_constants()["cpu"]["forward"])
+    stored = constants.pass_terms("cpu", "forward")
     model = cost_model("cpu", head_dim=32, threads=2, copies=24, tile_sets=4)
-    for name in (*cost.PER_CALL, "tile", "row", "column", "merge", "floor_row", "dense_entry"):
+    for name in (*PER_CALL, "tile", "row", "column", "merge", "floor_row", "dense_entry"):
         term = stored[name]
         assert isinstance(term, Term)
-        sharing = 24 if name in cost.PER_CALL else 6
+        sharing = 24 if name in PER_CALL else 6
         assert getattr(model.forward, name) == pytest.approx(term.share(32, 2, sharing))
     heights = stored["entry"]
     assert isinstance(heights, dict)
     assert model.forward.entry == {h: t.share(32, 2, 6) for h, t in heights.items()}
     assert (model.head_dim, model.threads, model.copies) == (32, 2, 24)
-    assert model.source == cost.all_constants()["cpu"]["source"]
+    assert model.source == constants.stored()["tiles"]["torch"]["cpu"]["source"]
 
 
 def test_usual_calls() -> None:
     """A batch of each target's own; a mask of one head stands for 12."""
-    batch = cost.all_constants()["cpu"]["batch"]
+    batch = constants.machine("cpu").batch
     assert usual_copies("cpu", 1) == 12 * batch == DEFAULT_HEADS * batch
     assert usual_copies("cpu", 2) == 2 * batch
     assert usual_copies("sm120", 3) == usual_copies("sm90", 3)
@@ -423,15 +424,26 @@ def test_names_of_targets() -> None:
     assert not any(map(is_target, ("cpu2", "sm9", "sm9000", "gfx", "gfx94g", "cuda", None, 90)))
 
 
+@pytest.fixture
+def forgotten_architectures() -> Iterator[None]:
+    """Devices that a test makes up are not remembered."""
+    architecture.cache_clear()
+    yield
+    architecture.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten_architectures")
 def test_the_machine_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert machine_target() == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     card = SimpleNamespace(major=8, minor=6, gcnArchName="gfx90a:sramecc+:xnack-")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", {3: card}.__getitem__)
+    cards = {torch.device("cuda", 3): card}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
     monkeypatch.setattr(torch.version, "hip", None)
     assert machine_target() == "sm86"
+    architecture.cache_clear()
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert machine_target() == "gfx90a"
 

@@ -13,7 +13,8 @@ import torch
 from sparsebert import patterns
 from sparsebert.cli import main
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.cost.model import all_constants, cost_model
+from sparsebert.compiler.cost.constants import machine
+from sparsebert.compiler.cost.model import cost_model
 from sparsebert.estimate import (
     Estimate,
     ModelShape,
@@ -102,7 +103,7 @@ def test_attention_grows_with_the_length() -> None:
 
 
 def test_stored_rates_count_threads_on_a_cpu_alone() -> None:
-    assert stored_rates("cpu", 4).linear_flops == 4 * all_constants()["cpu"]["linear_flops"]
+    assert stored_rates("cpu", 4).linear_flops == 4 * machine("cpu").linear_flops
     assert stored_rates("sm90", 4) == stored_rates("sm90", 1)
 
 

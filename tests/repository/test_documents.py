@@ -211,7 +211,7 @@ def test_what_is_said_of_the_fit_is_what_its_rows_say() -> None:
     assert [int(share) / 100 for share in sentence.groups()] == pytest.approx(shares, abs=0.006)
     cases = len(read) / len({(row["D"], row["threads used"]) for row in read})
     assert f"measures {cases:.0f} plans and dense calls" in said
-    source = fitting.cost.all_constants()["cpu"]["source"]
+    source = cost_model("cpu").source
     assert "threads (1, 2)" in source and "an idle machine (two threads of an Intel" in said
 
 

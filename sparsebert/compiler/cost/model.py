@@ -2,58 +2,27 @@
 
 Times are in microseconds for one batch and one head of a call that keeps the whole machine busy.
 They depend on the head size, on the CPU's threads, and on how many batches and heads a call has,
-since some costs come once a call and some once for all heads that share their tiles.
-
-Constants per target are data, in `constants.json`, with their source; a target that has none of
-its own uses "cpu" or "sm90". `benchmarks/cost/fit_cost_model.py` fits those of the CPU to
-measurements. `cost_model` resolves them for one kind of call.
+since some costs come once a call and some once for all heads that share their tiles. `cost_model`
+resolves the constants (`sparsebert.compiler.cost.constants`) for one kind of call on one backend.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.resources
-import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 
+from sparsebert.compiler.cost import constants
+from sparsebert.compiler.cost.constants import Term, Terms, TileBackend
 from sparsebert.compiler.pieces import Tiles
 from sparsebert.tiles.batching import batch_tiles
 
-DEFAULT_GPU = "sm90"
 DEFAULT_HEAD_DIM = 64
 DEFAULT_HEADS = 12
 """Heads that a mask of one head is taken to serve."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Term:
-    """The time of one thing that a call does, in microseconds: a sum of three parts.
-
-    Each part is (serial, parallel): the parallel one is divided by the threads.
-
-    Attributes:
-        once: for all batches and heads that share it.
-        copy: for each batch and head.
-        dim: for each batch, head and element of the head size.
-    """
-
-    once: tuple[float, float] = (0.0, 0.0)
-    copy: tuple[float, float] = (0.0, 0.0)
-    dim: tuple[float, float] = (0.0, 0.0)
-
-    def share(self, head_dim: int, threads: int, sharing: float) -> float:
-        """The time for one of `sharing` batches and heads."""
-        once, copy, dim = (
-            serial + parallel / threads for serial, parallel in (self.once, self.copy, self.dim)
-        )
-        return once / sharing + copy + dim * head_dim
-
 
 PER_CALL = ("call", "shape", "level", "mixed", "dense_call")
 """Terms whose `once` is shared by all batches and heads, not just by those with the same tiles."""
@@ -65,7 +34,7 @@ class PassCost:
 
     Attributes:
         call: a call with tiles.
-        shape: each different tile shape (a batch of its own in the torch executor).
+        shape: each different tile shape (a batch of its own, where tiles run in batches).
         level: each tile beyond the first over the row that is in most tiles: a round of merging.
         tile: each tile.
         row: each row of a tile: loading q, storing the result.
@@ -113,29 +82,15 @@ class PassCost:
 
 
 @dataclasses.dataclass(frozen=True)
-class CostModel:
-    """Constants of one target, resolved for one kind of call; made by `cost_model`.
+class CostModel(TileBackend):
+    """A backend's constants on one target, resolved for one kind of call; made by `cost_model`.
 
-    Attributes:
-        source: where the constants come from.
-        margin: tiles must be predicted this much faster than dense attention to be chosen: 1 plus
-            the relative error that four fifths of the fitted predictions stay below.
-        overlapped: arithmetic and gathering run at the same time, as on a GPU, so that a tile
-            takes the longer of the two; else their sum.
-        empty_rows_cost: a tile computes its empty row slots too.
-        batched: tiles of similar shape run as one batch, padded to its widest.
-        programs: tiles that run at the same time.
+    Attributes, beside those of `TileBackend`:
         head_dim, threads: D, and the threads of a CPU (1 on a GPU).
         copies: batch x heads of the call.
         forward, backward: constants of the passes.
     """
 
-    source: str
-    margin: float
-    overlapped: bool
-    empty_rows_cost: bool
-    batched: bool
-    programs: int
     head_dim: int
     threads: int
     copies: int
@@ -195,7 +150,7 @@ class CostModel:
 
 
 def batches(cover: Iterable[Tiles]) -> tuple[int, list[np.ndarray]]:
-    """How many batches the torch backend makes of these tiles, and each tile's width there."""
+    """How many batches these tiles run in, and how wide each tile is there."""
     cover = list(cover)
     if not cover:
         return 0, []
@@ -206,15 +161,11 @@ def batches(cover: Iterable[Tiles]) -> tuple[int, list[np.ndarray]]:
     return batching.count, np.split(padded, np.cumsum([len(tiles.rows) for tiles in cover])[:-1])
 
 
-def is_target(name: object) -> bool:
-    """Whether `name` reads like a machine: "cpu", "sm90", "gfx942" and so on."""
-    return isinstance(name, str) and bool(re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", name))
-
-
 @functools.lru_cache(maxsize=256)
 def cost_model(
     target: str,
     *,
+    backend: str | None = None,
     head_dim: int = DEFAULT_HEAD_DIM,
     threads: int = 1,
     copies: int | None = None,
@@ -224,84 +175,47 @@ def cost_model(
 
     Args:
         target: the machine.
+        backend: what runs the tiles; None for the target's first, see `constants.tile_backends`.
         head_dim: D.
         threads: threads of a CPU; a GPU has no use for them.
         copies: batch x heads; None for the target's usual number, see `usual_copies`.
         tile_sets: how many of the heads have tiles of their own: 1 if all share one mask, else
             the number of heads.
+
+    Raises ValueError for a backend that has no constants for the target.
+
+    >>> cost_model("cpu").threads
+    1
     """
-    constants = _constants(target)
-    source = constants["source"]
-    if target not in all_constants():
-        source = f"that of {DEFAULT_GPU}, none for {target}: {source}"
     copies = usual_copies(target, tile_sets) if copies is None else copies
     threads = threads if target == "cpu" else 1
-    passes = {}
-    for which in ("forward", "backward"):
-        terms = pass_terms(constants[which])
-        entry = terms.pop("entry")
-        assert isinstance(entry, dict)
-        resolved = {}
-        for name, term in terms.items():
-            assert isinstance(term, Term)
-            sharing = copies if name in PER_CALL else copies / tile_sets
-            resolved[name] = term.share(head_dim, threads, sharing)
-        heights = {h: t.share(head_dim, threads, copies / tile_sets) for h, t in entry.items()}
-        passes[which] = PassCost(**resolved, entry=heights)
+    forward, backward = (
+        _resolve(constants.pass_terms(target, name, backend), head_dim, threads, copies, tile_sets)
+        for name in ("forward", "backward")
+    )
     return CostModel(
-        source=source,
-        margin=constants["margin"],
-        overlapped=constants["overlapped"],
-        empty_rows_cost=constants["empty_rows_cost"],
-        batched=constants["batched"],
-        programs=constants["programs"],
+        **vars(constants.tile_backend(target, backend)),
         head_dim=head_dim,
         threads=threads,
         copies=copies,
-        **passes,
+        forward=forward,
+        backward=backward,
     )
+
+
+def _resolve(terms: Terms, head_dim: int, threads: int, copies: int, tile_sets: int) -> PassCost:
+    """The terms of a pass as times for one of the batches and heads of a call."""
+    alike = copies / tile_sets
+    resolved: dict[str, Any] = {}
+    for name, term in terms.items():
+        if isinstance(term, Term):
+            sharing = copies if name in PER_CALL else alike
+            resolved[name] = term.share(head_dim, threads, sharing)
+        else:
+            resolved[name] = {h: t.share(head_dim, threads, alike) for h, t in term.items()}
+    return PassCost(**resolved)
 
 
 def usual_copies(target: str, heads: int) -> int:
     """Batch x heads of the calls that the constants have in mind; 1 head stands for many."""
-    batch: int = _constants(target)["batch"]
-    return batch * (heads if heads > 1 else DEFAULT_HEADS)
-
-
-def pass_terms(stored: dict[str, Any]) -> dict[str, Term | dict[int, Term]]:
-    """The terms of one pass as `constants.json` has them."""
-    terms: dict[str, Term | dict[int, Term]] = {}
-    for name, value in stored.items():
-        if name == "entry":
-            terms[name] = {int(height): _term(each) for height, each in value.items()}
-        else:
-            terms[name] = _term(value)
-    return terms
-
-
-def _term(stored: dict[str, list[float]]) -> Term:
-    return Term(**{part: (pair[0], pair[1]) for part, pair in stored.items()})
-
-
-@functools.cache
-def all_constants() -> dict[str, Any]:
-    """What `constants.json` holds, by target; read once."""
-    text = importlib.resources.files(__package__).joinpath("constants.json").read_text()
-    models: dict[str, Any] = json.loads(text)
-    return models
-
-
-def _constants(target: str) -> dict[str, Any]:
-    models = all_constants()
-    found: dict[str, Any] = models.get(target, models[DEFAULT_GPU])
-    return found
-
-
-def machine_target() -> str:
-    """The target that stands for the machine at hand."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    if torch.version.hip:
-        return properties.gcnArchName.split(":")[0]
-    return f"sm{properties.major}{properties.minor}"
+    return constants.machine(target).batch * (heads if heads > 1 else DEFAULT_HEADS)

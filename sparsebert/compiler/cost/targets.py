@@ -1,10 +1,13 @@
-"""What to say of a name that is no target: which targets there are, and which one was meant."""
+"""Targets, the machines to plan for: their names, the one at hand, and advice for other names."""
 
 from __future__ import annotations
 
 import re
 
-from sparsebert.compiler.cost.model import DEFAULT_GPU, all_constants
+import torch
+
+from sparsebert.compiler.cost.constants import DEFAULT_GPU, targets
+from sparsebert.kernels.architecture import architecture
 
 # What people call a machine, and its compute capability or architecture.
 _CARDS = {
@@ -20,6 +23,18 @@ _CARDS = {
 }  # fmt: skip
 
 
+def is_target(name: object) -> bool:
+    """Whether `name` reads like a machine: "cpu", "sm90", "gfx942" and so on."""
+    return isinstance(name, str) and bool(re.fullmatch(r"cpu|sm\d{2,3}|gfx[0-9a-f]{3,4}", name))
+
+
+def machine_target() -> str:
+    """The target that stands for the machine at hand: its current GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return str(architecture(torch.device("cuda", torch.cuda.current_device())))
+
+
 def about_targets(name: object) -> str:
     """Advice for `name`, which is no target.
 
@@ -31,6 +46,6 @@ other GPUs are planned for with the costs of sm90'
     capability = re.fullmatch(r"(?:sm|compute|cuda)?(\d{2,3})", plain)
     meant = _CARDS.get(plain) or (f"sm{capability[1]}" if capability else None)
     return (f"{name} is {meant}; " if meant else "") + (
-        f"the targets with costs of their own are {', '.join(all_constants())}, and other GPUs "
+        f"the targets with costs of their own are {', '.join(targets())}, and other GPUs "
         f"are planned for with the costs of {DEFAULT_GPU}"
     )

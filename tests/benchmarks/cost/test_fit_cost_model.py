@@ -25,7 +25,8 @@ from benchmarks.cost.fit_cost_model import (
 )
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.cost import model as cost
+from sparsebert.compiler.cost.constants import pass_terms, read_terms
+from sparsebert.compiler.cost.model import cost_model
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.machine import Load
 from sparsebert.plan import AttentionPlan
@@ -42,7 +43,7 @@ def row(plan: AttentionPlan, route: str, head_dim: int, threads: int, best: list
 
 def priced(plan: AttentionPlan, route: str, head_dim: int, threads: int) -> Row:
     """A case that takes just what the cost model says."""
-    model = cost.cost_model("cpu", head_dim=head_dim, threads=threads, copies=COPIES)
+    model = cost_model("cpu", head_dim=head_dim, threads=threads, copies=COPIES)
     lengths = plan.q_len, plan.kv_len
     if route == "tiles":
         cover = tiles_of_head(plan.tiles, 0)
@@ -58,7 +59,7 @@ def plans() -> list[AttentionPlan]:
 
 
 def constants(which: str, terms: Terms) -> list[float]:
-    stored = cost.pass_terms(cost.all_constants()["cpu"][which])
+    stored = pass_terms("cpu", which)
     found = []
     for name, part, divided in terms:
         term = stored[name]
@@ -102,8 +103,9 @@ def test_a_fit_of_a_pass_is_what_the_model_reads() -> None:
     stored, errors = fit_pass(rows, 0)
     assert np.abs(errors["tiles"]).max() < 0.05
     assert np.abs(errors["dense"]).max() < 0.01
-    terms = cost.pass_terms(json.loads(as_json({"forward": stored}))["forward"])
-    assert terms.keys() == cost.pass_terms(cost.all_constants()["cpu"]["forward"]).keys()
+    parts = json.loads(as_json(stored))
+    terms = {name: term for part in parts.values() for name, term in read_terms(part).items()}
+    assert terms.keys() == pass_terms("cpu", "forward").keys()
 
 
 def test_one_number_of_threads_leaves_each_term_once() -> None:
