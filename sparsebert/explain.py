@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from sparsebert.compiler.inspect import tile_map
 from sparsebert.compiler.report import PlanReport
+from sparsebert.compiler.tile_map import tile_map
 from sparsebert.masks import drawing
 from sparsebert.masks.images import mean_cells, step_for
 from sparsebert.plan import AttentionPlan

@@ -15,35 +15,11 @@ import numpy as np
 
 from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.orders import SMALLEST, Order
-from sparsebert.masks.bits import Positions
 from sparsebert.tiles.format import COLUMN_CHUNK
+from sparsebert.tiles.outlines import TileOutlines
 
 Price = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 """price(height, real rows [T], padded columns [T]) -> cost of each tile, [T]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """Tiles of one height: rows int32 [T, height], -1 where empty; columns of each, not padded."""
-
-    rows: np.ndarray
-    width: Positions
-
-    @property
-    def height(self) -> int:
-        """Row slots of a tile."""
-        return int(self.rows.shape[1])
-
-    @property
-    def real_rows(self) -> Positions:
-        """Rows that are not empty slots, int64 [T]."""
-        real: Positions = (self.rows >= 0).sum(axis=1)
-        return real
-
-    @property
-    def padded(self) -> Positions:
-        """Columns with padding, int64 [T]."""
-        return pad(self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +35,13 @@ class Piece:
 
     name: str
     words: np.ndarray
-    tiles: tuple[Tiles, ...]
+    tiles: tuple[TileOutlines, ...]
     cost: float
 
 
-def all_tiles(pieces: Iterable[Piece]) -> list[Tiles]:
+def all_tiles(pieces: Iterable[Piece]) -> list[TileOutlines]:
     """The tiles of all pieces."""
     return [tiles for piece in pieces for tiles in piece.tiles]
-
-
-def pad(width: Positions) -> Positions:
-    """Columns rounded up to whole chunks."""
-    return -(-width // COLUMN_CHUNK) * COLUMN_CHUNK
 
 
 def cut(words: np.ndarray, order: Order, price: Price, heights: tuple[int, ...]) -> Piece:
@@ -87,21 +58,21 @@ def cut_variants(
     return [_cheapest_halving(words, order.name, levels, prices, heights) for heights in choices]
 
 
-def _levels(words: np.ndarray, order: Order) -> list[Tiles]:
+def _levels(words: np.ndarray, order: Order) -> list[TileOutlines]:
     """All tiles that halving the groups of an order may give, by height, thinnest first."""
     union = np.bitwise_or.reduce(bitmatrix.take(words, order.rows.reshape(-1, SMALLEST)), axis=1)
-    levels = [Tiles(order.rows.reshape(-1, SMALLEST), bitmatrix.count(union))]
+    levels = [TileOutlines(order.rows.reshape(-1, SMALLEST), bitmatrix.count(union))]
     while levels[-1].height < order.rows.shape[1]:
         union = union[0::2] | union[1::2]
         height = 2 * levels[-1].height
-        levels.append(Tiles(order.rows.reshape(-1, height), bitmatrix.count(union)))
+        levels.append(TileOutlines(order.rows.reshape(-1, height), bitmatrix.count(union)))
     return levels
 
 
 def _cheapest_halving(
     words: np.ndarray,
     name: str,
-    levels: list[Tiles],
+    levels: list[TileOutlines],
     prices: list[np.ndarray],
     heights: tuple[int, ...],
 ) -> Piece:
@@ -126,7 +97,7 @@ def _cheapest_halving(
     for level, is_joined in zip(reversed(levels), reversed(joined), strict=True):
         taken = is_joined & ~decided & (level.width > 0)
         if taken.any():
-            chosen.append(Tiles(level.rows[taken], level.width[taken]))
+            chosen.append(TileOutlines(level.rows[taken], level.width[taken]))
         decided = np.repeat(decided | is_joined, 2)
     return Piece(name, words, tuple(chosen), cost)
 
@@ -216,19 +187,19 @@ def split_wide(pieces: tuple[Piece, ...], limit: int, columns: int) -> Iterator[
         wide_rows = [tiles.rows[tiles.width > limit] for tiles in piece.tiles]
         for start, stop in itertools.pairwise(edges):
             inside = wide & bitmatrix.column_range(start, stop, wide.shape[1])
-            part = tuple(Tiles(rows, _widths(inside, rows)) for rows in wide_rows)
+            part = tuple(TileOutlines(rows, _widths(inside, rows)) for rows in wide_rows)
             yield _rebuild(piece, inside, part, f"{piece.name} (split by columns)")
 
 
-def _some(tiles: Tiles, keep: np.ndarray) -> Tiles:
-    return Tiles(tiles.rows[keep], tiles.width[keep])
+def _some(tiles: TileOutlines, keep: np.ndarray) -> TileOutlines:
+    return TileOutlines(tiles.rows[keep], tiles.width[keep])
 
 
 def _widths(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return bitmatrix.count(np.bitwise_or.reduce(bitmatrix.take(words, rows), axis=1))
 
 
-def _rebuild(piece: Piece, words: np.ndarray, tiles: tuple[Tiles, ...], name: str) -> Piece:
+def _rebuild(piece: Piece, words: np.ndarray, tiles: tuple[TileOutlines, ...], name: str) -> Piece:
     """The piece with other entries and tiles, less the tiles that are empty now."""
     kept = tuple(_some(t, t.width > 0) for t in tiles if (t.width > 0).any())
     return dataclasses.replace(piece, name=name, words=words, tiles=kept)

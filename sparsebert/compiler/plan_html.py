@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from sparsebert.compiler.inspect import tile_map
+from sparsebert.compiler.tile_map import tile_map
 from sparsebert.masks.html import MOST_HEADS, dots_of, page, picture, row
 from sparsebert.masks.images import mask_image
 from sparsebert.tiles.images import tile_image

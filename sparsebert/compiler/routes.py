@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from sparsebert.compiler.cost.model import CostModel, batches
-from sparsebert.compiler.pieces import Tiles
 from sparsebert.compiler.report import HeadReport
 from sparsebert.tiles.format import TileSet
+from sparsebert.tiles.outlines import TileOutlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Mask:
 
 def report_tiles(
     mask: Mask,
-    cover: list[Tiles],
+    cover: list[TileOutlines],
     name: str,
     tried: tuple[tuple[str, float], ...],
     reason: str,
@@ -115,7 +115,10 @@ def with_fallback(report: HeadReport, mask: Mask, model: CostModel) -> HeadRepor
 
 
 def settle(
-    reports: list[HeadReport], covers: list[list[Tiles]], masks: list[Mask], model: CostModel
+    reports: list[HeadReport],
+    covers: list[list[TileOutlines]],
+    masks: list[Mask],
+    model: CostModel,
 ) -> list[HeadReport]:
     """The reports with what heads cost each other; all of them dense if that decides it.
 
@@ -163,11 +166,11 @@ def settle(
     return settled
 
 
-def tiles_of_head(tiles: TileSet, head: int) -> list[Tiles]:
+def tiles_of_head(tiles: TileSet, head: int) -> list[TileOutlines]:
     """A head's tiles by height, as the cost model takes them."""
     found = []
     for height in np.unique(tiles.height[tiles.head == head])[::-1]:
         index = np.flatnonzero((tiles.head == head) & (tiles.height == height))
         slots = tiles.row_start[index][:, None] + np.arange(height)
-        found.append(Tiles(tiles.rows[slots], tiles.width[index].astype(np.int64)))
+        found.append(TileOutlines(tiles.rows[slots], tiles.width[index].astype(np.int64)))
     return found

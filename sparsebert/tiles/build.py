@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from sparsebert.tiles.assemble import UNPACKED_LIMIT, LooseTiles, assemble
-from sparsebert.tiles.format import COLUMN_CHUNK, TileSet
+from sparsebert.tiles.format import TileSet, pad_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _build_tiles(group: TileGroup, rows: np.ndarray, num_cols: int) -> LooseTile
 
     is_full, is_used = unpack(shared), unpack(union)
     full, width = is_full.sum(1), is_used.sum(1)
-    padded = -(-width // COLUMN_CHUNK) * COLUMN_CHUNK
+    padded = pad_columns(width)
     col_start = np.concatenate([[0], np.cumsum(padded)])
     cols = np.zeros(col_start[-1], dtype=np.int32)
     tile_f, col_f = np.nonzero(is_full)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from sparsebert.tiles.assemble import UNPACKED_LIMIT, LooseTiles, assemble, ragged_index
-from sparsebert.tiles.format import COLUMN_CHUNK, HEIGHTS, TileSet
+from sparsebert.tiles.format import HEIGHTS, TileSet, pad_columns
 
 
 def crop_tiles(tiles: TileSet, num_rows: int, num_cols: int) -> TileSet:
@@ -61,7 +61,7 @@ def _crop_tiles(
 
     full = np.bincount(tile[keep & is_full], minlength=count)
     width = np.bincount(tile[keep], minlength=count)
-    padded = -(-width // COLUMN_CHUNK) * COLUMN_CHUNK
+    padded = pad_columns(width)
     source = np.flatnonzero(keep)
     # Each new column's place among those kept; padding repeats the last one of its tile.
     tile = np.repeat(np.arange(count), padded)

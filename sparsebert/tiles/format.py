@@ -99,3 +99,9 @@ class TileSet:
             covered = self.allowed(tile)[used, : self.width[tile]]
             mask[self.head[tile], slots[used][:, None], columns[None, :]] |= covered
         return mask
+
+
+def pad_columns(width: np.ndarray) -> np.ndarray:
+    """Columns rounded up to whole chunks: int64 [T]."""
+    padded: np.ndarray = -(-width // COLUMN_CHUNK) * COLUMN_CHUNK
+    return padded

@@ -10,11 +10,11 @@ from sparsebert.masks.images import Image, mean_cells, step_for
 from sparsebert.support.colours import COLOURS
 
 NOT_COMPUTED, WASTE = -1, -2
-"""What a map of tiles holds besides their numbers; see `sparsebert.compiler.inspect.tile_map`."""
+"""What a map of tiles holds besides their numbers; see `sparsebert.compiler.tile_map`."""
 
 
 def tile_image(tiles: npt.NDArray[np.int32], most: int) -> Image:
-    """The tiles of one head, from `sparsebert.compiler.inspect.tile_map`."""
+    """The tiles of one head, from `sparsebert.compiler.tile_map`."""
     step = step_for(len(tiles), tiles.shape[1], most)
     rows = step * max(1, CHUNK // (step * tiles.shape[1]))
     parts = [

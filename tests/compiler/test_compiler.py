@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan, compile_tiles
-from sparsebert.compiler.inspect import tile_map
+from sparsebert.compiler.tile_map import tile_map
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.reference import reference_attention

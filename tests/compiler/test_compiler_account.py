@@ -13,7 +13,7 @@ from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.model import CostModel, PassCost, cost_model
 from sparsebert.compiler.cover_search import _orders, _Search
 from sparsebert.compiler.orders import in_order
-from sparsebert.compiler.pieces import Tiles, cut, split_wide
+from sparsebert.compiler.pieces import cut, split_wide
 from sparsebert.compiler.pricing import Area, Time
 from sparsebert.compiler.report import HeadReport
 from sparsebert.compiler.routes import (
@@ -27,6 +27,7 @@ from sparsebert.compiler.routes import (
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
 from sparsebert.tiles.format import HEIGHTS
+from sparsebert.tiles.outlines import TileOutlines
 
 PASS = PassCost(
     call=1.0, shape=2.0, level=3.0, tile=0.5, row=0.01, column=0.1,
@@ -48,7 +49,7 @@ def a_model(margin: float = 1.0) -> CostModel:
 
 def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> HeadReport:
     """Tiles with these predicted times, where dense attention takes 100 and 200."""
-    tiles = Tiles(np.arange(16, dtype=np.int32)[None], np.array([16]))
+    tiles = TileOutlines(np.arange(16, dtype=np.int32)[None], np.array([16]))
     report = report_tiles(Mask(heads, 256, 64, 64), [tiles], "some", (), "why", a_model())
     return dataclasses.replace(
         report,
@@ -102,7 +103,7 @@ def test_only_a_full_mask_costs_dense_attention_nothing(entries: int) -> None:
 def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
     rows = np.full((2, 16), -1, dtype=np.int32)
     rows[0], rows[1, :8] = np.arange(16), np.arange(8)
-    cover = [Tiles(rows, np.array([20, 16])), *rows_of(32, 40)]
+    cover = [TileOutlines(rows, np.array([20, 16])), *rows_of(32, 40)]
     report = report_tiles(Mask((0,), 256, 64, 64), cover, "some", (), "why", a_model())
     assert report.tiles == {32: 1, 16: 2} and list(report.tiles) == [32, 16]
     assert report.gathered_columns == 32 + 16 + 48
@@ -112,8 +113,8 @@ def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
     assert report.predicted_backward_us == a_model().cover_us(cover, 64, 64, backward=True)
 
 
-def rows_of(height: int, width: int) -> list[Tiles]:
-    return [Tiles(np.arange(height, dtype=np.int32)[None], np.array([width]))]
+def rows_of(height: int, width: int) -> list[TileOutlines]:
+    return [TileOutlines(np.arange(height, dtype=np.int32)[None], np.array([width]))]
 
 
 def test_heads_pay_for_each_other() -> None:

@@ -15,11 +15,11 @@ from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, tile_backends
 from sparsebert.compiler.cost.model import PassCost, batches, cost_model
-from sparsebert.compiler.pieces import Tiles
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.masks import AttentionMask
 from sparsebert.plan_cache import MaskPlans
 from sparsebert.tiles.format import HEIGHTS
+from sparsebert.tiles.outlines import TileOutlines
 
 TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")
 
@@ -116,7 +116,7 @@ def test_merging_and_shapes_cost_time() -> None:
     )  # fmt: skip
     model = dataclasses.replace(cost_model("cpu"), forward=cost)
     rows = np.arange(16, dtype=np.int32)[None]
-    wide, narrow = Tiles(rows, np.array([64])), Tiles(rows, np.array([16]))
+    wide, narrow = TileOutlines(rows, np.array([64])), TileOutlines(rows, np.array([16]))
     alone = 1.0 + 2.0 + 0.5 + 16 * 0.01 + 64 * 0.1 + 16 * 64 * 0.001
     assert model.cover_us([wide], 16, 64) == pytest.approx(alone)
     both = alone + 2.0 + 0.5 + 16 * 0.01 + 16 * 0.1 + 16 * 16 * 0.001 + 3.0 + 16 * 0.25
@@ -146,7 +146,7 @@ def test_heads_with_tiles_of_their_own_share_less() -> None:
     shared, apart = (cost_model("cpu", copies=12, tile_sets=sets) for sets in (1, 12))
     assert apart.forward.call == shared.forward.call  # comes once for all of them either way
     rows = np.arange(64, dtype=np.int32)[None]
-    tiles = [Tiles(rows, np.array([512]))]
+    tiles = [TileOutlines(rows, np.array([512]))]
     assert apart.cover_us(tiles, 64, 512) >= shared.cover_us(tiles, 64, 512)
     assert cost_model("cpu", copies=48).forward.call < shared.forward.call
 

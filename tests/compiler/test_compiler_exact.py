@@ -23,11 +23,12 @@ from sparsebert.compiler.cost.model import (
 from sparsebert.compiler.cost.targets import is_target, machine_target
 from sparsebert.compiler.cover_search import _Peeling, _Search
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
-from sparsebert.compiler.pieces import Piece, Tiles, cut, give_back, peel, split_wide
+from sparsebert.compiler.pieces import Piece, cut, give_back, peel, split_wide
 from sparsebert.compiler.pricing import Area, Time
 from sparsebert.compiler.strides import distance_profile, find_strides
 from sparsebert.kernels.architecture import architecture
 from sparsebert.masks.bits import pack, unpack
+from sparsebert.tiles.outlines import TileOutlines
 
 
 def words_of(mask: np.ndarray) -> np.ndarray:
@@ -318,7 +319,7 @@ def test_there_are_at_most_three_peels() -> None:
 
 def test_the_report_names_the_five_next_best_covers_cheapest_first() -> None:
     search = _Search(AREA)
-    tiles = (Tiles(np.arange(16, dtype=np.int32)[None], np.array([16])),)
+    tiles = (TileOutlines(np.arange(16, dtype=np.int32)[None], np.array([16])),)
     costs = {"a": 7.0, "b": 3.0, "c": 9.0, "d": 1.0, "e": 5.0, "f": 8.0, "g": 2.0, "h": 4.0}
     for name, price in costs.items():
         search._offer((Piece(name, np.zeros((1, 1), dtype=np.uint64), tiles, price),))
@@ -346,7 +347,7 @@ def test_no_route_is_faster_than_moving_the_tensors() -> None:
     model = cost_model("cpu")
     slow = dataclasses.replace(model.forward, floor_row=1000.0)
     model = dataclasses.replace(model, forward=slow)
-    tiles = [Tiles(np.arange(16, dtype=np.int32)[None], np.array([16]))]
+    tiles = [TileOutlines(np.arange(16, dtype=np.int32)[None], np.array([16]))]
     assert slow.floor(16, 40) == slow.dense(16, 40) == 56_000.0
     assert model.cover_us(tiles, 16, 40) == model.bound_us(5, 16, 40) == 56_000.0
 
@@ -355,7 +356,7 @@ def test_the_longest_tile_keeps_the_machine_waiting() -> None:
     """One long tile of a call with 2 copies on 8 programs counts as 8 / 2 of it, if unbalanced."""
     model = dataclasses.replace(cost_model("sm90", copies=2), programs=8)
     rows = np.arange(64, dtype=np.int32)[None]
-    long, short = Tiles(rows, np.array([4096])), Tiles(rows, np.array([16]))
+    long, short = TileOutlines(rows, np.array([4096])), TileOutlines(rows, np.array([16]))
     each = [model.tile_us(64, t.real_rows, t.padded)[0] for t in (long, short)]
     base = model.cover_us([long, short], 64, 4096, balanced=True) - sum(each)
     assert sum(each) < 4 * each[0]
@@ -384,10 +385,10 @@ def test_the_bound_counts_entries_at_the_cheapest_height() -> None:
 def test_batches_take_widths_within_a_fifth() -> None:
     """Widths of equal row count share a batch, down to 0.8 of its widest."""
     rows = np.arange(16, dtype=np.int32)[None]
-    sixteen = Tiles(rows.repeat(4, 0), np.array([160, 128, 112, 96]))
+    sixteen = TileOutlines(rows.repeat(4, 0), np.array([160, 128, 112, 96]))
     count, (widths,) = batches([sixteen])
     assert count == 2 and widths.tolist() == [160, 160, 112, 112]
-    fewer = Tiles(np.where(rows < 9, rows, -1), np.array([160]))
+    fewer = TileOutlines(np.where(rows < 9, rows, -1), np.array([160]))
     count, (first, second) = batches([sixteen, fewer])
     assert count == 3 and (first.tolist(), second.tolist()) == ([160, 160, 112, 112], [160])
 

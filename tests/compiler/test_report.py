@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sparsebert as sb
-from sparsebert.compiler.inspect import tile_map
+from sparsebert.compiler.tile_map import tile_map
 from sparsebert.tiles.images import NOT_COMPUTED
 
 pytest.importorskip("matplotlib")  # reads the pictures; showing them needs none

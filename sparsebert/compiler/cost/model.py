@@ -17,8 +17,8 @@ import numpy as np
 
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, Terms, TileBackend
-from sparsebert.compiler.pieces import Tiles
 from sparsebert.tiles.batching import batch_tiles
+from sparsebert.tiles.outlines import TileOutlines
 
 DEFAULT_HEAD_DIM = 64
 DEFAULT_HEADS = 12
@@ -107,7 +107,7 @@ class CostModel(TileBackend):
 
     def cover_us(
         self,
-        cover: Iterable[Tiles],
+        cover: Iterable[TileOutlines],
         q_len: int,
         kv_len: int,
         *,
@@ -149,7 +149,7 @@ class CostModel(TileBackend):
         return max(arithmetic, self.forward.floor(q_len, kv_len))
 
 
-def batches(cover: Iterable[Tiles]) -> tuple[int, list[np.ndarray]]:
+def batches(cover: Iterable[TileOutlines]) -> tuple[int, list[np.ndarray]]:
     """How many batches these tiles run in, and how wide each tile is there."""
     cover = list(cover)
     if not cover:

@@ -29,13 +29,14 @@ def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:
     >>> tile_map(plan)[[0, 0, 32, 63], [31, 32, 31, 63]].tolist()
     [0, -1, -1, 1]
     """
-    if not 0 <= head < plan.num_heads:
-        raise IndexError(f"tile_map: head {head} but the plan has {plan.num_heads} head(s)")
+    heads = len(plan.head_map)
+    if not 0 <= head < heads:
+        raise IndexError(f"tile_map: head {head} but the plan has {heads} head(s)")
     distinct = int(plan.head_map[head])
     if plan.dense_heads[distinct]:
         allowed = plan.mask.head(head).dense()[0, 0].numpy()
         return np.where(allowed, np.int32(0), np.int32(WASTE))
-    found = np.full((plan.q_len, plan.kv_len), NOT_COMPUTED, dtype=np.int32)
+    found = np.full((plan.mask.q_len, plan.mask.kv_len), NOT_COMPUTED, dtype=np.int32)
     tiles = plan.tiles
     for number, tile in enumerate(np.flatnonzero(tiles.head == distinct).tolist()):
         slots, width = tiles.row_slots(tile), int(tiles.width[tile])

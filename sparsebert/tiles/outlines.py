@@ -1,0 +1,42 @@
+"""Outlines of tiles: which rows each tile has, and how many columns; not yet which columns.
+
+The search for covers and the cost model work on these; `sparsebert.tiles.build` makes tiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from sparsebert.masks.bits import Positions
+from sparsebert.tiles.format import pad_columns
+
+
+@dataclasses.dataclass(frozen=True)
+class TileOutlines:
+    """The outlines of tiles of one height.
+
+    Attributes:
+        rows: int32 [T, height], -1 where a slot is empty.
+        width: int64 [T], columns of each tile, not padded.
+    """
+
+    rows: np.ndarray
+    width: Positions
+
+    @property
+    def height(self) -> int:
+        """Row slots of a tile."""
+        return int(self.rows.shape[1])
+
+    @property
+    def real_rows(self) -> Positions:
+        """Rows that are not empty slots, int64 [T]."""
+        real: Positions = (self.rows >= 0).sum(axis=1)
+        return real
+
+    @property
+    def padded(self) -> Positions:
+        """Columns with padding, int64 [T]."""
+        return pad_columns(self.width)
