@@ -80,6 +80,20 @@ def test_a_reader_that_meets_a_writer_reads_again(
     assert read_masks(tmp_path, model) == (NEW, TORCH)
 
 
+def test_a_note_that_was_changed_says_so(tmp_path: Path) -> None:
+    write_masks(tmp_path, OLD, a_model(), AUTO)
+    path = tmp_path / "sparsebert_config.json"
+    changed = {**json.loads(path.read_text()), "sparsebert_version": "7.0"}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(
+        ValueError, match=r"load_masks: .*config\.json has been changed, .*'sha256'"
+    ):
+        read_masks(tmp_path, a_model())
+    del changed["sha256"]  # as earlier versions wrote it, or somebody who means it
+    path.write_text(json.dumps({**changed, "backend": "torch"}))
+    assert read_masks(tmp_path, a_model()) == (OLD, {**AUTO, "backend": "torch"})
+
+
 def test_no_flip_of_a_bit_changes_what_a_folder_means(tmp_path: Path) -> None:
     settings = {"backend": "torch", "positions": "batch"}
     write_masks(tmp_path, OLD, a_model(), settings)

@@ -3,6 +3,8 @@
 A save that is killed between the two files must leave a folder that loads. So where an older save
 is replaced, the note is written twice: first the new one with the old one in it, under "replaces",
 which together fit the old masks and the new ones; then, after the masks, the new one alone.
+
+The note ends with the SHA-256 sum of its fields; notes without one, of older versions, are read.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from sparsebert import __version__
 from sparsebert.api import BACKENDS
 from sparsebert.integrations.huggingface.discovery import SelfAttention
 from sparsebert.masks import AttentionMask
-from sparsebert.storage import only_writer, write_atomically
+from sparsebert.storage import only_writer, sum_of_fields, write_atomically
 
 MASKS_FILE = "sparsebert_masks.safetensors"
 CONFIG_FILE = "sparsebert_config.json"
 VERSION = 1
 
 _REPLACES = "replaces"
+_SUM = "sha256"
 _ATTEMPTS = 5
 """Readings of the two files before a reader that meets a writer gives up."""
 
@@ -78,7 +81,7 @@ def _note_of_what_is_there(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_note(folder: Path, note: dict[str, Any]) -> None:
-    text = json.dumps(note, indent=2) + "\n"
+    text = json.dumps({**note, _SUM: sum_of_fields(note, but=_SUM)}, indent=2) + "\n"
     write_atomically("save_masks", folder / CONFIG_FILE, text.encode())
 
 
@@ -140,6 +143,11 @@ def _read_note(path: Path) -> dict[str, Any]:
     _check_note(path, note)
     if _REPLACES in note:
         _check_note(path, note[_REPLACES])
+    if _SUM in note and note[_SUM] != sum_of_fields(note, but=_SUM):
+        raise ValueError(
+            f"load_masks: {path} has been changed, as it does not match its SHA-256 sum; save the "
+            f"masks again, or take {_SUM!r} out of it if the change was meant"
+        )
     return dict(note)
 
 
@@ -154,7 +162,7 @@ def _check_note(path: Path, note: Any) -> None:
     for field, kind in _FIELDS.items():
         if not isinstance(note, dict) or type(note.get(field)) is not kind:
             raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
-    if unknown := note.keys() - {*_FIELDS, "positions", _REPLACES}:
+    if unknown := note.keys() - {*_FIELDS, "positions", _REPLACES, _SUM}:
         raise ValueError(
             f"load_masks: {path} has unknown fields {sorted(unknown)}; save the masks again"
         )
