@@ -44,6 +44,7 @@ RESULT = "result.json"
 MASK = "mask.safetensors"
 LEARNED = "learned"
 DENSE = "dense"
+SEARCH = "search"
 LATER_RATE = 0.25
 """Learning rate after the dense training, of the one in it, which would undo what was learned."""
 _VALIDATION = 256  # blocks at most, or a large text would be all evaluation
@@ -59,6 +60,7 @@ class Search:
         probabilities: of the positions, [L, H, N, N].
         soft, hard: loss of each validation block with the search's weights: under masks drawn as
             in training, and under the mask.
+        further: the same after the further steps with the mask, if there were any.
         history: rows of `DAMTrainer.history`.
     """
 
@@ -66,6 +68,7 @@ class Search:
     probabilities: torch.Tensor
     soft: torch.Tensor
     hard: torch.Tensor
+    further: torch.Tensor
     history: list[dict[str, float]]
 
 
@@ -158,7 +161,7 @@ class Phases:
 
         def run(folder: Path, title: str) -> dict[str, Any]:
             model = self._new_model()
-            trainer = self._trainer(model, data, folder, self.settings.steps, later=False)
+            trainer = self._trainer(model, data, folder, self.settings.steps)
             training.train(trainer, title)
             model.save_pretrained(folder / "model")
             losses = training.block_losses(model.eval(), data.validation)
@@ -167,53 +170,119 @@ class Phases:
         result = self._phase(DENSE, run)
         return torch.tensor(result["losses"]), result["history"]
 
-    def search(self, data: MaskedText) -> Search:
-        """Learn the mask, and write it to the folder."""
-        settings = self.settings
+    def search(
+        self,
+        data: MaskedText,
+        name: str = SEARCH,
+        *,
+        steps: int | None = None,
+        further: int = 0,
+        dam_options: Mapping[str, Any] | None = None,
+        trainer_options: Mapping[str, Any] | None = None,
+    ) -> Search:
+        """Learn a mask.
+
+        Args:
+            data: the text.
+            name: of the phase.
+            steps: of the search; None means as many as the dense training has.
+            further: steps after it with the mask fixed, by the search's own weights.
+            dam_options: of the `DifferentiableAttentionMask`, besides the settings' or in their
+                place.
+            trainer_options: of the `DAMTrainer`, likewise.
+        """
+        steps = self.settings.steps if steps is None else steps
 
         def run(folder: Path, title: str) -> dict[str, Any]:
-            model = self._trained_model()
-            attention = find_self_attention("learn", model)
-            dam = DifferentiableAttentionMask(
-                len(attention.modules) if settings.per_layer else 1,
-                attention.num_heads or 1,
-                settings.seq_len,
-                settings.structure,
-                block_size=settings.block_size if settings.structure == "block" else None,
-                seed=settings.seed,
+            found = self._train_dam(
+                data, folder, title, steps, dam_options or {}, trainer_options or {}
             )
-            trainer = DAMTrainer(
-                model=model,
-                args=self._arguments(folder, settings.steps, later=True),
-                train_dataset=self._batches(data, settings.steps, later=True),
-                dam=dam,
-                sparsity=settings.sparsity,
-                penalty=settings.penalty,
-            )
-            training.train(trainer, title)
-            save_dam(model, folder)
-            found = save({"probabilities": dam.probabilities().detach()})
-            write_atomically("learn", folder / _PROBABILITIES, found)
+            model = found.model
+            probabilities = save({"probabilities": found.dam.probabilities().detach()})
+            write_atomically("learn", folder / _PROBABILITIES, probabilities)
             model.eval()
-            dam.train()  # draws a mask for each batch, as in training
+            found.dam.train()  # draws a mask for each batch, as in training
             soft = training.block_losses(model, data.validation)
-            mask = trainer.finish()
-            hard = training.block_losses(model, data.validation)
-            mask.save(self.folder / MASK)
+            mask = found.finish()
+            mask.save(folder / MASK)
+            hard = after = training.block_losses(model, data.validation)
+            if further:
+                begin = self.settings.steps + steps
+                trainer = self._trainer(model, data, folder / "further", further, begin)
+                training.train(trainer, f"{title}, further")
+                after = training.block_losses(model.eval(), data.validation)
             return {
                 "soft": soft.tolist(),
                 "hard": hard.tolist(),
-                "history": trainer.history,
+                "further": after.tolist(),
+                "history": found.history,
             }
 
-        result = self._phase("search", run)
+        result = self._phase(name, run)
         return Search(
-            AttentionMask.load(self.folder / MASK),
-            load_file(self.work / "search" / _PROBABILITIES)["probabilities"],
+            AttentionMask.load(self.work / name / MASK),
+            load_file(self.work / name / _PROBABILITIES)["probabilities"],
             torch.tensor(result["soft"]),
             torch.tensor(result["hard"]),
+            torch.tensor(result["further"]),
             result["history"],
         )
+
+    def importance(
+        self, data: MaskedText, name: str = "importance", *, steps: int, mask_learning_rate: float
+    ) -> list[dict[str, float]]:
+        """The paper's analysis: a soft mask after the softmax, trained with the weights.
+
+        Nothing is drawn and nothing makes it sparse. Returns rows of `DAMTrainer.history`.
+        """
+
+        def run(folder: Path, title: str) -> dict[str, Any]:
+            dam = {"structure": "full", "symmetric": False, "hard": False, "noise": False}
+            trainer = {
+                "gate": "post",
+                "sparsity": None,
+                "penalty_weight": 0.0,
+                "mask_learning_rate": mask_learning_rate,
+            }
+            return {"history": self._train_dam(data, folder, title, steps, dam, trainer).history}
+
+        history: list[dict[str, float]] = self._phase(name, run)["history"]
+        return history
+
+    def _train_dam(
+        self,
+        data: MaskedText,
+        folder: Path,
+        title: str,
+        steps: int,
+        dam_options: Mapping[str, Any],
+        trainer_options: Mapping[str, Any],
+    ) -> DAMTrainer:
+        """A search from the dense weights on, to the end; its DAM is saved to the folder."""
+        settings = self.settings
+        model = self._trained_model()
+        attention = find_self_attention("learn", model)
+        layers = len(attention.modules) if settings.per_layer else 1
+        options: dict[str, Any] = {
+            "structure": settings.structure,
+            "seed": settings.seed,
+            **dam_options,
+        }
+        if options["structure"] == "block":
+            options.setdefault("block_size", settings.block_size)
+        goal = {"sparsity": settings.sparsity, "penalty": settings.penalty, **trainer_options}
+        found = DAMTrainer(
+            model=model,
+            args=self._arguments(folder, steps, later=True),
+            train_dataset=self._batches(data, steps, settings.steps),
+            dam=DifferentiableAttentionMask(
+                layers, attention.num_heads or 1, settings.seq_len, **options
+            ),
+            **goal,
+        )
+        training.train(found, title)
+        save_dam(model, folder)
+        return found
 
     def tune(self, name: str, mask: AttentionMask | None, data: MaskedText) -> Tuned:
         """Train on with a fixed mask, or without; the learned one's model is kept."""
@@ -223,7 +292,8 @@ class Phases:
             if mask is not None:
                 sparsify(model, mask)
             before = training.block_losses(model.eval(), data.validation)
-            trainer = self._trainer(model, data, folder, self.settings.tune_steps, later=True)
+            steps, begin = self.settings.tune_steps, self.settings.steps
+            trainer = self._trainer(model, data, folder, steps, begin)
             training.train(trainer, title)
             after = training.block_losses(model.eval(), data.validation)
             if name == LEARNED:
@@ -242,22 +312,23 @@ class Phases:
         )
 
     def _trainer(
-        self, model: Any, data: MaskedText, folder: Path, steps: int, *, later: bool
+        self, model: Any, data: MaskedText, folder: Path, steps: int, begin: int = 0
     ) -> Trainer:
+        """Of so many steps, from step `begin` of the whole on."""
         return Trainer(
             model=model,
-            args=self._arguments(folder, steps, later=later),
-            train_dataset=self._batches(data, steps, later=later),
+            args=self._arguments(folder, steps, later=begin > 0),
+            train_dataset=self._batches(data, steps, begin),
         )
 
     def _arguments(self, folder: Path, steps: int, *, later: bool) -> TrainingArguments:
         rate = self.settings.learning_rate * (LATER_RATE if later else 1.0)
         return training.arguments(self.settings, folder, steps, rate)
 
-    def _batches(self, data: MaskedText, steps: int, *, later: bool) -> MaskedBlocks:
-        """Later phases all see the same batches, which the dense training has not seen."""
+    def _batches(self, data: MaskedText, steps: int, begin: int) -> MaskedBlocks:
+        """Phases that begin at the same step see the same batches, and none of those before."""
         size = self.settings.batch_size
-        return data.training_set(steps * size, start=self.settings.steps * size if later else 0)
+        return data.training_set(steps * size, start=begin * size)
 
     def _phase(self, name: str, run: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any]:
         """The result of a phase: the one that is noted, or else that of running it."""

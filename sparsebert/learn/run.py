@@ -8,9 +8,11 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from sparsebert.learn import report, sources, speed, training
+from sparsebert.learn import sources, speed, training
+from sparsebert.learn.comparison import comparison
 from sparsebert.learn.handmade import pattern_at_sparsity
-from sparsebert.learn.phases import DENSE, LEARNED, Phases, history_rows
+from sparsebert.learn.learn_report import Facts, write_report
+from sparsebert.learn.phases import DENSE, LEARNED, MASK, Phases, history_rows
 from sparsebert.learn.settings import Settings, claim
 from sparsebert.masks import AttentionMask
 from sparsebert.reporting.provenance import in_words, provenance
@@ -46,6 +48,7 @@ def run(settings: Settings, folder: Path, machine: str = "") -> Path:
     phases.count = 4 + len(hand_made)
     dense_losses, dense_history = phases.dense(data)
     search = phases.search(data)
+    search.mask.save(folder / MASK)
     masks = {LEARNED: search.mask, **hand_made}
     tuned = {DENSE: phases.tune(DENSE, None, data)}
     for name, mask in masks.items():
@@ -54,7 +57,7 @@ def run(settings: Settings, folder: Path, machine: str = "") -> Path:
     calls = speed.Calls(settings.batch_size, heads, head_dim)
     print("timing attention with each mask", file=sys.stderr, flush=True)
     times = speed.measured(masks, calls, most=_ROUNDS, seconds=_SECONDS)
-    rows = report.comparison(masks, tuned, times, calls)
+    rows = comparison(masks, tuned, times, calls)
     histories = {
         "dense": dense_history,
         "search": search.history,
@@ -65,9 +68,9 @@ def run(settings: Settings, folder: Path, machine: str = "") -> Path:
     about = in_words(provenance())
     about += f"; {machine}" * bool(machine)
     seconds = time.perf_counter() - started
-    return report.write(
+    return write_report(
         folder,
-        report.Facts(
+        Facts(
             settings=settings,
             about=f"{about}; {seconds:.0f} seconds (of the last start)",
             text=f"{where}, {len(text) / 1e6:.2f} million characters, "

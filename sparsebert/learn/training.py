@@ -83,7 +83,7 @@ def train(trainer: Trainer, title: str) -> None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete what only an unfinished phase needs."""
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in folder.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import sparsebert as sb
 from sparsebert.cli import main
 from sparsebert.dam.importance import GROUPS
-from sparsebert.learn import learn_figures, report, training
+from sparsebert.learn import learn_figures, learn_report, training
 from sparsebert.learn.data import prepare
 from sparsebert.learn.handmade import FAMILIES, pattern_at_sparsity
 from sparsebert.learn.python_text import topics
@@ -341,14 +341,16 @@ def row(mask: str, kind: str, difference: float, error: float = 0.01) -> dict[st
 
 def test_verdict_follows_the_numbers() -> None:
     learned = row("learned", "learned", 0.0, 0.0)
-    words = report._verdict(
+    words = learn_report._verdict(
         [row("dense", "dense", -0.03), learned, row("star", "hand-made", 0.015),
          row("fixed", "hand-made", 0.05)]
     )  # fmt: skip
     assert "without mask ends at 3.970, the learned one at 4.000: the learned mask is wo" in words
     assert "mask, star, ends at 4.015, the learned one at 4.000: no clear difference" in words
     assert "Of 2 hand-made masks 1 are clearly worse than the learned one, 0 clearly be" in words
-    words = report._verdict([row("star", "hand-made", -0.1), learned, row("dense", "dense", 0.2)])
+    words = learn_report._verdict(
+        [row("star", "hand-made", -0.1), learned, row("dense", "dense", 0.2)]
+    )
     assert "star, ends at 3.900, the learned one at 4.000: the learned mask is worse" in words
     assert "Training without mask ends at 4.200" in words and "is better (+0.200" in words
 

@@ -14,10 +14,9 @@ from sparsebert.dam.importance import GROUPS
 from sparsebert.learn import learn_figures, speed
 from sparsebert.learn.phases import DENSE, LATER_RATE, LEARNED, MASK, Search, Tuned
 from sparsebert.learn.settings import Settings
-from sparsebert.masks import AttentionMask
 from sparsebert.reporting.pages import Page
 from sparsebert.reporting.tables import Column
-from sparsebert.reporting.timing import Spread, own_clock, uncertain_words
+from sparsebert.reporting.timing import own_clock, uncertain_words
 
 _CONTEXT = 0.2  # nats below guessing by frequency that show that context is used
 _SHORT = 0.2  # of the density asked for, that the search may miss it by
@@ -41,58 +40,7 @@ class Facts:
     heads: tuple[int, int]
 
 
-def comparison(
-    masks: Mapping[str, AttentionMask],
-    tuned: Mapping[str, Tuned],
-    times: Mapping[str, Mapping[str, Spread]],
-    calls: speed.Calls,
-) -> list[dict[str, Any]]:
-    """One row for each mask, and one for none, best loss first."""
-    learned = tuned[LEARNED].after
-    rows = []
-    for name, result in tuned.items():
-        difference = result.after - learned
-        row: dict[str, Any] = {
-            "mask": name,
-            "kind": name if name in (DENSE, LEARNED) else "hand-made",
-            "parameters": "",
-            "sparsity": 0.0,
-            "loss_swapped_in": result.before.mean().item(),
-            "loss": result.after.mean().item(),
-            "difference": difference.mean().item(),
-            "difference_error": difference.std().item() / len(difference) ** 0.5,
-            "executed": 1.0,
-            "predicted": 1.0,
-            f"predicted_{speed.GPU}": 1.0,
-            "measured": "",
-            "sparse_ms": "",
-            "masked_ms": "",
-            "dense_ms": "",
-        }
-        if name in masks:
-            mask = masks[name]
-            here = speed.predicted(mask, calls)
-            row |= {
-                "parameters": _parameters(mask),
-                "sparsity": mask.sparsity,
-                "executed": here["executed"],
-                "predicted": here["speedup"],
-                f"predicted_{speed.GPU}": speed.predicted(mask, calls, speed.GPU)["speedup"],
-                **times[name],
-            }
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["loss"])
-
-
-def _parameters(mask: AttentionMask) -> str:
-    hidden = ("pattern", "seq_len", "seed", "num_heads", "density")
-    settings = {k: v for k, v in mask.provenance.items() if k not in hidden}
-    if "dam" in settings:
-        return str(settings["dam"]["structure"])
-    return ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
-
-
-def write(folder: Path, facts: Facts) -> Path:
+def write_report(folder: Path, facts: Facts) -> Path:
     """Print the report and write it with its pictures; returns its path."""
     settings, search, rows = facts.settings, facts.search, facts.rows
     page = Page(folder)
