@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.masks.bits import Bits, Positions, pack, row_bytes, unpack
+from sparsebert.masks.bits import Bits, Int64Array, pack, row_bytes, unpack
 
 Words = npt.NDArray[np.uint64]
 
@@ -26,9 +26,9 @@ def to_bytes(words: Words, columns: int) -> Bits:
     return words.view(np.uint8)[:, : row_bytes(columns)]
 
 
-def count(words: Words) -> Positions:
+def count(words: Words) -> Int64Array:
     """Ones along the last axis, int64."""
-    total: Positions = np.bitwise_count(words).sum(axis=-1, dtype=np.int64)
+    total: Int64Array = np.bitwise_count(words).sum(axis=-1, dtype=np.int64)
     return total
 
 

@@ -5,15 +5,14 @@ so that no temporary is as large as the dense mask.
 """
 
 import os
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 Bits = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
-Index = npt.NDArray[np.int32]
-Positions = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 # Positions evaluated at a time: temporaries stay at some tens of megabytes at any length.
 CHUNK = 1 << 21
@@ -97,49 +96,3 @@ def looks_swapped(bits: Bits) -> bool:
         and np.count_nonzero(balance > 0) >= 0.9 * np.count_nonzero(balance)
         and 4 * abs(swapped.mean() - inside) < abs(as_is.mean() - inside)
     )
-
-
-def from_rule(n: int, rule: Callable[[Index, Index], Bool]) -> Bits:
-    """Bits [N, ceil(N / 8)] of rule(i, j), called with i int32 [rows, 1] and j int32 [1, N]."""
-    keys = np.arange(n, dtype=np.int32)[None, :]
-    bits = np.empty((n, row_bytes(n)), dtype=np.uint8)
-    step = max(1, CHUNK // n)
-    for start in range(0, n, step):
-        queries = np.arange(start, min(n, start + step), dtype=np.int32)[:, None]
-        bits[start : start + step] = pack(rule(queries, keys))
-    return bits
-
-
-def draw_keys(
-    counts: Positions,
-    number: int,
-    seed: int,
-    head: int,
-    key_of: Callable[[Positions], Positions] = lambda rank: rank,
-) -> Bits:
-    """Bits [N, ceil(N / 8)]: for each row, `number` different keys, all choices equally likely.
-
-    Row i has counts[i] candidates, the keys key_of(0), ..., key_of(counts[i] - 1), and gets all
-    of them if there are no more than `number`.
-
-    The draw is the same on every machine and in every version.  Head h takes the 64-bit words
-    of NumPy's ``Philox(key=seed, counter=h << 192)`` (a published counter-based generator; the
-    raw stream of a NumPy bit generator does not change) and uses their upper 32 bits u.  For
-    k keys out of c, Floyd's algorithm takes the steps j = c - k, ..., c - 1; each step takes
-    one word for every row, in order of rows, and draws the candidate
-    t = floor(u * (j + 1) / 2**32).  t joins the row's set; or j does, if t is in it already.
-    """
-    n = len(counts)
-    words = np.random.Philox(key=seed, counter=head << 192)
-    bits = np.zeros((n, row_bytes(n)), dtype=np.uint8)
-    size = np.minimum(counts, number)
-    for step in range(int(size.max())):
-        last = counts - size + step  # j
-        upper = words.random_raw(n) >> np.uint64(32)
-        drawn = ((upper * (last + 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
-        rows = np.flatnonzero(step < size)  # the others have all their keys and draw in vain
-        key, last_key = key_of(drawn)[rows], key_of(last)[rows]
-        taken = (bits[rows, key >> 3] >> (key & 7).astype(np.uint8)) & 1
-        key = np.where(taken, last_key, key)
-        bits[rows, key >> 3] |= np.uint8(1) << (key & 7).astype(np.uint8)
-    return bits

@@ -33,26 +33,24 @@ N = 128, where it reports a pattern:
 from __future__ import annotations
 
 import inspect
-import sys
-import warnings
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from sparsebert.masks.bits import (
-    Bits,
-    Bool,
-    Index,
-    Positions,
-    check_size,
+from sparsebert.masks.bits import Bool, Int32Array, Int64Array, check_size, pack
+from sparsebert.masks.mask import AttentionMask
+from sparsebert.masks.rules import (
+    Rule,
+    check_seed,
+    count,
+    distance,
     draw_keys,
     from_rule,
-    pack,
+    mask_of_bits,
+    mask_of_rule,
+    warn,
 )
-from sparsebert.masks.mask import AttentionMask
-from sparsebert.support.checks import integer
 
 
 def dense(seq_len: int) -> AttentionMask:
@@ -62,7 +60,9 @@ def dense(seq_len: int) -> AttentionMask:
         >>> dense(4).sparsity
         0.0
     """
-    return _pack("dense", _count("dense", "seq_len", seq_len, 1), lambda i, j: (i >= 0) & (j >= 0))
+    return mask_of_rule(
+        "dense", count("dense", "seq_len", seq_len, 1), lambda i, j: (i >= 0) & (j >= 0)
+    )
 
 
 def causal(seq_len: int) -> AttentionMask:
@@ -74,7 +74,7 @@ def causal(seq_len: int) -> AttentionMask:
         >>> causal(3).dense()[0, 0].int().tolist()
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
-    return _pack("causal", _count("causal", "seq_len", seq_len, 1), lambda i, j: j <= i)
+    return mask_of_rule("causal", count("causal", "seq_len", seq_len, 1), lambda i, j: j <= i)
 
 
 def sliding_window(seq_len: int, window: int = 5) -> AttentionMask:
@@ -90,9 +90,9 @@ def sliding_window(seq_len: int, window: int = 5) -> AttentionMask:
         >>> sliding_window(4, window=1).dense()[0, 0].int().tolist()
         [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
     """
-    window = _count("sliding_window", "window", window, 0)
-    n = _count("sliding_window", "seq_len", seq_len, 1)
-    return _pack("sliding_window", n, lambda i, j: _gap(i, j) <= window, window=window)
+    window = count("sliding_window", "window", window, 0)
+    n = count("sliding_window", "seq_len", seq_len, 1)
+    return mask_of_rule("sliding_window", n, lambda i, j: distance(i, j) <= window, window=window)
 
 
 def dilated_window(seq_len: int, window: int = 5, dilation: int = 2) -> AttentionMask:
@@ -110,21 +110,21 @@ def dilated_window(seq_len: int, window: int = 5, dilation: int = 2) -> Attentio
         >>> dilated_window(5, window=1, dilation=2).dense()[0, 0, 2].int().tolist()
         [1, 0, 1, 0, 1]
     """
-    window = _count("dilated_window", "window", window, 0)
-    dilation = _count("dilated_window", "dilation", dilation, 1)
-    n = _count("dilated_window", "seq_len", seq_len, 1)
+    window = count("dilated_window", "window", window, 0)
+    dilation = count("dilated_window", "dilation", dilation, 1)
+    n = count("dilated_window", "seq_len", seq_len, 1)
     if window and dilation >= n > 1:
-        _warn(
+        warn(
             f"dilated_window: dilation={dilation} is longer than seq_len={n}, so this mask is its "
             "diagonal alone; ask for less"
         )
 
-    def rule(i: Index, j: Index) -> Bool:
-        gap = _gap(i, j)
+    def rule(i: Int32Array, j: Int32Array) -> Bool:
+        gap = distance(i, j)
         kept: Bool = (gap <= window * dilation) & (gap % dilation == 0)
         return kept
 
-    return _pack("dilated_window", n, rule, window=window, dilation=dilation)
+    return mask_of_rule("dilated_window", n, rule, window=window, dilation=dilation)
 
 
 def block_local(seq_len: int, block: int = 32) -> AttentionMask:
@@ -140,9 +140,9 @@ def block_local(seq_len: int, block: int = 32) -> AttentionMask:
         >>> block_local(4, block=2).dense()[0, 0].int().tolist()
         [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
-    block = _count("block_local", "block", block, 1)
-    n = _count("block_local", "seq_len", seq_len, 1)
-    return _pack("block_local", n, lambda i, j: i // block == j // block, block=block)
+    block = count("block_local", "block", block, 1)
+    n = count("block_local", "seq_len", seq_len, 1)
+    return mask_of_rule("block_local", n, lambda i, j: i // block == j // block, block=block)
 
 
 def strided(seq_len: int, stride: int = 17) -> AttentionMask:
@@ -160,15 +160,15 @@ def strided(seq_len: int, stride: int = 17) -> AttentionMask:
         >>> strided(6, stride=2).dense()[0, 0, 0].int().tolist()
         [1, 1, 1, 0, 1, 0]
     """
-    stride = _count("strided", "stride", stride, 1)
-    n = _count("strided", "seq_len", seq_len, 1)
+    stride = count("strided", "stride", stride, 1)
+    n = count("strided", "seq_len", seq_len, 1)
 
-    def rule(i: Index, j: Index) -> Bool:
-        gap = _gap(i, j)
+    def rule(i: Int32Array, j: Int32Array) -> Bool:
+        gap = distance(i, j)
         kept: Bool = (gap < stride) | (gap % stride == 0)
         return kept
 
-    return _pack("strided", n, rule, stride=stride)
+    return mask_of_rule("strided", n, rule, stride=stride)
 
 
 def fixed(seq_len: int, block: int = 32, summary: int = 1) -> AttentionMask:
@@ -187,17 +187,17 @@ def fixed(seq_len: int, block: int = 32, summary: int = 1) -> AttentionMask:
         >>> fixed(4, block=2).dense()[0, 0].int().tolist()
         [[1, 1, 0, 1], [1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
-    block = _count("fixed", "block", block, 1)
-    summary = _count("fixed", "summary", summary, 1)
+    block = count("fixed", "block", block, 1)
+    summary = count("fixed", "summary", summary, 1)
     if summary > block:
         raise ValueError(f"fixed: summary={summary} but must be at most block={block}")
-    n = _count("fixed", "seq_len", seq_len, 1)
+    n = count("fixed", "seq_len", seq_len, 1)
 
-    def rule(i: Index, j: Index) -> Bool:
+    def rule(i: Int32Array, j: Int32Array) -> Bool:
         kept: Bool = (i // block == j // block) | (j % block >= block - summary)
         return kept
 
-    return _pack("fixed", n, rule, block=block, summary=summary)
+    return mask_of_rule("fixed", n, rule, block=block, summary=summary)
 
 
 def star(seq_len: int, window: int = 1) -> AttentionMask:
@@ -215,14 +215,14 @@ def star(seq_len: int, window: int = 1) -> AttentionMask:
         >>> star(4).dense()[0, 0].int().tolist()
         [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 1]]
     """
-    window = _count("star", "window", window, 0)
-    n = _count("star", "seq_len", seq_len, 1)
+    window = count("star", "window", window, 0)
+    n = count("star", "seq_len", seq_len, 1)
 
-    def rule(i: Index, j: Index) -> Bool:
-        kept: Bool = (i == 0) | (j == 0) | (_gap(i, j) <= window)
+    def rule(i: Int32Array, j: Int32Array) -> Bool:
+        kept: Bool = (i == 0) | (j == 0) | (distance(i, j) <= window)
         return kept
 
-    return _pack("star", n, rule, window=window)
+    return mask_of_rule("star", n, rule, window=window)
 
 
 def log_sparse(seq_len: int) -> AttentionMask:
@@ -236,12 +236,12 @@ def log_sparse(seq_len: int) -> AttentionMask:
         [1, 1, 1, 0, 1, 0]
     """
 
-    def rule(i: Index, j: Index) -> Bool:
-        gap = _gap(i, j)
+    def rule(i: Int32Array, j: Int32Array) -> Bool:
+        gap = distance(i, j)
         kept: Bool = gap & (gap - 1) == 0
         return kept
 
-    return _pack("log_sparse", _count("log_sparse", "seq_len", seq_len, 1), rule)
+    return mask_of_rule("log_sparse", count("log_sparse", "seq_len", seq_len, 1), rule)
 
 
 def longformer(seq_len: int, window: int = 5, num_global: int = 2) -> AttentionMask:
@@ -259,15 +259,15 @@ def longformer(seq_len: int, window: int = 5, num_global: int = 2) -> AttentionM
         >>> longformer(5, window=0, num_global=1).dense()[0, 0, 3].int().tolist()
         [1, 0, 0, 1, 0]
     """
-    window = _count("longformer", "window", window, 0)
-    num_global = _count("longformer", "num_global", num_global, 0)
-    n = _count("longformer", "seq_len", seq_len, 1)
+    window = count("longformer", "window", window, 0)
+    num_global = count("longformer", "num_global", num_global, 0)
+    n = count("longformer", "seq_len", seq_len, 1)
     rule = _band(window, num_global)
-    return _pack("longformer", n, rule, window=window, num_global=num_global)
+    return mask_of_rule("longformer", n, rule, window=window, num_global=num_global)
 
 
-def _band(window: int, num_global: int) -> Callable[[Index, Index], Bool]:
-    return lambda i, j: (_gap(i, j) <= window) | (i < num_global) | (j < num_global)
+def _band(window: int, num_global: int) -> Rule:
+    return lambda i, j: (distance(i, j) <= window) | (i < num_global) | (j < num_global)
 
 
 def bigbird(
@@ -298,12 +298,12 @@ def bigbird(
         >>> bigbird(128, num_heads=12, seed=7).shape
         (1, 12, 128, 128)
     """
-    seq_len = _count("bigbird", "seq_len", seq_len, 1)
-    window = _count("bigbird", "window", window, 0)
-    num_global = _count("bigbird", "num_global", num_global, 0)
-    num_random = _count("bigbird", "num_random", num_random, 0)
-    seed = _seed("bigbird", seed)
-    num_heads = _count("bigbird", "num_heads", num_heads, 1)
+    seq_len = count("bigbird", "seq_len", seq_len, 1)
+    window = count("bigbird", "window", window, 0)
+    num_global = count("bigbird", "num_global", num_global, 0)
+    num_random = count("bigbird", "num_random", num_random, 0)
+    seed = check_seed("bigbird", seed)
+    num_heads = count("bigbird", "num_heads", num_heads, 1)
     n = seq_len
     check_size("bigbird", num_heads, n, n)
 
@@ -313,7 +313,7 @@ def bigbird(
     lo, hi = np.clip(rows - window, first, n), np.clip(rows + window + 1, first, n)
     counts = np.where(rows < first, 0, n - first - (hi - lo))
 
-    def key_of(rank: Positions) -> Positions:
+    def key_of(rank: Int64Array) -> Int64Array:
         key = first + rank
         return np.where(key < lo, key, key + (hi - lo))
 
@@ -322,7 +322,7 @@ def bigbird(
         bits[head] |= draw_keys(counts, num_random, seed, head, key_of)
     record = {"pattern": "bigbird", "seq_len": n, "window": window, "num_global": num_global}
     record.update(num_random=num_random, seed=seed, num_heads=num_heads)
-    return _made(bits, n, record)
+    return mask_of_bits(bits, n, record)
 
 
 def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1) -> AttentionMask:
@@ -331,7 +331,7 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
     Formula: row i keeps ``max(1, round(density * N))`` of its N keys, so no row is empty and
     the density does not depend on the seed.
 
-    The draw is the same on every machine and in every version; `sparsebert.masks.bits.draw_keys`
+    The draw is the same on every machine and in every version; `sparsebert.masks.rules.draw_keys`
     states the algorithm.  If more than half the keys are kept, the forbidden ones are drawn.
 
     Args:
@@ -344,17 +344,17 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
         >>> random(100, density=0.25, seed=3).density
         0.25
     """
-    n = _count("random", "seq_len", seq_len, 1)
+    n = count("random", "seq_len", seq_len, 1)
     if isinstance(density, bool) or not isinstance(density, (int, float, np.floating)):
         raise TypeError(f"random: density must be a number, got {type(density).__name__}")
     density = float(density)
     if not 0 < density <= 1:
         raise ValueError(f"random: density={density} but must be above 0 and at most 1")
-    seed = _seed("random", seed)
-    num_heads = _count("random", "num_heads", num_heads, 1)
+    seed = check_seed("random", seed)
+    num_heads = count("random", "num_heads", num_heads, 1)
     check_size("random", num_heads, n, n)
     if n > 1 and density * n < 0.5:
-        _warn(
+        warn(
             f"random: density={density:g} of seq_len={n} is less than one key a row; each row "
             f"keeps one, a density of {1 / n:.2g}"
         )
@@ -366,7 +366,7 @@ def random(seq_len: int, density: float = 0.1, seed: int = 0, num_heads: int = 1
     if drop:
         bits ^= pack(np.ones(n, dtype=np.bool_))
     record = {"pattern": "random", "seq_len": n, "density": density}
-    return _made(bits, n, {**record, "seed": seed, "num_heads": num_heads})
+    return mask_of_bits(bits, n, {**record, "seed": seed, "num_heads": num_heads})
 
 
 def neighborhood_2d(
@@ -392,20 +392,20 @@ def neighborhood_2d(
         >>> neighborhood_2d(14, 14, kernel_size=3, num_special=1).shape
         (1, 1, 197, 197)
     """
-    height = _count("neighborhood_2d", "height", height, 1)
-    width = _count("neighborhood_2d", "width", width, 1)
-    kernel_size = _count("neighborhood_2d", "kernel_size", kernel_size, 1)
+    height = count("neighborhood_2d", "height", height, 1)
+    width = count("neighborhood_2d", "width", width, 1)
+    kernel_size = count("neighborhood_2d", "kernel_size", kernel_size, 1)
     if kernel_size % 2 == 0:
         raise ValueError(f"neighborhood_2d: kernel_size={kernel_size} but must be odd")
-    num_special = _count("neighborhood_2d", "num_special", num_special, 0)
+    num_special = count("neighborhood_2d", "num_special", num_special, 0)
     n = num_special + height * width
     check_size("neighborhood_2d", 1, n, n)
 
-    def inside(query: Index, key: Index, size: int) -> Bool:
+    def inside(query: Int32Array, key: Int32Array, size: int) -> Bool:
         start = np.clip(query - kernel_size // 2, 0, max(0, size - kernel_size))
         return (key >= start) & (key - start < kernel_size)
 
-    def rule(i: Index, j: Index) -> Bool:
+    def rule(i: Int32Array, j: Int32Array) -> Bool:
         row_i, col_i = np.divmod(i - num_special, width)
         row_j, col_j = np.divmod(j - num_special, width)
         near = inside(row_i, row_j, height) & inside(col_i, col_j, width)
@@ -413,7 +413,7 @@ def neighborhood_2d(
 
     grid = {"height": height, "width": width, "kernel_size": kernel_size}
     record = {"pattern": "neighborhood_2d", **grid, "num_special": num_special}
-    return _made(from_rule(n, rule), n, record)
+    return mask_of_bits(from_rule(n, rule), n, record)
 
 
 PATTERNS: dict[str, Callable[..., AttentionMask]] = {
@@ -469,47 +469,3 @@ def build(name: str, seq_len: int | None = None, **parameters: Any) -> Attention
             f"{name}: seq_len={seq_len} but num_special + height * width = {mask.q_len}"
         )
     return mask
-
-
-def _pack(
-    name: str, n: int, rule: Callable[[Index, Index], Bool], **parameters: int
-) -> AttentionMask:
-    check_size(name, 1, n, n)
-    return _made(from_rule(n, rule), n, {"pattern": name, "seq_len": n, **parameters})
-
-
-def _made(bits: Bits, n: int, record: dict[str, Any]) -> AttentionMask:
-    """The mask of these bits; warns if its parameters make it forbid nothing."""
-    mask = AttentionMask.from_packed(bits, n, record, bitorder="little")
-    sizes = {
-        k: v for k, v in record.items() if k not in ("pattern", "seq_len", "seed", "num_heads")
-    }
-    if sizes and n > 1 and sizes.get("density") != 1.0 and mask.density == 1.0:
-        given = ", ".join(f"{name}={value}" for name, value in sizes.items())
-        _warn(
-            f"{record['pattern']}: {given} forbid nothing among {n} tokens; ask for less, or "
-            f"write patterns.dense({n}) if that is meant"
-        )
-    return mask
-
-
-def _gap(i: Index, j: Index) -> Index:
-    gap: Index = np.abs(i - j)
-    return gap
-
-
-def _warn(message: str) -> None:
-    """A warning that points to the first line outside of this module."""
-    level = 2  # 1 is this function
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") == __name__:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
-
-
-def _count(where: str, argument: str, value: int, least: int) -> int:
-    return integer(where, argument, value, least, 2**31 - 1)  # positions are 32-bit
-
-
-def _seed(where: str, value: int) -> int:
-    return integer(where, "seed", value, 0, 2**64 - 1)

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from sparsebert.masks.bits import Positions
+from sparsebert.masks.bits import Int64Array
 from sparsebert.tiles.format import pad_columns
 
 
@@ -23,7 +23,7 @@ class TileOutlines:
     """
 
     rows: np.ndarray
-    width: Positions
+    width: Int64Array
 
     @property
     def height(self) -> int:
@@ -31,12 +31,12 @@ class TileOutlines:
         return int(self.rows.shape[1])
 
     @property
-    def real_rows(self) -> Positions:
+    def real_rows(self) -> Int64Array:
         """Rows that are not empty slots, int64 [T]."""
-        real: Positions = (self.rows >= 0).sum(axis=1)
+        real: Int64Array = (self.rows >= 0).sum(axis=1)
         return real
 
     @property
-    def padded(self) -> Positions:
+    def padded(self) -> Int64Array:
         """Columns with padding, int64 [T]."""
         return pad_columns(self.width)

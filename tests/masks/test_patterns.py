@@ -139,7 +139,7 @@ def test_a_shorter_sequence_is_the_top_left_part(name, n, m):
 @pytest.mark.parametrize("name", PLAIN)
 def test_row_chunks_do_not_show(monkeypatch, name, chunk):
     whole = patterns.build(name, 61)
-    monkeypatch.setattr("sparsebert.masks.bits.CHUNK", chunk)
+    monkeypatch.setattr("sparsebert.masks.rules.CHUNK", chunk)
     assert patterns.build(name, 61) == whole
 
 
