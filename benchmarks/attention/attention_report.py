@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from benchmarks.attention import attention_plots
 from benchmarks.attention.cases import DIRECTIONS, PAPER, group_names, select
 from benchmarks.attention.result_files import BEST_DENSE, Row, key_of, read, with_best_dense
 from benchmarks.attention.rivals import DENSE, FLASH, FLEX, OURS, RIVALS, SDPA_MASK
-from benchmarks.harness.measure import RESULTS
 from benchmarks.harness.named_masks import NO_DIAGONAL
+from benchmarks.harness.origin import out_folder
 
 EVEN = 0.05  # times this close count neither as won nor as lost
 NOT_MEASURED = "not measured yet"
@@ -355,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
+    parser.add_argument("--out", type=Path, default=out_folder())
     parser.add_argument("--readme", action="store_true", help="also bring README.md up to date")
     chosen = parser.parse_args(arguments)
     try:

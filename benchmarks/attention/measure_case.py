@@ -23,6 +23,8 @@ from benchmarks.attention.contender import Ready, Setup
 from benchmarks.attention.correctness import Gate, Tensors
 from benchmarks.attention.rivals import OURS, Rival, rivals_on
 from benchmarks.harness import gpu_timing, named_masks
+from benchmarks.harness.errors import in_a_line, is_fatal
+from benchmarks.harness.memory import peak_bytes
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
@@ -76,17 +78,6 @@ def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Ite
         yield entry.row(case, limits, ours)
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def in_a_line(error: Exception) -> str:
-    """What went wrong, short enough for a row."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:160]
-
-
-def is_fatal(error: Exception) -> bool:
-    """The GPU is lost to this process, say after a kernel wrote where it must not."""
-    return "CUDA error" in str(error)
 
 
 @dataclasses.dataclass
@@ -172,7 +163,9 @@ def _measure(entries: list[_Entry], device: str, seconds: float, sets: int) -> N
             if e.call is not None and e.ready is not None
         }
         for entry in entries:
-            entry.peak_mb = gpu_timing.peak_mb(*calls[entry.rival.name])
+            call, around = calls[entry.rival.name]
+            with around():
+                entry.peak_mb = peak_bytes(call, device) / 1e6
         found = gpu_timing.by_events(calls, seconds=seconds)
         for entry in entries:
             try:

@@ -9,8 +9,8 @@ from benchmarks.attention import attention_report
 from benchmarks.attention.cases import DIRECTIONS, PAPER
 from benchmarks.attention.result_files import Row, read
 from benchmarks.attention.rivals import OURS, RIVALS
-from benchmarks.harness.measure import RESULTS, ROOT
 from benchmarks.harness.named_masks import LEARNED_LOOKING, NO_DIAGONAL, RANDOM
+from benchmarks.harness.origin import RESULTS, ROOT
 
 README = ROOT / "README.md"
 BEGIN = "<!-- attention: begin (python -m benchmarks report --readme) -->"

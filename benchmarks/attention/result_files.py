@@ -6,12 +6,12 @@ where it stopped, as long as machine, versions, commit and method are the same.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.attention.cases import KEY, Case
 from benchmarks.attention.rivals import DENSE
+from benchmarks.harness.rows import RowFile
 
 Row = dict[str, str]
 
@@ -69,16 +69,12 @@ def read(path: Path) -> list[Row]:
     """
     if path.is_dir():
         return [row for file in sorted(path.glob("*.csv")) for row in read(file)]
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"{path}: no column {', '.join(missing[:3])}; it must be a file of "
-                "python -m benchmarks run"
-            )
-        # A run that was killed may have left half a row.
-        return [row for row in reader if None not in row.values()]
+    return row_file(path).read()
+
+
+def row_file(path: Path) -> RowFile:
+    """A CSV file of these results."""
+    return RowFile(path, COLUMNS, made_by="python -m benchmarks run")
 
 
 def with_best_dense(rows: Sequence[Row]) -> list[Row]:
@@ -120,16 +116,15 @@ class Store:
 
     def add(self, case: Case, rows: Iterable[dict[str, object]]) -> None:
         """Write the rows of one case; the first of a group drop those of other runs."""
-        path = self._path(case.group)
+        file = row_file(self._path(case.group))
         fields = dict(zip(KEY, case.key, strict=True))
         lines = [{**fields, **row, **self.origin} for row in rows]
         if case.group in self._opened:
-            _write(path, lines, "a")
+            file.append(lines)
             return
         self._opened.add(case.group)
         kept = [row for row in self._kept(case.group) if not (self._fresh or _failed(row))]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, [*kept, *lines], "w")
+        file.write([*kept, *lines])
 
     def _path(self, group: str) -> Path:
         return self.folder / f"{group}.csv"
@@ -147,11 +142,3 @@ class Store:
 
 def _failed(row: Row) -> bool:
     return row["note"].startswith(FAILED)
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, object]], mode: str) -> None:
-    with path.open(mode, newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        if mode == "w":
-            writer.writeheader()
-        writer.writerows(rows)

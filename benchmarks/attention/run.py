@@ -14,7 +14,6 @@ and the same command goes on from there if machine, versions and commit are the 
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import platform
 import time
@@ -27,7 +26,10 @@ from benchmarks.attention import attention_report, compare, measure_case, result
 from benchmarks.attention.cases import DEVICES, Case, group_names, select
 from benchmarks.attention.correctness import WRONG
 from benchmarks.attention.rivals import OURS
-from benchmarks.harness.measure import RESULTS, ROOT, keep_memory, provenance
+from benchmarks.harness import errors
+from benchmarks.harness.memory import keep_memory
+from benchmarks.harness.origin import RESULTS, ROOT
+from benchmarks.harness.origin import origin as machine_and_commit
 from sparsebert.machine import threads_for
 
 SECONDS = {("cpu", "full"): 1.0, ("cpu", "quick"): 0.3}
@@ -83,18 +85,9 @@ def _run_and_report(
     status = run(cases, device, store, seconds, chosen.minutes)
     rows = store.rows(cases)
     if rows and (chosen.quick or chosen.group):
-        title = "SDPA's time with the same mask over ours, forward / forward + backward:"
-        print(
-            "\n".join(
-                [
-                    title,
-                    "",
-                    *attention_report.summary(rows),
-                    "",
-                    *attention_report.group_table(rows),
-                ]
-            )
-        )
+        print("SDPA's time with the same mask over ours, forward / forward + backward:\n")
+        tables = [*attention_report.summary(rows), "", *attention_report.group_table(rows)]
+        print("\n".join(tables))
     if not chosen.quick and not chosen.group:
         attention_report.main(["--out", str(folder)])
     print(f"rows: {store.folder}")
@@ -149,11 +142,10 @@ def _rows_of(
     try:
         return list(measure_case.rows_of(case, device, limits, seconds))
     except Exception as error:  # out of memory, say: the other cases do not depend on this one
-        if measure_case.is_fatal(error):
+        if errors.is_fatal(error):
             raise
-        return [
-            {"contender": OURS, "note": f"{result_files.FAILED} {measure_case.in_a_line(error)}"}
-        ]
+        note = f"{result_files.FAILED} {errors.in_a_line(error)}"
+        return [{"contender": OURS, "note": note}]
 
 
 def _report_wrong(rows: list[result_files.Row]) -> int:
@@ -166,16 +158,12 @@ def _report_wrong(rows: list[result_files.Row]) -> int:
 
 def origin(device: str, seconds: float) -> result_files.Row:
     """The provenance columns of this run."""
-    known = provenance()
     return {
-        **{name: known[name] for name in ("processor", "threads", "torch", "sparsebert")},
+        **machine_and_commit(device),
         "device": device,
         "python": platform.python_version(),
         "triton": _triton_version(),
-        "commit": known["commit"],
-        "tree": known["tree"],
         "method": f"{seconds:g} s a case, inputs rotate",
-        "date": datetime.date.today().isoformat(),
     }
 
 

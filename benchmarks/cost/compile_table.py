@@ -17,7 +17,6 @@ Results: benchmarks/results/compile_table.csv and .md, provenance in every row.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator
 
@@ -27,8 +26,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparsebert
 from benchmarks.cost.fit_cost_model import HEADS, least
-from benchmarks.harness.measure import RESULTS, provenance
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
+from benchmarks.harness.origin import RESULTS, origin
+from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.compile import compile_plan
@@ -142,11 +142,8 @@ def row(name: str, mask: AttentionMask, timing: bool) -> dict[str, object]:
 
 def write(rows: list[dict[str, object]], where: dict[str, str]) -> None:
     """The table as CSV, with provenance in each row, and as Markdown."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "compile_table.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*COLUMNS, *where))
-        writer.writerows((*line.values(), *where.values()) for line in rows)
+    table = RowFile(RESULTS / "compile_table.csv", (*COLUMNS, *where))
+    table.write([{**line, **where} for line in rows])
     text = ["# Masks after compiling", "", "Made by `python -m benchmarks.cost.compile_table`."]
     text += [
         ", ".join(f"{name} {value}" for name, value in where.items()) + ".",
@@ -171,7 +168,7 @@ def main() -> None:
         for name, mask in masks(length):
             rows.append(row(name, mask, not arguments.no_timing))
             print(*rows[-1].values(), sep=" | ", flush=True)
-    write(rows, provenance())
+    write(rows, origin())
 
 
 if __name__ == "__main__":

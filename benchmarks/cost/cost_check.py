@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.cost.fit_cost_model import HEADS, ROUNDS, THREADS, calls, least, write_csv
-from benchmarks.harness.measure import RESULTS
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
+from benchmarks.harness.origin import RESULTS
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask

@@ -20,7 +20,6 @@ Rows and provenance go to benchmarks/results/fit_cost_model.csv and cost_check.c
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import itertools
@@ -35,8 +34,9 @@ import numpy as np
 import torch
 
 import sparsebert
-from benchmarks.harness.measure import RESULTS, provenance
 from benchmarks.harness.named_masks import learned_looking
+from benchmarks.harness.origin import RESULTS, origin
+from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost import constants
@@ -369,11 +369,8 @@ def known_split(terms: Terms, kept: int) -> Terms:
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     """Rows with provenance."""
-    where = provenance()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
+    where = origin()
+    RowFile(path, [*rows[0], *where]).write([{**row, **where} for row in rows])
 
 
 def as_json(stored: dict[str, Any]) -> str:
@@ -428,7 +425,7 @@ def main() -> None:
         of_tiles.append(np.abs(found["tiles"]))
     margin = 1.0 + float(np.quantile(np.concatenate(of_tiles), 0.8))
     tiles["margin"] = float(f"{min(max(margin, MARGINS[0]), MARGINS[1]):.3g}")
-    where = ", ".join(f"{name} {value}" for name, value in provenance().items())
+    where = ", ".join(f"{name} {value}" for name, value in origin().items())
     tiles["source"] = parts["dense"]["source"] = (
         f"fitted by benchmarks/cost/fit_cost_model.py, fp32, D = {DIMS}, threads {threads}: "
         f"{where}"
@@ -439,7 +436,7 @@ def main() -> None:
     machine["linear_flops"] = float(f"{calibrate(BERT_BASE).linear_flops:.3g}")
     machine["linear_source"] = (
         f"measured by benchmarks/cost/fit_cost_model.py with one thread, fp32, times the threads: "
-        f"{provenance()['processor']}"
+        f"{origin()['processor']}"
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     table = [

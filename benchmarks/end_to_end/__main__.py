@@ -23,7 +23,6 @@ end_to_end.md and its plot.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -34,13 +33,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks; read when
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 import sparsebert as sb
 from benchmarks.end_to_end import model_families as models
-from benchmarks.end_to_end.end_to_end_report import COLUMNS, read, write_report
-from benchmarks.harness.measure import RESULTS, keep_memory, provenance
+from benchmarks.end_to_end.end_to_end_report import row_file, write_report
+from benchmarks.harness.memory import keep_memory, peak_bytes
+from benchmarks.harness.origin import origin, out_folder
 from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
 from sparsebert.machine import threads_for
 from sparsebert.reporting.timing import quantiles, side_by_side
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--layers", type=int, help="layers (default: 2 on a CPU, else all)")
     parser.add_argument("--tokens", type=int, help="tokens a batch (default: 512; CUDA: 16384)")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
+    parser.add_argument("--out", type=Path, default=out_folder())
     chosen = parser.parse_args(arguments)
     device = torch.device(chosen.device)
     keep_memory()
@@ -82,7 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"--lengths: none of {chosen.lengths} is a length of {', '.join(chosen.models)}"
         )
-    chosen.out.mkdir(parents=True, exist_ok=True)
     with threads_for() as sentence:
         print(sentence, flush=True)
         _measure(chosen, cases, device)
@@ -94,31 +92,23 @@ def _measure(
     chosen: argparse.Namespace, cases: list[tuple[models.Family, int]], device: torch.device
 ) -> None:
     """Time the cases, and write their rows in the place of older ones."""
-    path = chosen.out / f"end_to_end_{device.type}.csv"
+    file = row_file(chosen.out, device.type)
     measured = {(family.name, str(length)) for family, length in cases}
     rows: list[dict[str, Any]] = [
         dict(row)
-        for row in (read(path) if path.exists() and not chosen.quick else [])
+        for row in (file.read() if file.path.exists() and not chosen.quick else [])
         if (row["model"], row["N"]) not in measured
     ]
     for family, length in tqdm(cases, unit="case"):
         layers = chosen.layers or (family.cpu_layers if device.type == "cpu" else family.layers)
         tokens = chosen.tokens or (512 if device.type == "cpu" else 16384)
-        case = Case(family, layers, length, max(1, tokens // length), device, chosen.quick)
-        rows += [{**row, **provenance()} for row in case.measure()]
-        write_csv(rows, path)  # after each case: an interrupted run keeps what it has
-    print(f"written: {path}")
+        case = ModelCase(family, layers, length, max(1, tokens // length), device, chosen.quick)
+        rows += [{**row, **origin()} for row in case.measure()]
+        file.write(rows)  # after each case: an interrupted run keeps what it has
+    print(f"written: {file.path}")
 
 
-def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """All rows."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *provenance()], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-class Case:
+class ModelCase:
     """One model at one length."""
 
     def __init__(
@@ -162,7 +152,7 @@ class Case:
                     "ms_80": f"{high:.2f}",
                     "tokens_per_s": f"{self.batch * self.length / middle * 1e3:.0f}",
                     "speedup": f"{statistics.median(ratios):.3f}",
-                    "peak_mb": f"{self._peak_mb(calls[route]):.1f}",
+                    "peak_mb": f"{peak_bytes(calls[route], self.device.type) / 2**20:.1f}",
                 }
                 if route in attention:
                     spent = statistics.median(attention[route])
@@ -237,30 +227,6 @@ class Case:
             "predicted_attention_speedup": f"{found.attention_speedup(training=training):.3f}",
             "predicted_speedup": f"{found.speedup(training=training):.3f}",
         }
-
-    def _peak_mb(self, call: Call) -> float:
-        if self.device.type == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            call()
-            return (torch.cuda.max_memory_allocated() - before) / 2**20
-        return cpu_peak_mb(call)
-
-
-def cpu_peak_mb(call: Call) -> float:
-    """The most that torch had allocated on the CPU at once, beyond what there was before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    changes = [
-        (event.start_ns(), event.nbytes())
-        for event in recorded.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda change: change[0]):
-        held += change
-        peak = max(peak, held)
-    return peak / 2**20
 
 
 def _step(model: nn.Module, batch: dict[str, Any], training: bool) -> Call:

@@ -6,8 +6,6 @@ python -m benchmarks.end_to_end.end_to_end_report [--out DIR]   # writes DIR/end
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attention.attention_report import markdown
-from benchmarks.harness.measure import RESULTS
+from benchmarks.harness import origin
+from benchmarks.harness.rows import RowFile
 from sparsebert.reporting.figures import new_figure, save_figure
 from sparsebert.support.colours import COLOURS
 
@@ -46,29 +45,23 @@ Peak memory is what torch allocates beyond the model and its inputs.
 """
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of one device; raises ValueError for another kind of file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"{path}: no column {', '.join(missing[:3])}; it must be a file of "
-                "python -m benchmarks.end_to_end"
-            )
-        return list(reader)
+def row_file(folder: Path, device: str) -> RowFile:
+    """The rows of one device."""
+    columns = (*COLUMNS, *origin.COLUMNS)
+    path = folder / f"end_to_end_{device}.csv"
+    return RowFile(path, columns, made_by="python -m benchmarks.end_to_end")
 
 
 def write_report(folder: Path) -> Path:
     """Write end_to_end.md, and a plot for each device that has rows."""
     lines = _INTRODUCTION.splitlines()
     for device, title in TITLES.items():
-        path = folder / f"end_to_end_{device}.csv"
+        file = row_file(folder, device)
         lines += ["", f"## {title}", ""]
-        if not path.exists():
+        if not file.path.exists():
             lines.append("Not measured yet.")
             continue
-        rows = read(path)
+        rows = file.read()
         lines += _section(rows)
         plot = folder / f"end_to_end_{device}.png"
         try:
@@ -228,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS))
+    parser.add_argument("--out", type=Path, default=origin.out_folder())
     try:
         print(f"report: {write_report(parser.parse_args(arguments).out)}")
     except ValueError as error:

@@ -1,9 +1,8 @@
-"""Timing on a GPU: events around single calls, CUDA graphs of many, and peak memory."""
+"""Timing on a GPU: events around single calls, and CUDA graphs of many."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,18 +74,6 @@ def by_graph(call: Call, around: Around, calls: int, replays: int = 15) -> float
             times.append(before.elapsed_time(after) / calls)
     graph.reset()
     return sorted(times)[len(times) // 2]
-
-
-def peak_mb(call: Call, around: Around) -> float:
-    """Most memory that a call takes beyond what is there before it, in MB (10^6 bytes)."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    with around():
-        call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def cache_bytes() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.measure import RESULTS
+from benchmarks.harness.origin import RESULTS
 from sparsebert import patterns
 from sparsebert.masks import AttentionMask
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import ast
 import concurrent.futures
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -40,7 +39,8 @@ os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: the interpret
 import torch
 import triton
 
-from benchmarks.harness.measure import RESULTS, ROOT, provenance
+from benchmarks.harness.origin import RESULTS, ROOT, origin
+from benchmarks.harness.rows import RowFile
 from sparsebert.kernels import codegen
 from sparsebert.kernels.codegen import Specialisation
 from sparsebert.kernels.configs import shared_limit
@@ -197,31 +197,23 @@ def survey(
     path: pathlib.Path, specs: list[Specialisation], jobs: int, end: float
 ) -> list[dict[str, Any]]:
     """Bring the file up to date and print what was new; all its rows."""
-    origin = {"kernels": kernels_fingerprint(), "triton": triton.__version__}
-    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    made_from = {"kernels": kernels_fingerprint(), "triton": triton.__version__}
+    where = origin()
+    made_by = {name: where[name] for name in _RUN}
+    columns = [*identity(specs[0]), *_COUNTS, *made_from, *made_by]
+    file = RowFile(path, columns, made_by="python -m benchmarks.kernels.codegen_report --survey")
+    known = {}
     if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            known = {_key(row): row for row in rows if row["error"] != NOT_COMPILED}
-    wanted = [identity(spec) | origin for spec in specs]
+        known = {_key(row): row for row in file.read() if row["error"] != NOT_COMPILED}
+    wanted = [identity(spec) | made_from for spec in specs]
     missing = [s for s, row in zip(specs, wanted, strict=True) if _key(row) not in known]
-    fields = [*identity(specs[0]), *_COUNTS, *origin, "commit", "tree", "date"]
-    made = provenance()
-    origin |= {name: made[name] for name in ("commit", "tree", "date")}
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        if not known:
-            writer.writeheader()
-        for row in compile_all(missing, jobs, end):
-            print(as_line(row), flush=True)
-            known[_key(row | origin)] = row | origin
-            writer.writerow(row | origin)
-            file.flush()
+    for row in compile_all(missing, jobs, end):
+        print(as_line(row), flush=True)
+        row |= made_from | made_by
+        known[_key(row)] = row
+        file.append([row])
     rows = [known[_key(row)] for row in wanted]
-    with path.open("w", newline="", encoding="utf-8") as file:  # in order, without what is old
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    file.write(rows)  # in order, without what is old
     return rows
 
 
@@ -229,11 +221,12 @@ _COUNTS = (
     "registers", "spill_bytes", "shared_bytes", "tensor_core", "async_copies", "per_1000",
     "serial", "error",
 )  # fmt: skip
+_RUN = ("commit", "tree", "date")
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
     """What a row of the survey is known by: all but the counts and where it comes from."""
-    left_out = (*_COUNTS, "commit", "tree", "date")
+    left_out = (*_COUNTS, *_RUN)
     return tuple(str(value) for name, value in row.items() if name not in left_out)
 
 

@@ -15,6 +15,7 @@ import torch
 import sparsebert as sb
 from benchmarks.attention import cases
 from benchmarks.harness import named_masks
+from benchmarks.harness.errors import in_words, is_fatal
 from benchmarks.harness.workers import LostDevice
 from benchmarks.kernels.band import band, band_program
 from sparsebert import dropout
@@ -139,19 +140,13 @@ def check_row(case: Case, device: str = "cuda") -> Row:
             warnings.simplefilter("ignore")
             return case.row | _checked(case, device)
     except (torch.OutOfMemoryError, named_masks.NoSuchMask, ImportError) as error:
-        return case.row | {"passed": None, "why": f"{type(error).__name__}: {error}"[:300]}
+        return case.row | {"passed": None, "why": in_words(error)}
     except Exception as error:  # the compiler's own errors have no common class
-        why = f"{type(error).__name__}: {error}"[:300]
         if is_fatal(error):
-            raise LostDevice(why) from error
-        return case.row | {"passed": False, "why": why}
+            raise LostDevice(in_words(error)) from error
+        return case.row | {"passed": False, "why": in_words(error)}
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def is_fatal(error: Exception) -> bool:
-    """The GPU is lost to this process, say after a kernel wrote where it must not."""
-    return "CUDA error" in str(error) or "HIP error" in str(error)
 
 
 def _checked(case: Case, device: str) -> Row:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -40,7 +39,9 @@ import triton
 
 import sparsebert as sb
 from benchmarks.harness import named_masks, workers
-from benchmarks.harness.measure import RESULTS, ROOT, provenance
+from benchmarks.harness.errors import in_words, is_fatal
+from benchmarks.harness.origin import ROOT, origin, out_folder
+from benchmarks.harness.rows import RowFile
 from benchmarks.kernels import gpu_cases, gpu_times
 from benchmarks.kernels.gpu_cases import Case, Row, check_row, key_of
 from benchmarks.kernels.gpu_times import Timing
@@ -65,11 +66,12 @@ class Record:
     """
 
     def __init__(self, path: pathlib.Path, origin: Row) -> None:
-        self.path, self.origin = path, origin
+        self.file, self.origin = RowFile(path), origin
         self.rows: list[Row] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.earlier = [row for row in _read(path) if self._is_ours(row)]
-        self._file = path.open("a", encoding="utf-8")
+        self.earlier = [row for row in self._read() if self._is_ours(row)]
+
+    def _read(self) -> list[Row]:
+        return self.file.read() if self.file.path.exists() else []
 
     def _is_ours(self, row: Row) -> bool:
         same = all(row.get(name) == self.origin.get(name) for name in _ORIGIN)
@@ -87,18 +89,8 @@ class Record:
         """Keep and print a row; `again` writes it to the file."""
         self.rows.append(row)
         if again:
-            self._file.write(json.dumps(row | self.origin) + "\n")
-            self._file.flush()
+            self.file.append([row | self.origin])
             print(_line(row), flush=True)
-
-
-def _read(path: pathlib.Path) -> Iterator[Row]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:  # cut off in the middle of a line
-                continue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +164,7 @@ def _or_late(step: Callable[[], Row], row: Row, end: float) -> Row:
     try:
         return row | step()
     except Exception as error:
-        passed = False if gpu_cases.is_fatal(error) else None
-        return row | {"passed": passed, "why": f"{type(error).__name__}: {error}"[:200]}
+        return row | {"passed": False if is_fatal(error) else None, "why": in_words(error)}
 
 
 def check_repeats(mask: sb.AttentionMask, repeats: int, device: str) -> Row:
@@ -293,9 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.one_case:
         case = Case("64", gpu_cases.BAND, 130, 64, "bfloat16", gpu_cases.PLAIN)
         return 0 if check_row(case)["passed"] else 1
-    out = pathlib.Path(os.environ.get("OUT") or RESULTS)
     name = "gpu_check_smoke.jsonl" if options.smoke else "gpu_check.jsonl"
-    record = Record(out / name, {**provenance(), "triton": triton.__version__})
+    record = Record(out_folder() / name, {**origin(), "triton": triton.__version__})
     if options.smoke:
         cases, timings = gpu_cases.smoke_cases(), gpu_times.all_timings()[:1]
     else:
@@ -306,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here")
     print(summary(record.rows))
-    print(f"{len(record.rows)} rows, in {record.path}")
+    print(f"{len(record.rows)} rows, in {record.file.path}")
     return 1 if any(row.get("passed") is False for row in record.rows) else 0
 
 

@@ -8,7 +8,7 @@ For each kernel, tile height, head size, dtype, without and with dropout: starts
 configuration, tries its neighbours (one of rows, columns, warps and stages halved or doubled), and
 goes on from the best until no neighbour is better. A candidate is timed only if its results are
 within the error bounds of `gpu_check`; one that does not compile, does not fit or is wrong is a
-row that says so. Rows go to `$OUT/tune_kernels.json` or benchmarks/results/; what to put into
+row that says so. Rows go to `$OUT/tune_kernels.jsonl` or benchmarks/results/; what to put into
 `MEASURED` in kernels/configs.py is printed at the end. A time limit is kept by not starting more.
 
 Times are of the whole forward or backward pass, on a band mask in tiles of that one height, in
@@ -20,9 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +29,9 @@ import torch
 import triton
 
 import sparsebert as sb
-from benchmarks.harness.measure import RESULTS, provenance
+from benchmarks.harness.errors import in_words
+from benchmarks.harness.origin import origin, out_folder
+from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import band, band_program
 from benchmarks.kernels.gpu_cases import check_case
 from benchmarks.kernels.gpu_times import time_call
@@ -187,7 +186,7 @@ def on_gpu(case: Case, config: LaunchConfig) -> dict[str, Any]:
                 return {"why": f"wrong: {checked}"}
             return time_call(_large_call(case))
     except Exception as error:  # the compiler's own errors have no common class
-        return {"why": f"{type(error).__name__}: {error}"[:200]}
+        return {"why": in_words(error)}
 
 
 def _large_call(case: Case) -> Callable[[], object]:
@@ -230,20 +229,19 @@ def main() -> int:
         print("tune_kernels: no CUDA or ROCm device; --list shows what would be tried")
         return 2
     end = time.monotonic() + 60 * options.minutes
-    rows, found = [], {}
+    file = RowFile(out_folder() / "tune_kernels.jsonl")
+    where = {**origin(), "triton": triton.__version__}
+    count, found = 0, {}
     for case in todo:
         tried = search(case, on_gpu, lambda: time.monotonic() < end)
-        rows += tried or [{"case": str(case.key), "why": "not tried: out of time"}]
+        rows = tried or [{"case": str(case.key), "why": "not tried: out of time"}]
+        file.append([{**row, **where} for row in rows])
+        count += len(rows)
         best = winner(tried)
         print(f"{case.key}: {len(tried)} tried, {best or 'nothing better'}", flush=True)
         if best:
             found[case.key] = best
-    origin = {**provenance(), "triton": triton.__version__}
-    out = pathlib.Path(os.environ.get("OUT") or RESULTS)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "tune_kernels.json"
-    path.write_text(json.dumps([{**row, **origin} for row in rows], indent=1) + "\n")
-    print(f"{len(rows)} rows in {path}; for MEASURED in kernels/configs.py:")
+    print(f"{count} rows in {file.path}; for MEASURED in kernels/configs.py:")
     for key, config in found.items():
         print(f"    {key}: {config},")
     return 0

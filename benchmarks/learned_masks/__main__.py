@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import dataclasses
 import statistics
 import time
@@ -38,7 +37,9 @@ from tqdm import tqdm
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
 
 import sparsebert as sb
-from benchmarks.harness.measure import RESULTS, ROOT, provenance
+from benchmarks.harness import origin
+from benchmarks.harness.origin import RESULTS, ROOT
+from benchmarks.harness.rows import RowFile
 from sparsebert.dam.importance import GROUPS, group_importance
 from sparsebert.dam.search import MaskSearch
 from sparsebert.learn.data import MaskedText, prepare, train_tokenizer
@@ -269,7 +270,7 @@ def run_seed(setup: Setup, seed: int) -> None:
     done = {row["contender"] for row in read(path)}
     common = {"seed": seed, **dataclasses.asdict(setup)}
     if "start" not in done:
-        append(path, [{**common, **start, **provenance()}])
+        append(path, [{**common, **start, **origin.origin()}])
     masks = fixed_masks(setup, seed)
     for name in [*masks, *DAMS, IMPORTANCE]:
         if name in done:
@@ -285,7 +286,10 @@ def run_seed(setup: Setup, seed: int) -> None:
         seconds = time.perf_counter() - before
         append(
             path,
-            [{**common, "contender": name, **r, "seconds": seconds, **provenance()} for r in rows],
+            [
+                {**common, "contender": name, **r, "seconds": seconds, **origin.origin()}
+                for r in rows
+            ],
         )
         print(name, {k: round(v, 4) for k, v in rows[-1].items()}, f"{seconds:.0f} s", flush=True)
 
@@ -295,25 +299,22 @@ COLUMNS = (
     "sparsity", "executed",
     *(f"{kind}{group}" for kind in ("p_", "kept_", "") for group in GROUPS),
     *(field.name for field in dataclasses.fields(Setup) if field.name != "sparsity"),
-    "seconds", "processor", "threads", "torch", "sparsebert", "commit", "tree", "date",
+    "seconds", *origin.COLUMNS,
 )  # fmt: skip
 
 
+def row_file(path: Path) -> RowFile:
+    return RowFile(path, COLUMNS, made_by="python -m benchmarks.learned_masks")
+
+
 def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return row_file(path).read() if path.exists() else []
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()})
+    row_file(path).append(
+        {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    )
 
 
 # ------------------------------------------------------------------------------------- report
@@ -426,14 +427,14 @@ def loss_plot(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def report() -> None:
-    """Results of all seeds: CSV, Markdown, plots; made from the CSVs alone."""
-    files = sorted(WORK.glob("seed*.csv"))
-    rows = [row for file in files for row in read(file)]
-    if not rows:
-        raise SystemExit("nothing to report; run a seed first: python -m benchmarks.learned_masks")
-    path = RESULTS / "learned_masks.csv"
-    path.unlink(missing_ok=True)
-    append(path, [dict(row) for row in rows])
+    """Markdown and plots of the seeds run here, whose rows are put together, or the committed."""
+    collected = row_file(RESULTS / "learned_masks.csv")
+    rows = [row for file in sorted(WORK.glob("seed*.csv")) for row in read(file)]
+    if rows:
+        collected.write(rows)
+    else:
+        rows = collected.read()
+    seeds = len({row["seed"] for row in rows})
     importance_plot(rows, RESULTS / "learned_masks_importance.png")
     loss_plot(rows, RESULTS / "learned_masks_loss.png")
     one = rows[0]
@@ -445,7 +446,7 @@ def report() -> None:
         "lines of the script say what is compared. A small experiment on a CPU, not the paper's",
         "BERT-base.",
         "",
-        f"{len(files)} seeds; ModernBERT with {one['layers']} layers, {one['heads']} heads, width "
+        f"{seeds} seeds; ModernBERT with {one['layers']} layers, {one['heads']} heads, width "
         f"{one['hidden']}, N = {one['seq_len']}, batch {one['batch']}, vocabulary {one['vocab']}; "
         f"{one['dense_steps']} steps with dense attention (loss then {mean_and_spread(start)}), "
         f"{one['search_steps']} steps of search, {one['fixed_steps']} with the mask fixed. Means "

@@ -18,10 +18,10 @@ from benchmarks.attention.cases import BOTH, DEVICES, FORWARD, Case, select
 from benchmarks.attention.contender import Ready, Setup
 from benchmarks.attention.correctness import Gate
 from benchmarks.harness import gpu_timing, named_masks
-from benchmarks.harness.measure import ROOT
 from sparsebert import patterns
 from sparsebert.api import sparse_attention
 from sparsebert.masks import AttentionMask
+from tests import ROOT
 
 TINY = Case("tiny", "test", 2, 2, 24, 8, "longformer", BOTH, "float32")
 ROOFS = roofs.Roofs(10.0, {"float32": 0.1, "bfloat16": 0.2, "float16": 0.2})

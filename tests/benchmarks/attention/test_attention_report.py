@@ -42,7 +42,7 @@ def small_table() -> list[result_files.Row]:
 
 def write_rows(folder: Path, rows: list[result_files.Row]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    result_files._write(folder / "paper-short.csv", rows, "w")
+    result_files.row_file(folder / "paper-short.csv").write(rows)
     return folder
 
 

@@ -15,6 +15,7 @@ from benchmarks.end_to_end import __main__ as end_to_end
 from benchmarks.end_to_end import end_to_end_report
 from benchmarks.end_to_end import model_families as models
 from benchmarks.end_to_end.end_to_end_report import COLUMNS, write_report
+from benchmarks.harness.memory import peak_bytes
 
 TINY = {
     "vocab_size": models.VOCABULARY, "hidden_size": 32, "num_attention_heads": 2,
@@ -133,7 +134,7 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
         del one, other
         torch.ones(1 << 20)
 
-    assert end_to_end.cpu_peak_mb(two_at_once_then_one) == pytest.approx(8.0, rel=0.01)
+    assert peak_bytes(two_at_once_then_one, "cpu") / 2**20 == pytest.approx(8.0, rel=0.01)
 
 
 def test_refuses_other_files(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from benchmarks.kernels import gpu_cases, gpu_check, gpu_times
 from benchmarks.kernels.gpu_cases import BAND, PLAIN, TIME, Case
 from benchmarks.kernels.gpu_times import OURS, Timing
 from tests import ROOT
-from tests.benchmarks.harness.worker_tasks import double_or
 
 ORIGIN = {"processor": "A", "torch": "1", "triton": "2", "commit": "c", "tree": "clean"}
 
@@ -269,19 +267,3 @@ def test_a_lost_gpu_ends_the_process(monkeypatch):
     with pytest.raises(workers.LostDevice, match="misaligned"):
         gpu_cases.check_row(SMALL, "cpu")
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_a_task_that_goes_wrong_costs_itself_alone():
-    tasks = [1, "die", 2, "lose", 3, "hang", 4]
-    end = time.monotonic() + 100.0
-    found = dict(workers.results_of(double_or, tasks, 1, end=end, limit=3.0))
-    assert [found[task] for task in (1, 2, 3, 4)] == [2, 4, 6, 8]
-    assert found["die"] == workers.Failure("its process died, exit status 7")
-    assert found["lose"].wrong and "illegal memory access" in found["lose"].why
-    assert "no result after 3 s" in found["hang"].why and not found["hang"].wrong
-
-
-def test_at_the_end_of_its_time_what_runs_is_given_up():
-    end = time.monotonic() + 1.0
-    found = dict(workers.results_of(double_or, ["hang", 2], 1, end=end, limit=100.0))
-    assert found == dict.fromkeys(("hang", 2), workers.Failure("out of time"))
