@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 import sparsebert
 from benchmarks.harness.named_masks import learned_looking
@@ -299,32 +300,10 @@ def fit(matrix: np.ndarray, times: np.ndarray) -> np.ndarray:
     scaled = scaled / norm
     weight = np.ones(len(times))
     for _ in range(30):  # least squares, reweighted
-        constants = _least_squares(scaled * weight[:, None], weight)
+        constants, _ = nnls(scaled * weight[:, None], weight)
         weight = 1.0 / np.sqrt(np.maximum(np.abs(scaled @ constants - 1.0), 0.02))
     found: np.ndarray = constants / norm
     return found
-
-
-def _least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Non-negative least squares, by Lawson and Hanson's active sets (1974, algorithm 23.10)."""
-    constants = np.zeros(matrix.shape[1])
-    free = np.zeros(len(constants), dtype=bool)
-    for _ in range(10 * len(constants)):
-        slope = matrix.T @ (target - matrix @ constants)
-        if free.all() or slope[~free].max() <= 1e-9 * np.abs(matrix.T @ target).max():
-            break
-        free[np.flatnonzero(~free)[slope[~free].argmax()]] = True
-        while True:
-            solved = np.zeros(len(constants))
-            solved[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
-            below = free & (solved <= 0.0)
-            if not below.any():
-                break
-            step = (constants[below] / (constants[below] - solved[below])).min()
-            constants = constants + step * (solved - constants)
-            free &= constants > 1e-12
-        constants = solved
-    return constants
 
 
 def fit_pass(
