@@ -135,6 +135,18 @@ class CheckedFile:
         sums_inside: as mask files have them: the header's sum is one of its fields, over the
             others, and the arrays' is over their bytes alone, not their names and shapes.
         before_sums: files without any sum are read, too, as older versions wrote them.
+
+    Example:
+        >>> import tempfile
+        >>> LENGTHS = CheckedFile(
+        ...     name="file of lengths", key="lengths", version=1, fields=frozenset({"unit"}),
+        ...     arrays={"n": ("I64",)}, writer="save_lengths", reader="load_lengths",
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     LENGTHS.write(folder + "/n", {"n": np.arange(3)}, {"unit": "tokens"})
+        ...     header, arrays = LENGTHS.read(folder + "/n")
+        >>> header["unit"], arrays["n"]
+        ('tokens', array([0, 1, 2]))
     """
 
     name: str
