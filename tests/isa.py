@@ -24,7 +24,7 @@ NUMERIC = (
     "attention/test_reference.py",
     "attention/test_sparse_attention.py",
     "backends/test_routes.py",
-    "dam/test_dam_gates.py",
+    "dam/test_gates.py",
     "huggingface/test_dam_attached.py",
     "huggingface/test_attention.py",
     "huggingface/test_api.py",

@@ -1,11 +1,14 @@
-"""Schedules and the sparsity controller by their formulas, step by step."""
+"""Schedules and the sparsity controller: by their formulas, step by step, and in a training."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
+import sparsebert as sb
 from sparsebert.dam.schedules import SparsityController, annealed, ramp
 
 
@@ -73,3 +76,38 @@ def test_defaults() -> None:
 def test_gains_and_bounds_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be above 0 and finite"):
         SparsityController(0.9, **{name: value})
+
+
+def test_schedules() -> None:
+    assert [annealed(4.0, 0.25, p) for p in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [4, 4, 1, 0.25, 0.25]
+    assert [ramp(0.9, p) for p in (0.0, 1.0, 3.0)] == [0.0, 0.9, 0.9]
+    steps = [ramp(0.9, p) for p in np.linspace(0, 1, 20)]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("sparsity", [0.3, 0.9, 0.96])
+def test_controller_reaches_the_sparsity(sparsity: float, scale: float) -> None:
+    """Against a task that wants some positions much, others little, by Adam as in training."""
+    torch.manual_seed(0)
+    dam = sb.DifferentiableAttentionMask(1, 2, 32, symmetric=False)
+    worth = scale * torch.rand(dam.alpha.shape) ** 4 / dam.alpha.numel()
+    controller = SparsityController(sparsity)
+    optimizer = torch.optim.Adam([dam.alpha], lr=0.05)
+    steps = 400
+    for step in range(steps):
+        progress = step / (0.7 * steps)
+        weight = controller.update(dam.expected_density, progress)
+        task = ((1 - dam()).flatten(-2) * worth).sum()
+        optimizer.zero_grad()
+        (task + weight * dam.penalty(reduction="mean")).backward()
+        optimizer.step()
+    assert dam.expected_density == pytest.approx(1 - sparsity, abs=0.02)
+    kept = dam.binarize(sparsity=sparsity).dense().flatten(-2)
+    assert worth[kept].mean() > worth[~kept].mean()
+
+
+@pytest.mark.parametrize("arguments", [{"sparsity": 0.0}, {"sparsity": 1.0}, {"rate": -1.0}])
+def test_controller_errors(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        SparsityController(**{"sparsity": 0.5, **arguments})
