@@ -25,8 +25,8 @@ Storage.  One bit a position: ``bits`` is uint8 [L, H, N, ceil(M / 8)], key j of
 N = M = 4096 take 25 MB instead of the 201 MB of a bool tensor.
 
 Masks are values: nothing changes one in place, equal masks hash alike, and ``fingerprint``
-names the content.  What can be read off a mask, and its parts (``layer``, ``head``, ``crop``, ...),
-are in `sparsebert.masks.packed_mask`; ready-made masks are in `sparsebert.masks.patterns`.
+names the content.  What can be read off a mask, and its parts (``layer``, ``crop``, ...), are in
+`sparsebert.masks.packed_mask`; ready-made masks are in `sparsebert.masks.patterns`.
 """
 
 from __future__ import annotations
