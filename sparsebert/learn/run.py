@@ -6,8 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-from transformers.utils import logging
-
 from sparsebert.learn import sources, speed, training
 from sparsebert.learn.comparison import comparison
 from sparsebert.learn.handmade import pattern_at_sparsity
@@ -31,8 +29,7 @@ def run(settings: Settings, folder: Path, machine: str = "") -> Path:
         KeyboardInterrupt: the user stopped it; the next call goes on.
     """
     started = time.perf_counter()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    training.quieten_transformers()
     if settings.model is not None and not Path(settings.model).is_dir():
         raise FileNotFoundError(
             f"learn: no model folder {settings.model!r}; give one that save_pretrained "

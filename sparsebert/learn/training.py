@@ -21,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from sparsebert.integrations.huggingface.lost_masks import MasksNotSavedWarning
 from sparsebert.learn.data import IGNORED, MaskedBlocks, MaskedText
@@ -29,6 +30,12 @@ from sparsebert.support.progress import Progress
 
 _LOGS = 100  # points of a curve
 _CHECKPOINTS = 10  # in a phase; one more when it is interrupted
+
+
+def quieten_transformers() -> None:
+    """No warnings and progress bars of its own: each phase has one line, see `train`."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def arguments(settings: Settings, folder: Path, steps: int, rate: float) -> TrainingArguments:
