@@ -40,13 +40,14 @@ GROUPS = (
             "sparsebert/masks/images.py",
             "sparsebert/masks/drawing.py",
             "sparsebert/masks/html.py",
+            "sparsebert/masks/pattern_list.py",
+            "sparsebert/masks/summary.py",
             "sparsebert/reporting/*.py",
         ),
         (
             "tests/masks/test_images*.py",
             "tests/compiler/test_report*.py",
-            "tests/support/test_machine*.py",
-            "tests/reporting/*.py",
+            "tests/reporting/test_*.py",
             "tests/cli/*.py",
         ),
     ),
@@ -55,7 +56,7 @@ GROUPS = (
     Group(
         "compiler",
         ("sparsebert/plan*.py", "sparsebert/memory.py", "sparsebert/support/*.py"),
-        PLANS,
+        (*PLANS, "tests/support/test_*.py"),
     ),
     Group(
         "compiler",

@@ -1,6 +1,5 @@
-"""The load of the machine, threads for it, timing, and what is said of times: all simulated."""
+"""The load of the machine and threads for it: all simulated."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -12,9 +11,6 @@ import torch
 
 from sparsebert import machine, patterns
 from sparsebert.machine import Load, choose_threads
-from sparsebert.reporting import timing
-from sparsebert.reporting.timing import Spread
-from sparsebert.support import progress
 from tests import ROOT
 
 Output = pytest.CaptureFixture[str]
@@ -134,92 +130,6 @@ def test_quotas_of_control_groups(
         path.write_text(content + "\n", encoding="utf-8")
     (tmp_path / "own").write_text(own, encoding="utf-8")
     assert machine.quota(tmp_path / "cgroup", tmp_path / "own") == cores
-
-
-# ------------------------------------------------------------------------------ times
-
-
-def test_a_wide_spread_is_no_fact() -> None:
-    steady = Spread.ratio([10.0, 10.1, 10.2, 10.3, 10.4], [5.0, 5.05, 5.1, 5.15, 5.2])
-    assert not steady.uncertain
-    assert steady.show("{:.2f}x") == "2.00x"
-    wild = Spread.ratio([10.0, 200.0, 10.0, 10.0, 9.0], [5.0, 5.0, 50.0, 1.5, 45.0])
-    assert wild.uncertain
-    assert wild.show("{:.1f}x") == "uncertain: 0.2x to 13.3x"
-    assert Spread.of([1.0, 1.0]).show("{:.1f}x") == "uncertain: 1.0x (2 rounds)"
-    assert [spread.brief("{:.2f}") for spread in (steady, wild)] == ["2.00", "2.00?"]
-    assert timing.uncertain_words([steady]) == ""
-    words = timing.uncertain_words([steady, wild])
-    assert "1 of 2 ratios are uncertain: their 80 % quantile is more than 1.25 times" in words
-
-
-def test_a_slow_drift_leaves_ratios_certain() -> None:
-    slower = [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert Spread.of(slower).uncertain
-    assert not Spread.ratio(slower, [time / 2 for time in slower]).uncertain
-
-
-def test_side_by_side_ends_in_time_and_not_before() -> None:
-    ticks = itertools.count()
-
-    def slow() -> None:
-        next(ticks)
-
-    calls = {"a": slow, "b": slow}
-    rounds: list[int] = []
-    found = timing.side_by_side(
-        calls, seconds=60.0, most=4, clock=lambda: float(next(ticks)),
-        progress=lambda: rounds.append(1),
-    )  # fmt: skip
-    assert {name: len(times) for name, times in found.items()} == {"a": 4, "b": 4}
-    assert len(rounds) == 4
-    assert set(found["a"]) == {2e3}  # one call between two looks at the clock
-    assert len(timing.side_by_side(calls, seconds=0.0, least=1, most=9)["a"]) == 1
-    assert len(timing.side_by_side(calls, seconds=0.0, least=3)["b"]) == 3
-    assert len(timing.side_by_side(calls, seconds=60.0, least=3, limit=0.0)["b"]) == 1
-    assert len(timing.side_by_side(calls, seconds=0.0, least=3, limit=60.0)["b"]) == 3
-
-
-def test_one_thread_is_timed_by_its_own_work() -> None:
-    import time
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert timing.own_clock() == (time.thread_time, "CPU time")
-        torch.set_num_threads(2)
-        assert timing.own_clock() == (time.perf_counter, "time")
-    finally:
-        torch.set_num_threads(before)
-
-
-# ------------------------------------------------------------------------------ progress
-
-
-def test_progress_is_said_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: Output
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.Progress("1/2 search", 10, "steps", done=2) as shown:
-        for _ in range(7):
-            now[0] += 8.0
-            shown.note("loss 1.250")
-            shown.update()
-    assert capsys.readouterr().err.splitlines() == [
-        "1/2 search: 10 steps, 2 of them done before",
-        "1/2 search: 5 of 10, loss 1.250, about 40 seconds left",
-        "1/2 search: 8 of 10, loss 1.250, about 16 seconds left",
-        "1/2 search: stopped at 9 of 10, 56 seconds",
-    ]
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with progress.Progress("1/2 search", 2, "steps") as shown:
-        shown.update(2)
-    written = capsys.readouterr().err
-    assert "\r" in written and written.endswith("1/2 search: done, 0 seconds\n")
 
 
 # ------------------------------------------------------------------------------ commands
