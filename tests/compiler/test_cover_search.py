@@ -1,0 +1,75 @@
+"""The search for covers: what it tries, when it stops, what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sparsebert.compiler.cover_search import _Peeling, _Search
+from sparsebert.compiler.orders import Order
+from sparsebert.compiler.pieces import Piece
+from sparsebert.compiler.pricing import Area
+from sparsebert.tiles.outlines import TileOutlines
+
+AREA = Area()
+
+
+class Scripted(_Search):
+    """A search whose peelings have the costs of a script: [round][order] -> costs."""
+
+    def __init__(self, script: list[dict[str, list[float]]]) -> None:
+        super().__init__(AREA)
+        self._cost, self.script, self.seen = 100.0, script, []
+
+    def _peel(self, state: _Peeling, order: Order) -> Iterator[_Peeling]:
+        depth = len(state.pieces)
+        self.seen.append((depth, state.cost, order.name))
+        for scripted_cost in self.script[depth].get(order.name, []):
+            piece = Piece(order.name, state.rest, (), scripted_cost)
+            yield _Peeling(scripted_cost, (*state.pieces, piece), state.rest)
+
+
+def scripted(*script: dict[str, list[float]]) -> list[tuple[int, float, str]]:
+    search = Scripted(list(script))
+    names = "abcde"
+    orders = [Order(name, np.zeros((1, 16), dtype=np.int32)) for name in names]
+    search.peel_repeatedly(np.zeros((1, 1), dtype=np.uint64), orders)
+    return search.seen
+
+
+def test_peeling_goes_on_from_the_best_with_the_three_best_orders() -> None:
+    seen = scripted(
+        {"a": [70.0, 90.0], "b": [95.0], "c": [60.0, 99.0], "d": [65.0], "e": [80.0]},
+        {"a": [50.0], "c": [55.0], "d": [59.0]},
+        {"a": [49.9]},
+    )
+    assert [(depth, name) for depth, _, name in seen] == [
+        *((0, name) for name in "abcde"),
+        *((1, name) for name in "cda"),  # the cheapest first
+        *((2, name) for name in "acd"),
+    ]
+    assert {(depth, cost) for depth, cost, _ in seen} == {(0, 100.0), (1, 60.0), (2, 50.0)}
+
+
+@pytest.mark.parametrize(("cost", "rounds"), [(99.1, 1), (98.9, 2), (120.0, 1)])
+def test_a_peel_that_gains_less_than_one_percent_is_the_last(cost: float, rounds: int) -> None:
+    seen = scripted({"b": [cost]}, {})
+    assert max(depth for depth, _, _ in seen) == rounds - 1
+
+
+def test_there_are_at_most_three_peels() -> None:
+    seen = scripted({"a": [90.0]}, {"a": [80.0]}, {"a": [70.0]}, {"a": [60.0]})
+    assert max(depth for depth, _, _ in seen) == 2
+
+
+def test_the_report_names_the_five_next_best_covers_cheapest_first() -> None:
+    search = _Search(AREA)
+    tiles = (TileOutlines(np.arange(16, dtype=np.int32)[None], np.array([16])),)
+    costs = {"a": 7.0, "b": 3.0, "c": 9.0, "d": 1.0, "e": 5.0, "f": 8.0, "g": 2.0, "h": 4.0}
+    for name, price in costs.items():
+        search._offer((Piece(name, np.zeros((1, 1), dtype=np.uint64), tiles, price),))
+    found = search.result()
+    assert (found.name, found.cost) == ("d", 1.0)
+    assert found.tried == (("g", 2.0), ("b", 3.0), ("h", 4.0), ("e", 5.0), ("a", 7.0))

@@ -1,0 +1,31 @@
+"""What each objective charges, and what it may use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from sparsebert.compiler.cost.model import (
+    cost_model,
+)
+from sparsebert.compiler.pricing import Area, Time
+
+AREA = Area()
+
+
+def test_what_each_objective_may_use() -> None:
+    """Tiles by time take every height, alone and mixed; splits only where tiles would wait."""
+    assert AREA.height_choices == ((16, 32, 64),) and AREA.split_limits == ()
+    assert AREA.tile(16, np.array([3]), np.array([32])).tolist() == [512.0]
+    gpu, cpu = (Time(cost_model(target), 64, 64) for target in ("sm90", "cpu"))
+    assert (AREA.greedy_height, AREA.peel_heights) == (16, (16, 64))
+    assert (gpu.greedy_height, gpu.peel_heights) == (64, (16, 64))
+    assert gpu.height_choices[0] == (16, 32, 64, 128)
+    assert sorted(gpu.height_choices[1:]) == [(16,), (32,), (64,), (128,)]
+    model = cost_model("sm90")
+    assert bool(gpu.split_limits) == (model.programs > model.copies)
+    busy = dataclasses.replace(model, copies=model.programs)
+    assert Time(busy, 64, 64).split_limits == () == cpu.split_limits
+    idle = dataclasses.replace(model, copies=model.programs - 1)
+    assert Time(idle, 64, 64).split_limits == (1024, 512, 256, 128)
