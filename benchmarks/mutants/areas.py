@@ -61,7 +61,7 @@ GROUPS = (
     Group(
         "compiler",
         ("sparsebert/tiles/*.py",),
-        (*COMPILER, "tests/attention/test_sparse_attention.py"),
+        ("tests/tiles/test_*.py", *COMPILER, "tests/attention/test_sparse_attention.py"),
     ),
     Group("compiler", ("sparsebert/compiler/*.py", "sparsebert/compiler/cost/*.py"), COMPILER),
     Group("compiler", ("sparsebert/estimate/*.py",), ("tests/compiler/test_estimate*.py",)),
