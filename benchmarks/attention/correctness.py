@@ -50,7 +50,7 @@ def run(
     return {"o": o.detach(), **dict(zip(names, gradients, strict=True))}
 
 
-class Gate:
+class ResultCheck:
     """What a case's results must be, made once from its inputs, for any number of contenders.
 
     Args:

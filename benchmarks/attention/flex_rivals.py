@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -193,18 +192,13 @@ def tuned(setup: Setup) -> Ready:
     return best
 
 
-def _trial_ms(attention: Attention, setup: Setup, repeats: int = 5) -> float:
+def _trial_ms(attention: Attention, setup: Setup) -> float:
+    from triton.testing import do_bench
+
     def run() -> None:
         with torch.set_grad_enabled(setup.case.trains):
             o = attention(*setup.example)
         if setup.case.trains:
             torch.autograd.grad(o, setup.example, o.detach())
 
-    run()
-    run()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats * 1e3
+    return float(do_bench(run, return_mode="median"))

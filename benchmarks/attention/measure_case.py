@@ -1,4 +1,4 @@
-"""One case of the attention benchmark: gate, first calls, times, roofs, as rows.
+"""One case of the attention benchmark: correctness, first calls, times, roofs, as rows.
 
 Contenders run in turn in one process. Each has sets of inputs that together are larger than the
 last cache, and takes the next set at every call, so that no cache flatters. Ratios are medians of
@@ -8,9 +8,7 @@ the ratios of single rounds.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +18,19 @@ import torch
 from benchmarks.attention import roofs
 from benchmarks.attention.cases import Case, build_mask
 from benchmarks.attention.contender import Ready, Setup
-from benchmarks.attention.correctness import Gate, Tensors
+from benchmarks.attention.correctness import ResultCheck, Tensors
+from benchmarks.attention.inputs import (
+    call_of,
+    compiled_plan,
+    key_mask_of,
+    number_of_sets,
+    tensors_of,
+)
 from benchmarks.attention.rivals import OURS, Rival, rivals_on
 from benchmarks.harness import gpu_timing, named_masks
 from benchmarks.harness.errors import in_a_line, is_fatal
 from benchmarks.harness.memory import peak_bytes
-from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
-from sparsebert.plan_cache import compile_for
 from sparsebert.reporting.timing import quantiles, side_by_side
-
-MOST_SETS = 64
-_CPU_CACHE = 32 * 2**20  # where the system does not say
 
 Values = dict[str, object]
 
@@ -47,7 +46,7 @@ def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Ite
     except named_masks.NoSuchMask as error:
         yield {"contender": OURS, "note": str(error)}
         return
-    plan, compile_ms = _compiled(mask, device, case.dim, case.heads)
+    plan, compile_ms = compiled_plan(mask, device, case.dim, case.heads)
     report = plan.explain()
     predicted = report.predicted_step_speedup if case.trains else report.predicted_speedup
     common = {
@@ -59,17 +58,17 @@ def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Ite
         "roof_tflop_s": f"{limits.matrix_tflop_s[case.dtype]:.4g}",
     }
     torch.manual_seed(0)
-    inputs = [_inputs(case, device) for _ in range(_number_of_sets(case, device))]
-    key_mask = _key_mask(case, device)
+    inputs = [tensors_of(case, device) for _ in range(number_of_sets(case, device))]
+    key_mask = key_mask_of(case, device)
     setup = Setup(case, mask, plan, inputs[0][:3], key_mask)
-    gate = Gate(case, mask, inputs[0][:3], inputs[0][3], key_mask)
+    check = ResultCheck(case, mask, inputs[0][:3], inputs[0][3], key_mask)
 
     entries = [_Entry(rival, common) for rival in rivals_on(device)]
     # One cycle for all: else the first of a round would bring the inputs into the cache for the
     # others.
     sets = itertools.cycle(inputs)
     for entry in entries:
-        entry.prepare(setup, gate, sets)
+        entry.prepare(setup, check, sets)
     ours = entries[0]
     running = [entry for entry in entries if entry.call is not None]
     if ours.call is not None:  # without our time there is nothing to compare
@@ -94,7 +93,7 @@ class _Entry:
     graph_ms: float | None = None
     note: str = ""
 
-    def prepare(self, setup: Setup, gate: Gate, sets: Iterator[Tensors]) -> None:
+    def prepare(self, setup: Setup, check: ResultCheck, sets: Iterator[Tensors]) -> None:
         """Build it, call it once, check its results; on failure the note says why."""
         case = setup.case
         self.note = self.rival.refusal(case, setup.device.type)
@@ -102,7 +101,7 @@ class _Entry:
             return
         try:
             ready = self.rival.prepare(setup)
-            call = _rotating(ready.attention, sets, case.trains)
+            call = call_of(ready.attention, sets, case.trains)
             with ready.around():
                 _wait(setup.device.type)
                 start = time.perf_counter()
@@ -111,7 +110,7 @@ class _Entry:
                 self.first_ms = (time.perf_counter() - start) * 1e3
                 # A rival's own dropout draws other numbers than the reference.
                 if self.rival.masked and (self.rival.name == OURS or not case.dropout):
-                    self.note = gate.refusal(ready.attention, stores_scores=ready.stores_scores)
+                    self.note = check.refusal(ready.attention, stores_scores=ready.stores_scores)
         except Exception as error:  # what cannot run is a row as well
             if is_fatal(error):
                 raise
@@ -174,65 +173,6 @@ def _measure(entries: list[_Entry], device: str, seconds: float, sets: int) -> N
                 entry.note = f"{entry.note}; no graph: {type(error).__name__}".lstrip("; ")
     for entry in entries:
         entry.times = found[entry.rival.name]
-
-
-@functools.lru_cache(maxsize=4)
-def _compiled(
-    mask: AttentionMask, device: str, head_dim: int = 64, heads: int | None = None
-) -> tuple[AttentionPlan, float]:
-    """The plan that `sparse_attention` would make of the mask, and the milliseconds it took."""
-    start = time.perf_counter()
-    plan = compile_for(mask, torch.device(device), head_dim, heads)
-    return plan.to(device), (time.perf_counter() - start) * 1e3
-
-
-def _inputs(case: Case, device: str) -> Tensors:
-    """q, k, v and the gradient of o, [B, H, N, D] in HuggingFace's memory order."""
-    shape = (case.batch, case.length, case.heads, case.dim)
-    dtype = getattr(torch, case.dtype)
-    made = [torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for _ in range(4)]
-    return (*(x.requires_grad_(case.trains) for x in made[:3]), made[3])
-
-
-def _number_of_sets(case: Case, device: str) -> int:
-    """As many that they take twice the last cache."""
-    size = torch.finfo(getattr(torch, case.dtype)).bits // 8
-    of_one = 3 * size * case.batch * case.heads * case.length * case.dim
-    cache = gpu_timing.cache_bytes() if device == "cuda" else _cpu_cache_bytes()
-    return min(MOST_SETS, max(2, -(-2 * cache // of_one)))
-
-
-def _cpu_cache_bytes() -> int:
-    try:
-        return os.sysconf("SC_LEVEL3_CACHE_SIZE") or _CPU_CACHE
-    except (ValueError, OSError, AttributeError):  # unknown on this system
-        return _CPU_CACHE
-
-
-def _key_mask(case: Case, device: str) -> torch.Tensor | None:
-    """bool [B, N]: the samples end at different lengths, `padding` less than N on average."""
-    if not case.padding:
-        return None
-    share = torch.linspace(0.0, 2.0 * case.padding, case.batch) if case.batch > 1 else case.padding
-    real = ((1.0 - torch.as_tensor(share).reshape(-1, 1)) * case.length).long()  # [B, 1]
-    return (torch.arange(case.length) < real).to(device)
-
-
-def _rotating(
-    attention: Callable[..., torch.Tensor], sets: Iterator[Tensors], trains: bool
-) -> Callable[[], object]:
-    """A call that takes the next set of inputs each time."""
-
-    def forward() -> None:
-        q, k, v, _ = next(sets)
-        with torch.no_grad():
-            attention(q, k, v)
-
-    def both() -> None:
-        q, k, v, grad_o = next(sets)
-        torch.autograd.grad(attention(q, k, v), (q, k, v), grad_o)
-
-    return both if trains else forward
 
 
 def _wait(device: str) -> None:

@@ -17,12 +17,12 @@ LSE, softmax and index lists are not counted, so nothing reaches 100 %.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.attention.cases import Case
+from sparsebert.reporting.timing import side_by_side
 
 BACKWARD_FLOP = 2.5  # of the forward pass: five matrix products instead of two
 
@@ -94,17 +94,9 @@ def measure(device: str, dtypes: set[str], repeats: int = 10) -> Roofs:
 
 def _seconds(call: Callable[[], object], device: str, repeats: int) -> float:
     """The fastest of several calls: a roof is what the machine can do."""
+    if device == "cuda":
+        from triton.testing import do_bench
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    times = []
-    for repeat in range(repeats + 2):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        if repeat >= 2:  # the first two warm up
-            times.append(time.perf_counter() - start)
-    return min(times)
+        return float(do_bench(call, return_mode="min")) / 1e3
+    (times,) = side_by_side({"roof": call}, seconds=0.0, least=repeats).values()
+    return min(times) / 1e3

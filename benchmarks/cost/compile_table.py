@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsebert
-from benchmarks.cost.fit_cost_model import HEADS, least
+from benchmarks.cost.fit_cost_model import HEADS
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import RowFile
@@ -36,10 +36,11 @@ from sparsebert.compiler.orders import in_order
 from sparsebert.compiler.pieces import cut
 from sparsebert.compiler.pricing import Area
 from sparsebert.masks import AttentionMask
+from sparsebert.reporting.timing import own_clock, side_by_side
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TIMED_UP_TO = 2048
-ROUNDS = 3
+SECONDS = 0.2
 COLUMNS = {
     "mask": "mask",
     "N": "N",
@@ -129,14 +130,14 @@ def row(name: str, mask: AttentionMask, timing: bool) -> dict[str, object]:
     if timing and mask.q_len <= TIMED_UP_TO:
         q, k, v = torch.randn(3, 1, mask.q_len, HEADS, 64).transpose(2, 3).unbind(0)
         dense = mask.dense()
-        plan_us = sdpa_us = np.inf
-        for _ in range(ROUNDS):  # in turns, so that a busy machine hits both alike
-            plan_us = min(plan_us, least(lambda: sparsebert.sparse_attention(q, k, v, on_cpu)))
-            sdpa_us = min(
-                sdpa_us, least(lambda: scaled_dot_product_attention(q, k, v, attn_mask=dense))
-            )
-        found["plan_ms"], found["sdpa_ms"] = f"{plan_us / 1e3:.2f}", f"{sdpa_us / 1e3:.2f}"
-        found["measured"] = f"{sdpa_us / plan_us:.2f}"
+        calls = {
+            "plan": lambda: sparsebert.sparse_attention(q, k, v, on_cpu),
+            "sdpa": lambda: scaled_dot_product_attention(q, k, v, attn_mask=dense),
+        }
+        times = side_by_side(calls, seconds=SECONDS, clock=own_clock()[0])
+        plan_ms, sdpa_ms = min(times["plan"]), min(times["sdpa"])
+        found["plan_ms"], found["sdpa_ms"] = f"{plan_ms:.2f}", f"{sdpa_ms:.2f}"
+        found["measured"] = f"{sdpa_ms / plan_ms:.2f}"
     return found
 
 

@@ -1,4 +1,4 @@
-"""Timing on a GPU: events around single calls, and CUDA graphs of many."""
+"""Timing on a GPU: one call alone, several in turn, and CUDA graphs of many calls."""
 
 from __future__ import annotations
 
@@ -16,10 +16,24 @@ Call = Callable[[], object]
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
+def alone(call: Call) -> dict[str, float]:
+    """Milliseconds of a call at the 20, 50 and 80 % quantiles, as columns of a row."""
+    from triton.testing import do_bench
+
+    found = do_bench(call, quantiles=[0.2, 0.5, 0.8])
+    return {
+        name: round(ms, 4) for name, ms in zip(("ms_20", "ms_50", "ms_80"), found, strict=True)
+    }
+
+
 def by_events(
     calls: Mapping[str, tuple[Call, Around]], *, seconds: float, least: int = 3
 ) -> dict[str, list[float]]:
-    """Milliseconds of single calls, in turns of `BURST` calls, until `seconds` have passed."""
+    """Milliseconds of single calls, in turns of `BURST` calls, until `seconds` have passed.
+
+    By hand, for `do_bench` times one call alone for as long as it takes: a clock that drifts would
+    hit one contender and not the others, and the ratios of single rounds need equal numbers.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call, around in calls.values():
         with around():
@@ -48,6 +62,9 @@ def _burst(call: Call) -> list[float]:
 
 def by_graph(call: Call, around: Around, calls: int, replays: int = 15) -> float:
     """Milliseconds of a call, as the median over replays of a CUDA graph that holds `calls`.
+
+    By hand, for `do_bench_cudagraph` chooses the number of calls by their time, and here the graph
+    has to hold one for each set of inputs, so that no cache flatters.
 
     Raises whatever torch raises for a call that cannot be captured.
     """

@@ -36,7 +36,7 @@ QUICK_MASKS = ("star", "longformer", "strided", "log_sparse", named_masks.RANDOM
 QUICK_SHAPES = ((32, 512), (8, 2048))
 """Batch and length of `gpu_check`'s own timings, 12 heads of 64 in bf16."""
 
-_LONGEST = 2048  # of what is compared in fp64; the benchmark itself gates what is longer
+_LONGEST = 2048  # of what is compared in fp64; the benchmark itself checks what is longer
 _BATCH, _HEADS = 2, 4
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ Results = dict[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One thing to check, forward and backward.
 
     Attributes:
@@ -73,10 +73,10 @@ class Case:
 
 def key_of(row: Row) -> tuple[Any, ...]:
     """What tells a checked case from others."""
-    return tuple(row[field.name] for field in dataclasses.fields(Case))
+    return tuple(row[field.name] for field in dataclasses.fields(KernelCase))
 
 
-def all_cases() -> list[Case]:
+def all_cases() -> list[KernelCase]:
     """Everything, the cheapest and most telling first, each once.
 
     Tile heights; the plans that this script times; those of the benchmark; then every height,
@@ -85,27 +85,27 @@ def all_cases() -> list[Case]:
     return list(dict.fromkeys(itertools.chain(_first(), timed_cases(), _benchmark(), _rest())))
 
 
-def timed_cases() -> Iterator[Case]:
+def timed_cases() -> Iterator[KernelCase]:
     """The plans that `gpu_check` times."""
     for (_, n), mask in itertools.product(QUICK_SHAPES, QUICK_MASKS):
-        yield Case(TIME, mask, n, 64, "bfloat16", PLAIN)
+        yield KernelCase(TIME, mask, n, 64, "bfloat16", PLAIN)
 
 
-def smoke_cases() -> list[Case]:
+def smoke_cases() -> list[KernelCase]:
     """A few tiny ones, for Triton's interpreter."""
     return [
-        Case("16", BAND, 40, 16, "float32", PLAIN),
-        Case(AREA, "longformer", 40, 16, "float32", ALL),
-        Case(TIME, "strided", 40, 16, "float16", PLAIN),
+        KernelCase("16", BAND, 40, 16, "float32", PLAIN),
+        KernelCase(AREA, "longformer", 40, 16, "float32", ALL),
+        KernelCase(TIME, "strided", 40, 16, "float16", PLAIN),
     ]
 
 
-def _first() -> Iterator[Case]:
+def _first() -> Iterator[KernelCase]:
     for features, height in itertools.product((PLAIN, ALL), HEIGHTS):
-        yield Case(str(height), BAND, 300, 64, "bfloat16", features)
+        yield KernelCase(str(height), BAND, 300, 64, "bfloat16", features)
 
 
-def _benchmark() -> Iterator[Case]:
+def _benchmark() -> Iterator[KernelCase]:
     for case in cases.select("cuda"):
         if case.length <= _LONGEST and case.mask != named_masks.NONE_LEARNED:
             features = DROPOUT if case.dropout else KEY_MASK if case.padding else PLAIN
@@ -114,21 +114,21 @@ def _benchmark() -> Iterator[Case]:
                 named_masks.LEARNED_PREFIX
             ):
                 heads = case.heads
-            yield Case(TIME, case.mask, case.length, case.dim, case.dtype, features, heads)
+            yield KernelCase(TIME, case.mask, case.length, case.dim, case.dtype, features, heads)
     for dtype, features in itertools.product(DTYPES, FEATURES):
-        yield Case(TIME, "longformer", 512, 64, dtype, features)
+        yield KernelCase(TIME, "longformer", 512, 64, dtype, features)
 
 
-def _rest() -> Iterator[Case]:
+def _rest() -> Iterator[KernelCase]:
     for dim, dtype in itertools.product(HEAD_DIMS, DTYPES):
         for features, height in itertools.product(FEATURES, HEIGHTS):
-            yield Case(str(height), BAND, 300, dim, dtype, features)
+            yield KernelCase(str(height), BAND, 300, dim, dtype, features)
         for mask in ("longformer", "strided", "random"):
-            yield Case(AREA, mask, 512, dim, dtype, PLAIN)
-            yield Case(AREA, mask, 512, dim, dtype, ALL)
+            yield KernelCase(AREA, mask, 512, dim, dtype, PLAIN)
+            yield KernelCase(AREA, mask, 512, dim, dtype, ALL)
 
 
-def check_row(case: Case, device: str = "cuda") -> Row:
+def check_row(case: KernelCase, device: str = "cuda") -> Row:
     """The case's row; new memory holds NaN, so that nothing is read that was not written.
 
     Raises LostDevice when no other case can run in this process.
@@ -149,7 +149,7 @@ def check_row(case: Case, device: str = "cuda") -> Row:
         torch.use_deterministic_algorithms(False)
 
 
-def _checked(case: Case, device: str) -> Row:
+def _checked(case: KernelCase, device: str) -> Row:
     if case.mask == BAND:
         mask = sb.AttentionMask.from_dense(torch.from_numpy(band(case.n, 40)))
         parts = 2 if case.features == ALL else 1  # so that rows are merged, too

@@ -43,7 +43,7 @@ from benchmarks.harness.errors import in_words, is_fatal
 from benchmarks.harness.origin import ROOT, origin, out_folder
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels import gpu_cases, gpu_times
-from benchmarks.kernels.gpu_cases import Case, Row, check_row, key_of
+from benchmarks.kernels.gpu_cases import KernelCase, Row, check_row, key_of
 from benchmarks.kernels.gpu_times import Timing
 from sparsebert.kernels import attention as kernels
 
@@ -105,7 +105,7 @@ class Steps:
         timed: a timing, whether there is time left -> rows.
     """
 
-    check: Callable[[Case], Row]
+    check: Callable[[KernelCase], Row]
     jobs: int
     repeats: Callable[[], Row]
     sanitize: Callable[[str, float], Row]
@@ -115,7 +115,7 @@ class Steps:
 def run(
     record: Record,
     steps: Steps,
-    cases: Sequence[Case],
+    cases: Sequence[KernelCase],
     timings: Sequence[Timing],
     *,
     seconds: float,
@@ -138,7 +138,7 @@ def run(
             record.add(row)
 
 
-def check_cases(record: Record, steps: Steps, cases: Sequence[Case], end: float) -> None:
+def check_cases(record: Record, steps: Steps, cases: Sequence[KernelCase], end: float) -> None:
     """Check all cases that are not known to be right."""
     known = record.known()
     todo = []
@@ -209,9 +209,9 @@ def _line(row: Row) -> str:
     """A row for the screen."""
     words = {True: "passed", False: "FAILED", None: "not run"}
     if row["check"] == "timing":
-        name = " ".join(str(row.get(key, "")) for key in ("batch", "n", "mask", "method"))
+        name = " ".join(str(row.get(key, "")) for key in ("batch", "n", "mask", "contender"))
         result = f"{row['ms_50']:9.3f} ms" if "ms_50" in row else f"   {row['why']}"
-        return f"{name:44}{row.get('direction', ''):8}{result}"
+        return f"{name:44}{row.get('direction', ''):19}{result}"
     if row["check"] != "correct":
         return f"{row['check']:10}{words[row['passed']]:8} {row.get('why', '')}"
     name = f"{row['plan']:8} {row['mask']:20} N {row['n']:<5} D {row['dim']:<4}{row['dtype']:9}"
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("gpu_check: no CUDA or ROCm device; --smoke tries the script without one")
         return 2
     if options.one_case:
-        case = Case("64", gpu_cases.BAND, 130, 64, "bfloat16", gpu_cases.PLAIN)
+        case = KernelCase("64", gpu_cases.BAND, 130, 64, "bfloat16", gpu_cases.PLAIN)
         return 0 if check_row(case)["passed"] else 1
     name = "gpu_check_smoke.jsonl" if options.smoke else "gpu_check.jsonl"
     record = Record(out_folder() / name, {**origin(), "triton": triton.__version__})

@@ -13,7 +13,6 @@ import argparse
 import functools
 import os
 import statistics
-import time
 import types
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ import triton
 from benchmarks.kernels.band import band_program
 from sparsebert.kernels import attention, launch
 from sparsebert.kernels.codegen import TARGETS
+from sparsebert.reporting.timing import side_by_side
 
 
 class StubDriver:
@@ -52,18 +52,6 @@ class StubDriver:
         return 0
 
 
-def microseconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median and minimum."""
-    for _ in range(20):
-        call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e6 * (time.perf_counter() - start))
-    return statistics.median(times), min(times)
-
-
 def main() -> None:
     """Measure programs of one and of two tile heights, forward and backward."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -81,8 +69,8 @@ def main() -> None:
         )
         rebuild = functools.partial(attention.from_tensors, program.tensors)
         calls = {"forward": forward, "backward": backward, "from_tensors": rebuild}
-        for name, call in calls.items():
-            median, best = microseconds(call, repeats)
+        for name, times in side_by_side(calls, seconds=0.0, least=repeats).items():
+            median, best = 1e3 * statistics.median(times), 1e3 * min(times)
             print(f"tiles of {heights} rows, {name:13} {median:6.1f} us, at best {best:6.1f}")
 
 

@@ -29,12 +29,12 @@ import torch
 import triton
 
 import sparsebert as sb
+from benchmarks.harness import gpu_timing
 from benchmarks.harness.errors import in_words
 from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import band, band_program
 from benchmarks.kernels.gpu_cases import check_case
-from benchmarks.kernels.gpu_times import time_call
 from sparsebert.kernels import attention, configs
 from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
@@ -45,11 +45,11 @@ _HEIGHTS = (16, 32, 64, 128)
 WORTH = 1.03
 """A configuration replaces the shipped one if it is this many times faster."""
 
-Measure = Callable[["Case", LaunchConfig], dict[str, Any]]
+Measure = Callable[["LaunchEntry", LaunchConfig], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class LaunchEntry:
     """One entry of the launch table."""
 
     kernel: str
@@ -76,10 +76,10 @@ class Case:
 
 def cases(
     arch: str, kernels: list[str], heights: list[int], head_dims: list[int], dtypes: list[str]
-) -> list[Case]:
+) -> list[LaunchEntry]:
     """All combinations, those without dropout first."""
     return [
-        Case(kernel, arch, height, head_dim, _DTYPES[dtype], has_dropout)
+        LaunchEntry(kernel, arch, height, head_dim, _DTYPES[dtype], has_dropout)
         for has_dropout in (False, True)
         for dtype in dtypes
         for head_dim in head_dims
@@ -88,7 +88,7 @@ def cases(
     ]
 
 
-def neighbours(case: Case, config: LaunchConfig) -> list[LaunchConfig]:
+def neighbours(case: LaunchEntry, config: LaunchConfig) -> list[LaunchConfig]:
     """Configurations one step away that the kernels can run and the GPU may have room for."""
     steps = {
         "block_m": (config.block_m // 2, config.block_m * 2),
@@ -109,7 +109,7 @@ def neighbours(case: Case, config: LaunchConfig) -> list[LaunchConfig]:
     return [c for c in dict.fromkeys(changed) if c != config and _is_possible(case, c)]
 
 
-def _is_possible(case: Case, config: LaunchConfig) -> bool:
+def _is_possible(case: LaunchEntry, config: LaunchConfig) -> bool:
     gathered = 2 * config.block_n * block_d(case.head_dim) * case.dtype.itemsize
     return (
         16 <= config.block_m <= case.height
@@ -120,7 +120,9 @@ def _is_possible(case: Case, config: LaunchConfig) -> bool:
     )
 
 
-def search(case: Case, measure: Measure, has_time: Callable[[], bool]) -> list[dict[str, Any]]:
+def search(
+    case: LaunchEntry, measure: Measure, has_time: Callable[[], bool]
+) -> list[dict[str, Any]]:
     """Go downhill from the shipped configuration; all that was tried, as rows."""
     rows: dict[LaunchConfig, dict[str, Any]] = {}
 
@@ -158,7 +160,7 @@ def winner(rows: list[dict[str, Any]]) -> LaunchConfig | None:
 
 
 @contextlib.contextmanager
-def launched_with(case: Case, config: LaunchConfig) -> Iterator[None]:
+def launched_with(case: LaunchEntry, config: LaunchConfig) -> Iterator[None]:
     """Let the kernels take this configuration."""
     before = configs.MEASURED.get(case.key)
     configs.MEASURED[case.key] = config
@@ -172,7 +174,7 @@ def launched_with(case: Case, config: LaunchConfig) -> Iterator[None]:
         launch_config.cache_clear()
 
 
-def on_gpu(case: Case, config: LaunchConfig) -> dict[str, Any]:
+def on_gpu(case: LaunchEntry, config: LaunchConfig) -> dict[str, Any]:
     """Check a configuration on a small shape, then time it on a large one."""
     try:
         with launched_with(case, config):
@@ -184,12 +186,12 @@ def on_gpu(case: Case, config: LaunchConfig) -> dict[str, Any]:
             )  # fmt: skip
             if not checked["passed"]:
                 return {"why": f"wrong: {checked}"}
-            return time_call(_large_call(case))
+            return gpu_timing.alone(_large_call(case))
     except Exception as error:  # the compiler's own errors have no common class
         return {"why": in_words(error)}
 
 
-def _large_call(case: Case) -> Callable[[], object]:
+def _large_call(case: LaunchEntry) -> Callable[[], object]:
     """The pass that the kernel belongs to: B = 8, H = 12, N = 2048, 257 keys a query."""
     q, k, v = (
         torch.randn(8, 2048, 12, case.head_dim, device="cuda", dtype=case.dtype).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The attention benchmark: its table of cases, rivals, gate, bounds, results, report, compare."""
+"""The attention benchmark: its cases, rivals, correctness, bounds, and a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.attention import cases, flex_rivals, measure_case, result_files, rivals, roofs, run
+from benchmarks.attention import (
+    cases,
+    flex_rivals,
+    inputs,
+    measure_case,
+    result_files,
+    rivals,
+    roofs,
+    run,
+)
 from benchmarks.attention.cases import BOTH, DEVICES, FORWARD, Case, select
 from benchmarks.attention.contender import Ready, Setup
-from benchmarks.attention.correctness import Gate
+from benchmarks.attention.correctness import ResultCheck
 from benchmarks.harness import gpu_timing, named_masks
 from sparsebert import patterns
 from sparsebert.api import sparse_attention
@@ -133,36 +142,36 @@ def test_masked_rivals_compute_what_we_compute(
 
     monkeypatch.setattr(flex_rivals, "compiled", lambda: flex_attention)
     case = dataclasses.replace(TINY, direction=FORWARD, padding=padding)
-    setup, gate = ready(case)
+    setup, check = ready(case)
     rival = next(rival for rival in rivals.RIVALS if rival.name == name)
     contender = rival.prepare(setup)
-    assert gate.refusal(contender.attention, stores_scores=contender.stores_scores) == ""
+    assert check.refusal(contender.attention, stores_scores=contender.stores_scores) == ""
 
 
-def ready(case: Case) -> tuple[Setup, Gate]:
+def ready(case: Case) -> tuple[Setup, ResultCheck]:
     torch.manual_seed(0)
     mask = cases.build_mask(case)
-    plan, _ = measure_case._compiled(mask, "cpu")
-    *qkv, grad_o = measure_case._inputs(case, "cpu")
-    key_mask = measure_case._key_mask(case, "cpu")
+    plan, _ = inputs.compiled_plan(mask, "cpu")
+    *qkv, grad_o = inputs.tensors_of(case, "cpu")
+    key_mask = inputs.key_mask_of(case, "cpu")
     setup = Setup(case, mask, plan, tuple(qkv), key_mask)
-    return setup, Gate(case, mask, tuple(qkv), grad_o, key_mask)
+    return setup, ResultCheck(case, mask, tuple(qkv), grad_o, key_mask)
 
 
-# ---------------------------------------------------------------- gate
+# ---------------------------------------------------------------- correctness
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("padding", [0.0, 0.25])
-def test_the_gate_lets_us_pass(dtype: str, dropout: float, padding: float) -> None:
+def test_the_check_lets_us_pass(dtype: str, dropout: float, padding: float) -> None:
     case = dataclasses.replace(TINY, dtype=dtype, dropout=dropout, padding=padding)
-    setup, gate = ready(case)
+    setup, check = ready(case)
 
     def ours(*qkv: torch.Tensor) -> torch.Tensor:
         return sparse_attention(*qkv, setup.plan, key_mask=setup.key_mask, dropout_p=dropout)
 
-    assert gate.refusal(ours) == ""
+    assert check.refusal(ours) == ""
 
 
 @pytest.mark.parametrize(
@@ -175,15 +184,15 @@ def test_the_gate_lets_us_pass(dtype: str, dropout: float, padding: float) -> No
     ],
     ids=["scaled", "nan", "no gradient of k", "no mask"],
 )
-def test_the_gate_stops_wrong_results(wrong: object) -> None:
-    setup, gate = ready(TINY)
+def test_the_check_stops_wrong_results(wrong: object) -> None:
+    setup, check = ready(TINY)
     assert callable(wrong)
-    assert gate.refusal(lambda q, k, v: wrong(q, k, v, setup.plan)).startswith("WRONG")
+    assert check.refusal(lambda q, k, v: wrong(q, k, v, setup.plan)).startswith("WRONG")
 
 
 def test_padding_is_the_share_asked_for_on_average() -> None:
     case = dataclasses.replace(TINY, batch=5, length=400, padding=0.25)
-    key_mask = measure_case._key_mask(case, "cpu")
+    key_mask = inputs.key_mask_of(case, "cpu")
     assert key_mask is not None
     assert key_mask.float().mean().item() == pytest.approx(0.75)
     assert key_mask.any(dim=1).all()
@@ -224,7 +233,7 @@ def test_a_tiny_run_goes_on_where_it_stopped(
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(flex_rivals, "compiled", lambda: flex_attention)
-    monkeypatch.setattr(measure_case, "MOST_SETS", 2)
+    monkeypatch.setattr(inputs, "MOST_SETS", 2)
     monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
     forward = dataclasses.replace(TINY, direction=FORWARD)
     origin = run.origin("cpu", 0.01)

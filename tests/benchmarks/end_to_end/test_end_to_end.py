@@ -1,4 +1,4 @@
-"""The end-to-end benchmark on tiny models: gate, rows, report. No number here is a result."""
+"""The end-to-end benchmark on tiny models: results, rows, report. No number is a result."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_only_some_lengths_and_the_other_rows_are_kept(small: None, tmp_path: Pa
         end_to_end.main([*common, "65"])
 
 
-def test_the_gate_sees_another_mask() -> None:
+def test_the_check_sees_another_mask() -> None:
     dense, sparse = tiny(1, 32), tiny(1, 32)
     dense.set_attn_implementation("sdpa")
     sparse.load_state_dict(dense.state_dict())

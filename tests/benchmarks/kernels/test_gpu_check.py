@@ -13,10 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 from benchmarks.attention import cases as benchmark_cases
+from benchmarks.attention.rivals import EFFICIENT, OURS, SDPA_MASK
 from benchmarks.harness import workers
 from benchmarks.kernels import gpu_cases, gpu_check, gpu_times
-from benchmarks.kernels.gpu_cases import BAND, PLAIN, TIME, Case
-from benchmarks.kernels.gpu_times import OURS, Timing
+from benchmarks.kernels.gpu_cases import BAND, PLAIN, TIME, KernelCase
+from benchmarks.kernels.gpu_times import Timing
 from tests import ROOT
 
 ORIGIN = {"processor": "A", "torch": "1", "triton": "2", "commit": "c", "tree": "clean"}
@@ -69,10 +70,12 @@ def run(tmp_path, check, cases, timings=(), seconds=1000.0, **changes):
     return record.rows
 
 
-STAR, STRIDED = (Case(TIME, name, 512, 64, "bfloat16", PLAIN) for name in ("star", "strided"))
+STAR, STRIDED = (
+    KernelCase(TIME, name, 512, 64, "bfloat16", PLAIN) for name in ("star", "strided")
+)
 TIMINGS = tuple(
-    Timing(method, mask, 32, 512)
-    for method, mask in ((OURS, "star"), (OURS, "strided"), ("sdpa", "star"))
+    Timing(contender, mask, 32, 512)
+    for contender, mask in ((OURS, "star"), (OURS, "strided"), (SDPA_MASK, "star"))
 )
 
 
@@ -96,13 +99,17 @@ def test_a_red_case_stops_what_depends_on_it_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "heights", "stops"),
     [
-        (Case("64", BAND, 300, 64, "bfloat16", PLAIN), [64], True),
-        (Case("64", BAND, 300, 64, "bfloat16", "gqa"), [64], True),
-        (Case("64", BAND, 300, 64, "bfloat16", PLAIN), None, True),  # broke before it was known
-        (Case("16", BAND, 300, 64, "bfloat16", PLAIN), [16], False),
-        (Case("64", BAND, 300, 32, "bfloat16", PLAIN), [64], False),
-        (Case("64", BAND, 300, 64, "float16", PLAIN), [64], False),
-        (Case("64", BAND, 300, 64, "bfloat16", "dropout"), [64], False),
+        (KernelCase("64", BAND, 300, 64, "bfloat16", PLAIN), [64], True),
+        (KernelCase("64", BAND, 300, 64, "bfloat16", "gqa"), [64], True),
+        (
+            KernelCase("64", BAND, 300, 64, "bfloat16", PLAIN),
+            None,
+            True,
+        ),  # broke before it was known
+        (KernelCase("16", BAND, 300, 64, "bfloat16", PLAIN), [16], False),
+        (KernelCase("64", BAND, 300, 32, "bfloat16", PLAIN), [64], False),
+        (KernelCase("64", BAND, 300, 64, "float16", PLAIN), [64], False),
+        (KernelCase("64", BAND, 300, 64, "bfloat16", "dropout"), [64], False),
     ],
 )
 def test_a_red_case_stops_timings_that_run_the_same_kernels(tmp_path, wrong, heights, stops):
@@ -192,6 +199,26 @@ def test_only_what_the_sanitizer_finds_is_red(tmp_path, monkeypatch, script, pas
     assert row["passed"] is passed and why in row.get("why", "")
 
 
+@pytest.mark.parametrize("contender", [OURS, SDPA_MASK, EFFICIENT])
+def test_both_directions_are_timed_and_what_cannot_run_says_why(monkeypatch, contender):
+    made = []
+
+    def alone(call):
+        call()
+        made.append(torch.is_grad_enabled())
+        return {"ms_50": 1.0}
+
+    monkeypatch.setattr(gpu_times.gpu_timing, "alone", alone)
+    rows = list(gpu_times.time_rows(Timing(contender, "star", 1, 40), lambda: True, "cpu"))
+    assert [row["direction"] for row in rows] == ["forward", "forward + backward"]
+    assert {row["contender"] for row in rows} == {contender}
+    ran = contender != EFFICIENT  # which only a GPU has
+    assert len(made) == 2 * ran and all(("ms_50" in row) == ran for row in rows)
+    assert ran or all("RuntimeError" in row["why"] for row in rows)
+    late = list(gpu_times.time_rows(Timing(contender, "star", 1, 40), lambda: False, "cpu"))
+    assert [row["why"] for row in late] == ["not timed: out of time"] * 2
+
+
 def test_a_missing_sanitizer_is_said(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert "not installed" in gpu_check.sanitize("memcheck", 5.0)["why"]
@@ -228,7 +255,7 @@ def test_cases_cover_every_kernel_that_can_be_launched_and_every_plan_that_is_ti
     assert {case.plan for case in cases[:4]} == {"16", "32", "64", "128"}
 
 
-SMALL = Case("16", BAND, 20, 16, "float32", PLAIN)
+SMALL = KernelCase("16", BAND, 20, 16, "float32", PLAIN)
 
 
 def broken_by(change, monkeypatch):
