@@ -1,9 +1,10 @@
 """Learning masks: the Differentiable Attention Mask (DAM) of the SparseBERT paper, and past it.
 
-`mask` has the module with the parameters, `gates` the attention under a soft mask, `penalties`
-what pushes the mask to be sparse (or cheap), `binarize` the way to an `AttentionMask`,
-`schedules` how temperature and penalty change over the training, `importance` the paper's
-analysis. Models and training loops are in `sparsebert.integrations`.
+`mask` has the module with the parameters, `structure` how positions share them, `gates` the
+attention under a soft mask, `penalties` what pushes the mask to be sparse (or cheap), `binarize`
+the way to an `AttentionMask`, `schedules` how temperature and penalty change over the training,
+`search` all decisions of one training, `importance` the paper's analysis.
+Models and training loops are in `sparsebert.integrations`.
 """
 
 from sparsebert.dam.mask import DifferentiableAttentionMask

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.masks.images import distinct_heads, shares, step_for
+from sparsebert.masks.images import distinct_heads, ink, step_for
 
 if TYPE_CHECKING:
     from sparsebert.masks.mask import AttentionMask
@@ -77,9 +77,8 @@ def draw_panels(
 def draw_mask(axis: Any, mask: AttentionMask, most: int = 1536) -> None:
     """Draw a mask of one layer and head on a matplotlib axis."""
     step = step_for(mask.q_len, mask.kv_len, most)
-    # The square root keeps thin lines visible where a cell stands for many positions.
-    ink = np.sqrt(shares(mask.bits[0, 0], mask.kv_len, step))
-    draw_cells(axis, ink, step, mask.q_len, mask.kv_len, most, cmap="Blues", vmin=0.0, vmax=1.0)
+    dark = ink(mask.bits[0, 0], mask.kv_len, step)
+    draw_cells(axis, dark, step, mask.q_len, mask.kv_len, most, cmap="Blues", vmin=0.0, vmax=1.0)
     # A margin, so that the frame does not hide the first row and column: global tokens.
     axis.set_xlim(-0.5 - 0.02 * mask.kv_len, 1.02 * mask.kv_len - 0.5)
     axis.set_ylim(1.02 * mask.q_len - 0.5, -0.5 - 0.02 * mask.q_len)

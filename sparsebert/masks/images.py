@@ -63,11 +63,18 @@ def mean_cells(values: npt.NDArray[np.generic], step: int) -> npt.NDArray[np.flo
     return np.asarray(sums / area.reshape(area.shape + (1,) * (values.ndim - 2)))
 
 
+def ink(bits: Bits, kv_len: int, step: int) -> npt.NDArray[np.float32]:
+    """How dark the cells of one head's bits are drawn, 0 to 1.
+
+    The square root of their `shares` keeps thin lines visible where a cell is many positions.
+    """
+    return np.sqrt(shares(bits, kv_len, step))
+
+
 def mask_image(bits: Bits, kv_len: int, most: int) -> Image:
     """One head's bits, blue where positions are allowed, of at most `most` x `most` cells."""
-    # The square root keeps thin lines visible where a cell stands for many positions.
-    ink = np.sqrt(shares(bits, kv_len, step_for(len(bits), kv_len, most)))[..., None]
-    return np.asarray(255 - ink * (255 - _ALLOWED)).round().astype(np.uint8)
+    dark = ink(bits, kv_len, step_for(len(bits), kv_len, most))[..., None]
+    return np.asarray(255 - dark * (255 - _ALLOWED)).round().astype(np.uint8)
 
 
 def png(image: Image) -> bytes:

@@ -126,6 +126,18 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, kind: Kind) -> None:
 
 
 @posix
+def test_the_content_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: steps.append("file or folder"))
+    monkeypatch.setattr(os, "replace", lambda *names: (steps.append("name"), replace(*names)))
+    kind.save(kind.values[0], tmp_path)
+    assert steps == ["file or folder", "name", "file or folder"]
+
+
+@posix
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path, kind: Kind) -> None:
     old, new = map(kind.content, kind.values)
     assert old != new
