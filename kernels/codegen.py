@@ -20,8 +20,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import LaunchConfig, block_d, launch_config
+from .delta import delta_kernel
+from .dkdv import dkdv_kernel
+from .dq import dq_kernel
 from .forward import forward_kernel
 from .launch import dot_precision, target_of
 from .merge import merge_kernel

@@ -9,9 +9,11 @@ import torch
 import triton
 
 from .architecture import architecture
-from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .configs import block_d, launch_config
+from .delta import delta_kernel
 from .direct_launch import Launcher
+from .dkdv import dkdv_kernel
+from .dq import dq_kernel
 from .forward import forward_kernel
 from .merge import merge_kernel
 from .program import Side
@@ -126,9 +128,9 @@ def run_delta(
 
 
 def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
-    """x [B, H, N, D] itself, or a copy if the kernels do not load such rows (`tile.row_ptrs`).
+    """x [B, H, N, D] itself, or a copy if the kernels do not load such rows.
 
-    They want each row contiguous, and rows less than 4 GiB apart.
+    They want each row contiguous, and rows less than 4 GiB apart (`primitives.row_ptrs`).
     """
     contiguous = x.stride(-1) == 1 or x.shape[-1] == 1
     near = x.stride(-2) * x.element_size() < 2**32

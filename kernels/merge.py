@@ -10,7 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import exponential, finite, packed_ptrs
+from . import layout
+from .primitives import packed_ptrs
+from .softmax import exponential, finite
+
+_HEAD = tl.constexpr(layout.MERGE_HEAD)
+_ROW = tl.constexpr(layout.MERGE_ROW)
+_FIRST = tl.constexpr(layout.MERGE_FIRST)
+_COUNT = tl.constexpr(layout.MERGE_COUNT)
+_FIELDS = tl.constexpr(layout.MERGE_FIELDS)
 
 
 @triton.jit(
@@ -37,11 +45,11 @@ def merge_kernel(
     repeat = (program // blocks).to(tl.int64)
     entry = (program % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     valid = entry < num_merges
-    entry_ptrs = merges_ptr + entry.to(tl.int64) * 4
-    head = tl.load(entry_ptrs, mask=valid, other=0) + repeat % heads_per_item
-    row = tl.load(entry_ptrs + 1, mask=valid, other=0)
-    first = tl.load(entry_ptrs + 2, mask=valid, other=0)
-    count = tl.load(entry_ptrs + 3, mask=valid, other=0)
+    entry_ptrs = merges_ptr + entry.to(tl.int64) * _FIELDS
+    head = tl.load(entry_ptrs + _HEAD, mask=valid, other=0) + repeat % heads_per_item
+    row = tl.load(entry_ptrs + _ROW, mask=valid, other=0)
+    first = tl.load(entry_ptrs + _FIRST, mask=valid, other=0)
+    count = tl.load(entry_ptrs + _COUNT, mask=valid, other=0)
     in_head = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
 
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)

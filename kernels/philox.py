@@ -6,8 +6,33 @@ program, Philox2x32-7 of (query, key position) under it gives 32 bits per elemen
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Dropout(NamedTuple):
+    """A program's dropout, for `keep`; make it with `draw_dropout`.
+
+    Attributes:
+        key: uint32, of its batch and head; 0 without dropout.
+        threshold: the drop threshold less 2**31, so that it fits an int32 argument.
+        keep_scale: 1 / (1 - p).
+    """
+
+    key: tl.tensor
+    threshold: tl.tensor
+    keep_scale: tl.tensor
+
+
+@triton.jit
+def draw_dropout(seed_ptr, batch, head, drop_threshold, keep_scale, HAS_DROPOUT: tl.constexpr):
+    """The `Dropout` of one batch and head."""
+    key = tl.zeros([], tl.uint32)
+    if HAS_DROPOUT:
+        key = head_key(seed_ptr, batch, head)
+    return Dropout(key=key, threshold=drop_threshold, keep_scale=keep_scale)
 
 
 @triton.jit
@@ -41,11 +66,9 @@ def _mult_b(like):
 
 
 @triton.jit
-def keep(key, query, column, threshold):
-    """True where the element of `query` and key position `column` is kept; both broadcast.
-
-    `threshold` is the drop threshold less 2**31, so that it fits an int32 argument.
-    """
+def keep(dropout, query, column):
+    """True where the element of `query` and key position `column` is kept; both broadcast."""
+    key = dropout.key
     c0, c1 = tl.broadcast(query.to(tl.uint32), column.to(tl.uint32))
     multiplier = tl.full([], 0xD256D193, tl.uint32)
     for _ in tl.static_range(7):
@@ -55,4 +78,4 @@ def keep(key, query, column, threshold):
         c1 = low
         key += tl.full([], 0x9E3779B9, tl.uint32)
     signed = (c0 ^ tl.full([], 0x80000000, tl.uint32)).to(tl.int32, bitcast=True)
-    return signed >= threshold
+    return signed >= dropout.threshold

@@ -53,6 +53,10 @@ NOT_COMPILED = "not compiled: out of time"
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _HEIGHTS = (16, 32, 64, 128)
+_SOURCES = (
+    *("layout", "philox", "softmax", "primitives", "work_item"),
+    *("forward", "delta", "dq", "dkdv", "merge"),
+)
 _TILE_KERNELS = ("forward", "dq", "dkdv")
 
 
@@ -168,7 +172,7 @@ HEADER = (
 def kernels_fingerprint() -> str:
     """A hash of what the kernels do: of their syntax trees without docstrings."""
     digest = hashlib.sha256()
-    for name in ("philox", "tile", "forward", "backward", "merge"):
+    for name in _SOURCES:
         tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):

@@ -19,11 +19,11 @@ NEW_LENGTHS = """
 import torch, triton
 from benchmarks.kernels.band import band_program
 from benchmarks.kernels.host_time import StubDriver
-from sparsebert.kernels import attention, backward, forward, launch
+from sparsebert.kernels import attention, delta, dkdv, dq, forward, launch
 
 triton.runtime.driver.set_active(StubDriver())
 launch.architecture = lambda device: "sm90"
-kernels = [forward.forward_kernel, backward.delta_kernel, backward.dq_kernel, backward.dkdv_kernel]
+kernels = [forward.forward_kernel, delta.delta_kernel, dq.dq_kernel, dkdv.dkdv_kernel]
 
 def run(batch, heads, length):
     program = band_program(length, (64,))
