@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsebert
-from benchmarks.cost.fit_cost_model import HEADS
+from benchmarks.cost.timed_calls import HEADS
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import RowFile

@@ -15,7 +15,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from benchmarks.cost.fit_cost_model import HEADS, ROUNDS, THREADS, calls, least, write_csv
+from benchmarks.cost.timed_calls import (
+    HEADS,
+    ROUNDS,
+    THREADS,
+    forward_and_backward,
+    least,
+    write_csv,
+)
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from benchmarks.harness.origin import RESULTS
 from sparsebert import patterns
@@ -48,7 +55,7 @@ def measure_case(
     name: str, plan: AttentionPlan, head_dim: int, threads: int, rounds: int
 ) -> dict[str, object]:
     """One row: times in microseconds a call, of the forward pass and of both passes."""
-    timed = {route: calls(plan, route, head_dim) for route in ROUTES}
+    timed = {route: forward_and_backward(plan, route, head_dim) for route in ROUTES}
     best = {route: np.full(2, np.inf) for route in ROUTES}
     for _ in range(rounds):
         for route in ROUTES:

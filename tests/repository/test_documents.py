@@ -181,24 +181,16 @@ def test_bounds_are_the_codes() -> None:
 
 
 def test_what_is_said_of_the_fit_is_what_its_rows_say() -> None:
-    from benchmarks.cost import fit_cost_model as fitting
+    from benchmarks.cost.fitting import MeasuredCall, fit_pass
 
     results = ROOT / "benchmarks" / "results" / "fit_cost_model.csv"
     with results.open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
-    rows = [
-        fitting.Row(
-            row["route"], row["mask"], int(row["N"]), int(row["D"]), int(row["threads used"]),
-            int(row["copies"]), int(row["tile_sets"]),
-            {name: float(row[name]) for name in fitting.COUNTS}, (),
-            np.array([float(row["forward_us"]), float(row["backward_us"])]),
-        )
-        for row in read
-    ]  # fmt: skip
+    rows = [MeasuredCall.from_row(row) for row in read]
     shares = []
     for route in ("tiles", "dense"):
         for column in (0, 1):
-            _, errors = fitting.fit_pass(rows, column)
+            errors = fit_pass(rows, column).errors
             shares += list(np.quantile(np.abs(errors[route]), [0.5, 0.9]))
     said = flat(COMPILER)
     sentence = re.search(

@@ -43,8 +43,6 @@ LAYERS = (
 # no longer true fails the tests as a new violation does.
 KNOWN: dict[str, tuple[str, ...]] = {
     "benchmarks": (
-        "circle of modules: benchmarks.cost.cost_check -> benchmarks.cost.fit_cost_model",
-        "circle of modules: benchmarks.cost.fit_cost_model -> benchmarks.cost.cost_check",
         "circle of modules: benchmarks.attention.attention_report -> "
         "benchmarks.attention.readme_section",
         "circle of modules: benchmarks.attention.readme_section -> "

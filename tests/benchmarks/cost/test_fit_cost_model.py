@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.cost import cost_check, fit_cost_model
-from benchmarks.cost.fit_cost_model import (
+from benchmarks.cost.fit_cost_model import BACKEND, CONSTANTS, TARGET, dense_counts, tile_counts
+from benchmarks.cost.fitting import (
+    COUNTS,
     DENSE_TERMS,
-    MODEL,
     PARALLEL,
     SERIAL,
     TILE_TERMS,
-    Row,
+    MeasuredCall,
     Terms,
     as_json,
-    dense_counts,
     fit,
+    fit_constants,
     fit_pass,
     known_split,
-    tile_counts,
 )
+from benchmarks.harness.origin import RESULTS
+from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler.compile import compile_plan
-from sparsebert.compiler.cost.constants import pass_terms, read_terms
+from sparsebert.compiler.cost.constants import pass_terms, read_terms, stored
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.machine import Load
@@ -34,14 +38,16 @@ from sparsebert.plan import AttentionPlan
 COPIES = 12
 
 
-def row(plan: AttentionPlan, route: str, head_dim: int, threads: int, best: list[float]) -> Row:
+def call_of(
+    plan: AttentionPlan, route: str, head_dim: int, threads: int, best: list[float]
+) -> MeasuredCall:
     counts = tile_counts(plan) if route == "tiles" else dense_counts(plan.q_len, 1, masked=True)
-    return Row(
+    return MeasuredCall(
         route, "a mask", plan.q_len, head_dim, threads, COPIES, 1, counts, (), np.array(best)
     )
 
 
-def priced(plan: AttentionPlan, route: str, head_dim: int, threads: int) -> Row:
+def priced(plan: AttentionPlan, route: str, head_dim: int, threads: int) -> MeasuredCall:
     """A case that takes just what the cost model says."""
     model = cost_model("cpu", head_dim=head_dim, threads=threads, copies=COPIES)
     lengths = plan.q_len, plan.kv_len
@@ -50,7 +56,7 @@ def priced(plan: AttentionPlan, route: str, head_dim: int, threads: int) -> Row:
         times = [model.cover_us(cover, *lengths, backward=back) for back in (False, True)]
     else:
         times = [model.forward.dense(*lengths), model.backward.dense(*lengths)]
-    return row(plan, route, head_dim, threads, [COPIES * us for us in times])
+    return call_of(plan, route, head_dim, threads, [COPIES * us for us in times])
 
 
 def plans() -> list[AttentionPlan]:
@@ -59,10 +65,10 @@ def plans() -> list[AttentionPlan]:
 
 
 def constants(which: str, terms: Terms) -> list[float]:
-    stored = pass_terms("cpu", which)
+    known = pass_terms("cpu", which)
     found = []
     for name, part, divided in terms:
-        term = stored[name]
+        term = known[name]
         term = term[64] if isinstance(term, dict) else term
         found.append(getattr(term, part)[divided])
     return found
@@ -98,14 +104,47 @@ def test_a_fit_of_a_pass_is_what_the_model_reads() -> None:
         for threads in (1, 2)
         if route == "dense" or len(plan.tiles.head)
     ]
-    rows.append(row(plans()[0], "mixed", 64, 1, [1e4, 2e4]))
+    rows.append(call_of(plans()[0], "mixed", 64, 1, [1e4, 2e4]))
     rows[-1].counts |= tile_counts(plans()[0])
-    stored, errors = fit_pass(rows, 0)
-    assert np.abs(errors["tiles"]).max() < 0.05
-    assert np.abs(errors["dense"]).max() < 0.01
-    parts = json.loads(as_json(stored))
+    found = fit_pass(rows, 0)
+    assert np.abs(found.errors["tiles"]).max() < 0.05
+    assert np.abs(found.errors["dense"]).max() < 0.01
+    parts = json.loads(as_json(found.terms))
     terms = {name: term for part in parts.values() for name, term in read_terms(part).items()}
     assert terms.keys() == pass_terms("cpu", "forward").keys()
+
+
+def test_the_constants_are_the_fit_of_the_committed_rows() -> None:
+    """To a unit of the third digit: the file has times to 0.1 us, the fit had them in full."""
+    rows = RowFile(RESULTS / "fit_cost_model.csv", [*COUNTS, "forward_us", "backward_us"]).read()
+    passes, margin = fit_constants([MeasuredCall.from_row(row) for row in rows])
+    constants = stored()
+    tiles = constants["tiles"][BACKEND][TARGET]
+    assert margin == tiles["margin"]
+    parts = {"machines": constants["machines"][TARGET], "dense": constants["dense"][TARGET]}
+    for name, part in {**parts, "tiles": tiles}.items():
+        for which, found in passes.items():
+            assert numbers(found.terms[name]) == pytest.approx(numbers(part[which]), rel=0.0101)
+
+
+def numbers(stored: dict[str, Any], path: str = "") -> dict[str, float]:
+    """All numbers of a part of constants.json, by where they stand."""
+    found = {}
+    for name, value in stored.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{path}{name}.")
+        else:
+            found |= {f"{path}{name}.{index}": number for index, number in enumerate(value)}
+    return found
+
+
+def test_a_call_is_the_same_after_it_was_written() -> None:
+    call = call_of(plans()[0], "tiles", 64, 2, [12.5, 100.0])
+    read = MeasuredCall.from_row({name: str(value) for name, value in call.as_row().items()})
+    assert read.best.tolist() == [12.5, 100.0]
+    same = {"best": None, "counts": None}
+    assert dataclasses.replace(read, **same) == dataclasses.replace(call, **same)
+    assert {name: count for name, count in read.counts.items() if count} == call.counts
 
 
 def test_one_number_of_threads_leaves_each_term_once() -> None:
@@ -117,7 +156,7 @@ def test_one_number_of_threads_leaves_each_term_once() -> None:
 
 
 def test_the_files_text_is_its_own_format() -> None:
-    text = MODEL.read_text(encoding="utf-8")
+    text = CONSTANTS.read_text(encoding="utf-8")
     assert as_json(json.loads(text)) + "\n" == text
 
 
