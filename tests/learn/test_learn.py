@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
@@ -22,9 +21,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import sparsebert as sb
 from sparsebert.cli import main
 from sparsebert.dam.importance import GROUPS
-from sparsebert.learn import learn_figures, learn_report, training
+from sparsebert.learn import training
 from sparsebert.learn.data import prepare
-from sparsebert.learn.handmade import FAMILIES, pattern_at_sparsity
 from sparsebert.learn.python_text import topics
 
 Output = pytest.CaptureFixture[str]
@@ -248,111 +246,6 @@ def test_unusable_text_or_model(tmp_path: Path, capsys: Output, monkeypatch: Any
         assert words in capsys.readouterr().err
     assert main(["learn", "--text", "short.txt", "--model", "nothing", "-o", "out-model"]) == 2
     assert "no model folder 'nothing'" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------ hand-made masks
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("n", "sparsity"), [(100, 0.7), (128, 0.9)])
-def test_patterns_are_as_dense_as_the_sparsity_allows(name: str, n: int, sparsity: float) -> None:
-    mask = pattern_at_sparsity(name, n, sparsity, num_heads=2)
-    assert mask.sparsity >= sparsity - 1e-9
-    if name != "log_sparse":  # has only so many distances
-        # A step of the parameter adds at most a key on each side of every row.
-        assert mask.density > 1.0 - sparsity - 2.0 / n
-    assert mask.dense().any(dim=-1).all()
-    assert mask.provenance["pattern"] == name
-    assert mask == pattern_at_sparsity(name, n, sparsity, num_heads=2)
-
-
-def test_composed_patterns_are_what_they_say() -> None:
-    i, j = torch.arange(128)[:, None], torch.arange(128)[None, :]
-    mask = pattern_at_sparsity("strided", 128, 0.9)
-    stride, window = mask.provenance["stride"], mask.provenance["window"]
-    assert mask.dense()[0, 0].equal(((i - j) % stride == 0) | ((i - j).abs() <= window))
-    mask = pattern_at_sparsity("fixed", 128, 0.9)
-    block, period = mask.provenance["block"], mask.provenance["summary_every"]
-    assert mask.dense()[0, 0].equal((i // block == j // block) | (j % period == period - 1))
-    mask = pattern_at_sparsity("log_sparse", 128, 0.95)
-    distances = {0, *(2**k for k in range(8) if 2**k <= mask.provenance["longest"])}
-    assert {int(d) for d in (i - j).abs()[mask.dense()[0, 0]]} == distances
-
-
-def test_heads_draw_random_keys_of_their_own() -> None:
-    for name in ("bigbird", "random"):
-        mask = pattern_at_sparsity(name, 64, 0.8, num_heads=3)
-        assert mask.shape == (1, 3, 64, 64)
-        assert mask.head(0) != mask.head(1)
-        assert mask != pattern_at_sparsity(name, 64, 0.8, num_heads=3, seed=1)
-
-
-def test_patterns_refuse_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of sliding_window, .*, got 'moon'"):
-        pattern_at_sparsity("moon", 64, 0.9)
-    with pytest.raises(ValueError, match=r"no longformer mask of seq_len=64 is as sparse as 0.99"):
-        pattern_at_sparsity("longformer", 64, 0.99)
-    with pytest.raises(ValueError, match=r"sparsity must be in \(0, 1\), got 1.0"):
-        pattern_at_sparsity("star", 64, 1.0)
-
-
-# ------------------------------------------------------------------------------ plots and words
-
-
-def is_picture(path: Path) -> bool:
-    from matplotlib.image import imread
-
-    return bool(imread(path)[..., :3].std() > 0.02)  # not one colour
-
-
-def test_plots(tmp_path: Path) -> None:
-    history = [
-        {"step": float(s), "loss": 5.0 - 0.1 * s, "mask_sparsity": s / 10}
-        | {f"importance_{group}": 0.5 - 0.02 * s * (1 + k) for k, group in enumerate(GROUPS)}
-        for s in range(1, 6)
-    ]
-    learn_figures.draw_importance(history, tmp_path / "importance.png", goal=0.5)
-    learn_figures.draw_losses(
-        {"a": history, "b": history[:1]}, tmp_path / "training.png", {"b": 5}
-    )
-    for structure, layers in (("full", 1), ("toeplitz", 2)):
-        dam = sb.DifferentiableAttentionMask(layers, 3, 24, structure)
-        path = tmp_path / f"{structure}.png"
-        learn_figures.draw_probabilities(
-            dam.probabilities().detach(), dam.binarize(), "title", path
-        )
-    bars = [
-        {"mask": "dense", "kind": "dense", "loss": 4.0, "difference_error": 0.1},
-        {"mask": "learned", "kind": "learned", "loss": 4.2, "difference_error": 0.0},
-        {"mask": "star", "kind": "hand-made", "loss": 4.3, "difference_error": 0.1},
-    ]
-    learn_figures.draw_bars(bars, tmp_path / "losses.png")
-    written = list(tmp_path.glob("*.png"))
-    assert len(written) == 5
-    assert all(is_picture(path) for path in written)
-
-
-def row(mask: str, kind: str, difference: float, error: float = 0.01) -> dict[str, Any]:
-    return {
-        "mask": mask, "kind": kind, "loss": 4.0 + difference,
-        "difference": difference, "difference_error": error,
-    }  # fmt: skip
-
-
-def test_verdict_follows_the_numbers() -> None:
-    learned = row("learned", "learned", 0.0, 0.0)
-    words = learn_report._verdict(
-        [row("dense", "dense", -0.03), learned, row("star", "hand-made", 0.015),
-         row("fixed", "hand-made", 0.05)]
-    )  # fmt: skip
-    assert "without mask ends at 3.970, the learned one at 4.000: the learned mask is wo" in words
-    assert "mask, star, ends at 4.015, the learned one at 4.000: no clear difference" in words
-    assert "Of 2 hand-made masks 1 are clearly worse than the learned one, 0 clearly be" in words
-    words = learn_report._verdict(
-        [row("star", "hand-made", -0.1), learned, row("dense", "dense", 0.2)]
-    )
-    assert "star, ends at 3.900, the learned one at 4.000: the learned mask is worse" in words
-    assert "Training without mask ends at 4.200" in words and "is better (+0.200" in words
 
 
 def test_a_model_that_uses_context_is_told_from_one_that_does_not(

@@ -44,3 +44,9 @@ def test_a_folder_in_another_checkout_has_no_commit(tmp_path: Path) -> None:
     found = provenance("cpu", checkout=tmp_path / "site-packages")
     assert (found["commit"], found["tree"]) == ("unknown", "unknown")
     assert "commit" not in in_words(found) and f"torch {torch.__version__}" in in_words(found)
+
+
+def test_provenance_names_the_machine() -> None:
+    about = provenance("cpu")
+    assert about["threads"] == str(torch.get_num_threads())
+    assert about["processor"]

@@ -1,4 +1,4 @@
-"""The demo: its text, its experiment, its tables, and a small run of the whole."""
+"""The demo: its text, its experiment, and a small run of the whole."""
 
 import csv
 from pathlib import Path
@@ -9,8 +9,6 @@ import torch
 from sparsebert import patterns
 from sparsebert.cli import main
 from sparsebert.demo import agreement, dropped_positions, encoder, run, text
-from sparsebert.reporting import tables
-from sparsebert.reporting.provenance import provenance
 from sparsebert.reporting.timing import Spread
 
 Output = pytest.CaptureFixture[str]
@@ -75,28 +73,6 @@ def test_conclusion_follows_the_numbers() -> None:
     assert "within the range of random positions" in words
 
 
-def test_tables(tmp_path: Path) -> None:
-    columns = [tables.Column("name", "pattern"), tables.Column("x", "share", "{:.1%}".format)]
-    rows = [{"name": "star", "x": 0.0387, "extra": 1}, {"name": "dense", "x": 1.0, "extra": 2}]
-    assert tables.as_text(rows, columns).splitlines() == [
-        "  pattern   share",
-        "  -------  ------",
-        "  star       3.9%",
-        "  dense    100.0%",
-    ]
-    assert tables.as_markdown(rows, columns).splitlines()[1:3] == [
-        "| :-- | --: |",
-        "| star | 3.9% |",
-    ]
-    tables.write_csv(rows, tmp_path / "table.csv")
-    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
-        assert next(csv.DictReader(file)) == {"name": "star", "x": "0.0387", "extra": "1"}
-    tables.write_csv([{"ms": ""}, {"ms": Spread(1.0, 2.0, 3.0, 7)}], tmp_path / "table.csv")
-    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines() == [
-        "ms,ms_p20,ms_p80,ms_rounds", ",,,", "2.0,1.0,3.0,7"
-    ]  # fmt: skip
-
-
 def test_nearest_is_never_the_sentence_itself() -> None:
     points = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))
     assert encoder.nearest(points).tolist() == [1, 0, 1]
@@ -106,12 +82,6 @@ def test_pool_ignores_padding() -> None:
     hidden = torch.tensor([[[3.0, 4.0], [100.0, 0.0]]])
     pooled = encoder.pool(hidden, torch.tensor([[True, False]]))
     torch.testing.assert_close(pooled, torch.tensor([[0.6, 0.8]]))
-
-
-def test_provenance_names_the_machine() -> None:
-    about = provenance("cpu")
-    assert about["threads"] == str(torch.get_num_threads())
-    assert about["processor"]
 
 
 def test_without_the_encoder_it_says_what_to_install(
