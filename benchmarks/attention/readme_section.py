@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.attention import attention_report
-from benchmarks.attention.cases import DIRECTIONS, PAPER
+from benchmarks.attention import attention_tables
+from benchmarks.attention.cases import PAPER
 from benchmarks.attention.result_files import Row, read
-from benchmarks.attention.rivals import OURS, RIVALS
 from benchmarks.harness.named_masks import LEARNED_LOOKING, NO_DIAGONAL, RANDOM
 from benchmarks.harness.origin import RESULTS, ROOT
 
@@ -35,38 +34,19 @@ def block(rows: Sequence[Row]) -> list[str]:
         f"{first['threads']} threads of an {first['processor']}, torch {first['torch']}, commit "
         f"{first['commit']}, {first['date']}):",
         "",
-        *attention_report.summary(shown),
+        *attention_tables.summary(shown),
         "",
         "![Speed-up over SDPA with the same mask](benchmarks/results/attention_cpu_speedup.png)",
         "",
         "Over all cases of the benchmark, other shapes, dtypes, dropout and padding among them:",
         "the geometric mean of the ratios, and how many cases are won, even (within "
-        f"{attention_report.EVEN:.0%}) and lost:",
+        f"{attention_tables.EVEN:.0%}) and lost:",
         "",
-        *totals(rows),
+        *attention_tables.totals(rows),
         "",
         "[The report](benchmarks/results/attention.md) has every case, and how close each comes",
         "to what the machine allows.",
     ]
-
-
-def totals(rows: Sequence[Row]) -> list[str]:
-    """One line for each rival: geometric mean, wins and losses over all cases."""
-    body = []
-    for rival in RIVALS:
-        cells = [
-            attention_report.scores(
-                float(row["speedup"])
-                for row in rows
-                if row["contender"] == rival.name
-                and row["direction"] == direction
-                and row["speedup"]
-            )
-            for direction in DIRECTIONS
-        ]
-        if rival.name != OURS and any(cells):
-            body.append([rival.what, *(cell or "-" for cell in cells)])
-    return attention_report.markdown(["against", *DIRECTIONS], body)
 
 
 def update(path: Path = README, results: Path = RESULTS / "attention_cpu") -> None:

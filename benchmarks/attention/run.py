@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.attention import attention_report, compare, measure_case, result_files, roofs
+from benchmarks.attention import compare, measure_case, result_files, roofs
 from benchmarks.attention.cases import DEVICES, Case, group_names, select
 from benchmarks.attention.correctness import WRONG
 from benchmarks.attention.rivals import OURS
@@ -83,14 +83,19 @@ def _run_and_report(
         folder / f"attention_{device}", origin(device, seconds), fresh=chosen.fresh
     )
     status = run(cases, device, store, seconds, chosen.minutes)
+    print(f"rows: {store.folder}")
+    try:
+        from benchmarks.attention import attention_report, attention_tables
+    except ModuleNotFoundError as error:  # a GPU's machine may have torch alone
+        print(f"no tables here: {error}; python -m benchmarks report makes them from the rows")
+        return status
     rows = store.rows(cases)
     if rows and (chosen.quick or chosen.group):
         print("SDPA's time with the same mask over ours, forward / forward + backward:\n")
-        tables = [*attention_report.summary(rows), "", *attention_report.group_table(rows)]
+        tables = [*attention_tables.summary(rows), "", *attention_tables.group_table(rows)]
         print("\n".join(tables))
     if not chosen.quick and not chosen.group:
         attention_report.main(["--out", str(folder)])
-    print(f"rows: {store.folder}")
     return status
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.attention.attention_report import markdown
 from benchmarks.harness import origin
+from benchmarks.harness.markdown import table
 from benchmarks.harness.rows import RowFile
 from sparsebert.reporting.figures import new_figure, save_figure
 from sparsebert.support.colours import COLOURS
@@ -98,7 +98,7 @@ def _section(rows: Sequence[Row]) -> list[str]:
             "model", "N", "batch", "route", "ms", "tokens/s", "peak MB", "executed", "share",
             "best", "attention", "whole",
         ]  # fmt: skip
-        lines += [*markdown(header, body), ""]
+        lines += [*table(header, body), ""]
     return lines[:-1]
 
 

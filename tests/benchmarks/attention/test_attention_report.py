@@ -9,6 +9,7 @@ import pytest
 from benchmarks.attention import (
     attention_plots,
     attention_report,
+    attention_tables,
     cases,
     compare,
     readme_section,
@@ -47,9 +48,9 @@ def write_rows(folder: Path, rows: list[result_files.Row]) -> Path:
 
 
 def test_geometric_mean_wins_and_losses() -> None:
-    assert attention_report.scores([0.5, 2.0, 8.0]) == "2.00 (2/0/1)"
-    assert attention_report.scores([1.04, 0.96]) == "1.00 (0/2/0)"
-    table = attention_report.group_table(small_table())
+    assert attention_tables.scores([0.5, 2.0, 8.0]) == "2.00 (2/0/1)"
+    assert attention_tables.scores([1.04, 0.96]) == "1.00 (0/2/0)"
+    table = attention_tables.group_table(small_table())
     assert "| paper-short | forward | 2.00 (2/0/1) |" in table
     assert len(table) == 3
 
@@ -70,7 +71,7 @@ def test_the_report_shows_losses_refusals_and_what_is_missing(tmp_path: Path) ->
     assert "| FlexAttention | has no dropout | 1 |" in text
     assert "| vit | 8 | not measured yet |" in text
     gpu = text.split("## GPU")[1]
-    assert gpu.count(attention_report.NOT_MEASURED) == 5 + len(cases.group_names(select("cuda")))
+    assert gpu.count(attention_tables.NOT_MEASURED) == 5 + len(cases.group_names(select("cuda")))
     for name in ("speedup", "bound"):
         assert (tmp_path / f"attention_cpu_{name}.png").stat().st_size > 10_000
 
@@ -103,7 +104,7 @@ def test_the_aims_are_read_from_the_rows() -> None:
             row(rivals.FLEX, theirs, 1.0, length=length, **gpu),
             row(rivals.FLASH, theirs / 4, 1.0, length=length, **gpu),
         ]
-    found = [line.split(" | ")[-1] for line in attention_report.aims(rows)[2:]]
+    found = [line.split(" | ")[-1] for line in attention_tables.aims(rows)[2:]]
     assert found == [
         "4.00 |",  # of 2 and 8, the lengths from 512 on
         "not measured yet |",
