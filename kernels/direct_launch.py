@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,12 @@ import triton
 from triton.compiler import CompiledKernel
 
 _MOST_PROGRAMS = 2**31 - 1
+
+DIRECT_LAUNCH = os.environ.get("SPARSEBERT_DIRECT_LAUNCH", "1") != "0"
+"""Whether compiled forms are started directly; else every launch is Triton's own.
+
+HOSTTIMES
+"""
 
 
 class Launcher:
@@ -55,7 +62,7 @@ class Launcher:
         numbers = [arguments[name] for name in self._numbers]
         constants = [arguments[name] for name in self._constants]
         key = None
-        if self._can_prepare:
+        if self._can_launch_directly:
             key = _form(pointers, numbers, (*constants, num_warps, num_stages))
             if key in self.compiled and not self.kernel.pre_run_hooks:
                 self.compiled[key][programs, 1, 1](*pointers, *numbers, *constants)
@@ -72,12 +79,12 @@ class Launcher:
             self.compiled[key] = compiled
 
     @functools.cached_property
-    def _can_prepare(self) -> bool:
+    def _can_launch_directly(self) -> bool:
         """Whether the class's conditions hold: no interpreter, no AMD GPU, no other parameters.
 
         On AMD GPUs the code depends on how much memory is behind a pointer, too.
         """
-        if not isinstance(self.kernel, triton.JITFunction):
+        if not DIRECT_LAUNCH or not isinstance(self.kernel, triton.JITFunction):
             return False
         floats = {"scale", "keep_scale"}
         specialised = [

@@ -13,8 +13,6 @@ import argparse
 import functools
 import os
 import statistics
-import types
-from collections.abc import Callable
 
 os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: real launches, not interpreted
 
@@ -23,33 +21,8 @@ import triton
 
 from benchmarks.kernels.band import band_program
 from sparsebert.kernels import attention, launch
-from sparsebert.kernels.codegen import TARGETS
+from sparsebert.kernels.stub_driver import StubDriver
 from sparsebert.reporting.timing import side_by_side
-
-
-class StubDriver:
-    """Stands for the CUDA driver: knows the target, loads nothing, launches nothing."""
-
-    utils = types.SimpleNamespace(
-        get_device_properties=lambda device: {"max_shared_mem": 232448},
-        load_binary=lambda *arguments: (1, 1, 32, 0, 1024),
-    )
-
-    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
-        """A launcher that does nothing."""
-        return lambda *arguments: None
-
-    def get_current_target(self) -> object:
-        """sm_90."""
-        return TARGETS["sm90"]
-
-    def get_current_device(self) -> int:
-        """The only device."""
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        """The default stream."""
-        return 0
 
 
 def main() -> None:

@@ -87,7 +87,11 @@ GROUPS = (
         ATTENTION,
     ),
     Group("attention", ("sparsebert/modules*.py",), ("tests/attention/test_modules*.py",)),
-    Group("kernels", ("kernels/*.py",), ("tests/kernels/test_*.py",)),
+    Group(
+        "kernels",
+        ("kernels/*.py",),
+        ("tests/kernels/test_*.py", "tests/benchmarks/kernels/test_codegen_report.py"),
+    ),
     Group("dam", ("sparsebert/dam/*.py",), ("tests/dam/test_*.py",)),
     Group(
         "integrations",

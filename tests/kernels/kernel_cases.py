@@ -40,7 +40,7 @@ def cover(mask: np.ndarray, heights: tuple[int, ...], parts: int, seed: int) -> 
     return build_tile_set(groups, *mask.shape)
 
 
-def make_program(mask, heights=(64,), parts=1):
+def make_program(mask, heights=(64,), parts=1, device=DEVICE):
     """A program of bool [H, N, M] (or [1, N, M] for any number of heads)."""
     distinct, head_map = np.unique(mask.numpy(), axis=0, return_inverse=True)
     head_map = head_map.reshape(-1)
@@ -48,7 +48,7 @@ def make_program(mask, heights=(64,), parts=1):
     keys = cover(np.ascontiguousarray(distinct.transpose(0, 2, 1)), heights, parts, seed=2)
     heads, q_len, kv_len = mask.shape
     packed = (pack_tiles(tiles, head_map) for tiles in (queries, keys))
-    return pack_program(*packed, q_len, kv_len, heads).to(DEVICE)
+    return pack_program(*packed, q_len, kv_len, heads).to(device)
 
 
 @dataclasses.dataclass(frozen=True)

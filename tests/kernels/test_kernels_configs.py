@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import types
 
 import pytest
@@ -13,6 +15,7 @@ from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import launch_config, shared_limit
 from sparsebert.kernels.direct_launch import Launcher
 from sparsebert.kernels.launch import dot_precision
+from tests import ROOT
 
 ARCHS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm999", "gfx942", "gfx950")
 
@@ -127,3 +130,12 @@ def test_what_was_measured_goes_before_the_rest(monkeypatch):
         assert launch_config("forward", "sm90", 64, 50, 2, True) != measured
     finally:
         launch_config.cache_clear()
+
+
+@pytest.mark.parametrize("module", ["layout", "architecture"])
+def test_what_tiles_are_packed_and_priced_by_needs_no_triton(module):
+    code = f"import sys, sparsebert.kernels.{module}; print('triton' in sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert printed.stdout.strip() == "False"

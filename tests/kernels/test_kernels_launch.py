@@ -1,4 +1,4 @@
-"""Launches that leave out Triton's own: what reaches the driver is the same, argument by argument.
+"""Launches, with and without Triton's own: what reaches the driver is the same, to the argument.
 
 In a process of its own, for the kernels are compiled (for sm_90) and not interpreted; a stub in
 place of the CUDA driver writes down what it is asked to launch.
@@ -19,9 +19,9 @@ pytest.importorskip("triton")
 SCRIPT = """
 import json
 import torch, triton
-from benchmarks.kernels.band import band_program
-from benchmarks.kernels.host_time import StubDriver
 from sparsebert.kernels import attention, launch
+from sparsebert.kernels.stub_driver import StubDriver
+from tests.kernels.kernel_cases import make_program
 
 launched, ordinary, inputs = [], [], {}
 
@@ -48,8 +48,10 @@ def counted(self, *arguments, **options):
 
 triton.JITFunction.run = counted
 
+band = torch.ones(1, 40, 40).triu(-16).tril(16).bool()
+
 def once(change=None, parts=1, key_mask=None, seed=None, grad_lse=None, kv_heads=2):
-    program = band_program(40, (16,), parts=parts)
+    program = make_program(band, (16,), parts, device="cpu")
     heads = (2, kv_heads, kv_heads)
     q, k, v = (torch.zeros(1, 40, h, 16).bfloat16().transpose(1, 2) for h in heads)
     if change:
@@ -85,18 +87,65 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def records():
+NEW_LENGTHS = """
+import torch, triton
+from sparsebert.kernels import attention, delta, dkdv, dq, forward, launch
+from sparsebert.kernels.stub_driver import StubDriver
+from tests.kernels.kernel_cases import make_program
+
+triton.runtime.driver.set_active(StubDriver())
+launch.architecture = lambda device: "sm90"
+kernels = [forward.forward_kernel, delta.delta_kernel, dq.dq_kernel, dkdv.dkdv_kernel]
+
+def run(batch, heads, length):
+    program = make_program(torch.ones(1, length, length).triu(-16).tril(16).bool(), device="cpu")
+    q, k, v = torch.zeros(3, batch, length, heads, 64, dtype=torch.bfloat16).transpose(2, 3)
+    o, lse = attention.forward(q, k, v, None, None, program, 0.125, 0.0)
+    attention.backward(o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0)
+
+for batch, heads, length in ((2, 4, 512), (1, 1, 1), (3, 12, 81), (16, 2, 1000)):
+    run(batch, heads, length)
+print([len(kernel.device_caches[0][0]) for kernel in kernels])
+"""
+
+
+def run(script, direct):
+    """What the script prints, read as JSON."""
+    settings = {"TRITON_INTERPRET": "0", "SPARSEBERT_DIRECT_LAUNCH": direct}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), **settings},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return run(SCRIPT, "1")
+
+
+@pytest.fixture(scope="module")
+def ordinary_records():
+    """With every launch left to Triton."""
+    return run(SCRIPT, "0")
+
+
+def test_the_switch_changes_who_launches_and_not_what(records, ordinary_records):
+    for case, calls in ordinary_records.items():
+        for (launches, ordinary), (expected, _) in zip(calls, records[case], strict=True):
+            assert launches == expected
+            assert len(ordinary) == len(launches) > 0
+
+
+@pytest.mark.parametrize("direct", ["1", "0"])
+def test_new_batch_sizes_lengths_and_masks_compile_nothing(direct):
+    """Launches on a stub in place of the CUDA driver; each kernel is compiled exactly once."""
+    assert run(NEW_LENGTHS, direct) == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("case", ["plain", "merges", "features"])
