@@ -58,7 +58,7 @@ def register(commands: Commands) -> None:
 def run_demo(arguments: argparse.Namespace) -> int:
     """Run all parts of the demo."""
     try:
-        from sparsebert.demo.run import Settings, run
+        from sparsebert.demo.run_demo import Settings, run
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the demo needs {error.name}: pip install 'sparsebert[hf,plot]'"

@@ -105,7 +105,7 @@ def run_learn(arguments: argparse.Namespace) -> int:
     """Run what is left to run, and report."""
     settings = _settings(arguments)
     try:
-        from sparsebert.learn.run import run
+        from sparsebert.learn.run_learn import run
     except ImportError as error:
         raise UsageError(
             f"learn needs more packages ({error}): pip install 'sparsebert[train,plot]'"

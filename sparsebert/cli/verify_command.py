@@ -71,7 +71,7 @@ def verify_mask(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     import torch
 
-    from sparsebert.verification import Case, in_words, usable_device, verify
+    from sparsebert.verify import Comparison, in_words, usable_device, verify
 
     try:
         device = usable_device(arguments.device)
@@ -79,7 +79,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--device {error}") from error
     passed = True
     for index, mask in load_layers(arguments):
-        case = Case(
+        comparison = Comparison(
             mask=mask,
             batch=arguments.batch,
             heads=arguments.heads or max(mask.num_heads, 2),
@@ -91,9 +91,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             device=device,
             seed=arguments.seed,
         )
-        print(f"{arguments.mask}, layer {index}: {case}")
+        print(f"{arguments.mask}, layer {index}: {comparison}")
         try:
-            outcomes = verify(case)
+            outcomes = verify(comparison)
         except (TypeError, ValueError) as error:
             raise UsageError.of(error, arguments) from error
         print(in_words(outcomes))

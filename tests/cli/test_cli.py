@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsebert import cli, patterns, verification
+from sparsebert import cli, patterns, verify
 from sparsebert.cli import main, mask_commands
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.images import distinct_heads
@@ -309,7 +309,7 @@ def test_the_colours_of_tiles() -> None:
 def test_verify(options: str, star: str, capsys: Output) -> None:
     assert main(["verify", star, *options.split()]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[2:]] == list(verification.QUANTITIES)
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == list(verify.QUANTITIES)
     assert shown.count(" ok") == 5
 
 
@@ -322,13 +322,13 @@ def test_verify_all_layers(layered: str, capsys: Output) -> None:
 def test_verify_fails(
     damage: float, star: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    correct = verification.sparse_attention
+    correct = verify.sparse_attention
 
     def wrong(q: torch.Tensor, *args: object, **kwargs: object) -> object:
         o, lse = correct(q, *args, **kwargs)  # type: ignore[arg-type]
         return o + damage * q, lse
 
-    monkeypatch.setattr(verification, "sparse_attention", wrong)
+    monkeypatch.setattr(verify, "sparse_attention", wrong)
     assert main(["verify", star]) == 1
     captured = capsys.readouterr()
     assert "exceeds its bound" in captured.err

@@ -8,7 +8,7 @@ import torch
 
 from sparsebert import patterns
 from sparsebert.cli import main
-from sparsebert.demo import agreement, dropped_positions, encoder, run, text
+from sparsebert.demo import agreement, dropped_positions, encoder, run_demo, text
 from sparsebert.reporting.timing import Spread
 
 Output = pytest.CaptureFixture[str]
@@ -101,7 +101,7 @@ def few_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     except ModuleNotFoundError as error:
         pytest.skip(str(error))
     monkeypatch.setattr(agreement, "text_masks", lambda length: {"star": patterns.star(length)})
-    monkeypatch.setattr("sparsebert.demo.run._TIMED", ("star",))
+    monkeypatch.setattr("sparsebert.demo.run_demo._TIMED", ("star",))
 
 
 SMALL = ["--sentences", "12", "--seeds", "2", "--lengths", "32", "--repeats", "2"]
@@ -149,9 +149,9 @@ def test_fewer_sentences_where_there_is_no_time_for_all() -> None:
 
 
 def test_the_report_says_why_plans_run_dense_and_where_sparsity_pays() -> None:
-    words = run._routes([{"route": "tiles"}, {"route": "dense"}, {"route": None}])
+    words = run_demo._routes([{"route": "tiles"}, {"route": "dense"}, {"route": None}])
     assert "1 of these 2 masks would run dense here" in words and "below 1.19x" in words
-    assert "would run dense" not in run._routes([{"route": "tiles"}])
+    assert "would run dense" not in run_demo._routes([{"route": "tiles"}])
     faster, slower, unsure = (
         Spread(1.9, 2.0, 2.1, 7),
         Spread(0.9, 0.9, 0.9, 7),
@@ -164,10 +164,10 @@ def test_the_report_says_why_plans_run_dense_and_where_sparsity_pays() -> None:
             ("star", 1024, "tiles", faster), ("random", 1024, "dense", slower),
         )
     ]  # fmt: skip
-    words = run._begins(rows)
+    words = run_demo._begins(rows)
     assert "star in tiles from 512 tokens on, clearly faster at 1024;" in words
     wide = {**rows[1], "attention_speedup": Spread(2.0, 3.0, 4.0, 7)}  # how much is another matter
-    assert "star in tiles from 512 tokens on, clearly faster at 512." in run._begins([wide])
+    assert "star in tiles from 512 tokens on, clearly faster at 512." in run_demo._begins([wide])
     assert "random dense at all lengths, clearly faster at none." in words
 
 

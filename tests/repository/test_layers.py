@@ -33,7 +33,7 @@ LAYERS = (
     ("sparsebert.reporting",),
     (
         "sparsebert.learn", "sparsebert.estimate", "sparsebert.explain",
-        "sparsebert.verification",
+        "sparsebert.verify",
     ),
     ("sparsebert.demo",),
     ("sparsebert.cli", "sparsebert.__main__"),

@@ -23,7 +23,7 @@ QUANTITIES = ("o", "lse", "dq", "dk", "dv")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Comparison:
     """One comparison; see the options of ``sparsebert verify``."""
 
     mask: AttentionMask
@@ -57,26 +57,26 @@ class _Inputs:
     keep_mask: torch.Tensor | None
 
 
-def verify(case: Case) -> list[Outcome]:
+def verify(comparison: Comparison) -> list[Outcome]:
     """The outcome for each of `QUANTITIES`: output, log-sum-exp, and the three gradients.
 
     Raises:
-        TypeError, ValueError: `sparse_attention` refuses the case.
+        TypeError, ValueError: `sparse_attention` refuses the comparison.
     """
-    inputs = _draw(case)
-    ours = _run_sparse(case, inputs)
+    inputs = _draw(comparison)
+    ours = _run_sparse(comparison, inputs)
     worst: dict[str, Outcome] = {}
     # A head at a time: the fp64 scores of all heads at once may not fit into memory.
-    for head in tqdm(range(case.heads), desc="heads", leave=False, disable=None):
+    for head in tqdm(range(comparison.heads), desc="heads", leave=False, disable=None):
         one = slice(head, head + 1)
         expected = expected_attention(
             inputs.q[:, one],
             inputs.k[:, one],
             inputs.v[:, one],
-            case.mask.head(head if case.mask.num_heads > 1 else 0),
+            comparison.mask.head(head if comparison.mask.num_heads > 1 else 0),
             key_mask=inputs.key_mask,
             keep_mask=None if inputs.keep_mask is None else inputs.keep_mask[:, one],
-            dropout_p=case.dropout_p,
+            dropout_p=comparison.dropout_p,
             grad_o=inputs.grad_o[:, one],
             grad_lse=inputs.grad_lse[:, one],
         )
@@ -109,43 +109,50 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def _draw(case: Case) -> _Inputs:
-    """Random inputs on the case's device; hidden keys and values are zero here."""
-    mask, batch, heads, dim = case.mask, case.batch, case.heads, case.head_dim
-    generator = torch.Generator().manual_seed(case.seed)
+def _draw(comparison: Comparison) -> _Inputs:
+    """Random inputs on the comparison's device; hidden keys and values are zero here."""
+    mask, batch, heads, dim = (
+        comparison.mask,
+        comparison.batch,
+        comparison.heads,
+        comparison.head_dim,
+    )
+    generator = torch.Generator().manual_seed(comparison.seed)
 
     def normal(*shape: int) -> torch.Tensor:
         drawn = torch.randn(*shape, generator=generator)
-        return drawn.to(device=case.device, dtype=case.dtype)
+        return drawn.to(device=comparison.device, dtype=comparison.dtype)
 
     q, grad_o = normal(batch, heads, mask.q_len, dim), normal(batch, heads, mask.q_len, dim)
     k, v = normal(batch, heads, mask.kv_len, dim), normal(batch, heads, mask.kv_len, dim)
     grad_lse = normal(batch, heads, mask.q_len).float()
     key_mask = keep_mask = None
-    if case.key_padding:
-        key_mask = torch.rand(batch, mask.kv_len, generator=generator) >= case.key_padding
-        key_mask = key_mask.to(case.device)
+    if comparison.key_padding:
+        key_mask = torch.rand(batch, mask.kv_len, generator=generator) >= comparison.key_padding
+        key_mask = key_mask.to(comparison.device)
         k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
-    if case.dropout_p:
-        torch.manual_seed(case.seed)
+    if comparison.dropout_p:
+        torch.manual_seed(comparison.seed)
         keep_mask = dropout.keep_mask(
-            batch, heads, mask.q_len, mask.kv_len, case.dropout_p, device=case.device
+            batch, heads, mask.q_len, mask.kv_len, comparison.dropout_p, device=comparison.device
         )
     return _Inputs(q, k, v, grad_o, grad_lse, key_mask, keep_mask)
 
 
-def _run_sparse(case: Case, inputs: _Inputs) -> dict[str, torch.Tensor]:
+def _run_sparse(comparison: Comparison, inputs: _Inputs) -> dict[str, torch.Tensor]:
     """What we compute, each [B, H, ...]. Hidden keys and values hold NaN, which must not leak."""
     k, v = inputs.k, inputs.v
     if inputs.key_mask is not None:
         k, v = (x.masked_fill(~inputs.key_mask[:, None, :, None], math.nan) for x in (k, v))
     q, k, v = (x.clone().requires_grad_() for x in (inputs.q, k, v))
-    target = "cpu" if case.device.type == "cpu" else None
-    plan = compile_plan(case.mask, target=target, head_dim=case.head_dim).to(case.device)
-    torch.manual_seed(case.seed)  # the draw that keep_mask has seen
+    target = "cpu" if comparison.device.type == "cpu" else None
+    plan = compile_plan(comparison.mask, target=target, head_dim=comparison.head_dim).to(
+        comparison.device
+    )
+    torch.manual_seed(comparison.seed)  # the draw that keep_mask has seen
     o, lse = sparse_attention(
-        q, k, v, plan, key_mask=inputs.key_mask, dropout_p=case.dropout_p, return_lse=True,
-        backend=case.backend,
+        q, k, v, plan, key_mask=inputs.key_mask, dropout_p=comparison.dropout_p, return_lse=True,
+        backend=comparison.backend,
     )  # fmt: skip
     gradients = torch.autograd.grad((o, lse), (q, k, v), (inputs.grad_o, inputs.grad_lse))
     return dict(zip(QUANTITIES, (o, lse, *gradients), strict=True))
