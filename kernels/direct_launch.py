@@ -15,7 +15,18 @@ _MOST_PROGRAMS = 2**31 - 1
 DIRECT_LAUNCH = os.environ.get("SPARSEBERT_DIRECT_LAUNCH", "1") != "0"
 """Whether compiled forms are started directly; else every launch is Triton's own.
 
-HOSTTIMES
+Set `SPARSEBERT_DIRECT_LAUNCH=0` before the first import to switch it off. What it saves is host
+time, which shows where a GPU is done before the next launch; on no GPU was that timed yet. Medians
+of `python -m benchmarks.kernels.host_time`, with a stub in place of the CUDA driver, Triton 3.9,
+q [1, 4, 512, 64] in bf16, in microseconds a call:
+
+    tile heights    forward: direct / Triton's    backward: direct / Triton's
+    one                        19 / 36                       52 / 94
+    two                        27 / 58                       68 / 142
+
+What it costs: this file; and that it knows from Triton's source what a compiled form depends on,
+and how one is started (`CompiledKernel.__getitem__`), which a new Triton may change.
+tests/kernels/test_kernels_launch.py holds both settings to the same launches.
 """
 
 
@@ -63,7 +74,7 @@ class Launcher:
         constants = [arguments[name] for name in self._constants]
         key = None
         if self._can_launch_directly:
-            key = _form(pointers, numbers, (*constants, num_warps, num_stages))
+            key = _specialisation_key(pointers, numbers, (*constants, num_warps, num_stages))
             if key in self.compiled and not self.kernel.pre_run_hooks:
                 self.compiled[key][programs, 1, 1](*pointers, *numbers, *constants)
                 return
@@ -80,9 +91,10 @@ class Launcher:
 
     @functools.cached_property
     def _can_launch_directly(self) -> bool:
-        """Whether the class's conditions hold: no interpreter, no AMD GPU, no other parameters.
+        """Whether `DIRECT_LAUNCH` is on and the class's conditions hold.
 
-        On AMD GPUs the code depends on how much memory is behind a pointer, too.
+        No interpreter, no AMD GPU (where the code depends on how much memory is behind a pointer,
+        too), no parameter that is specialised.
         """
         if not DIRECT_LAUNCH or not isinstance(self.kernel, triton.JITFunction):
             return False
@@ -96,7 +108,7 @@ class Launcher:
         return is_cuda and floats.issuperset(specialised)
 
 
-def _form(
+def _specialisation_key(
     pointers: list[torch.Tensor | None], numbers: list[Any], constants: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
     """What the compiled form of a launch depends on; None where it is Triton's to say."""
