@@ -31,7 +31,7 @@ class Estimate:
         shape: the model.
         length, batch, dtype, target, threads: of the call; threads count on a CPU only.
         density, executed_fraction: of the masks and their plans, mean over layers.
-        plain_ms: attention without a mask, dense: what the model takes as it is.
+        dense_ms: attention without a mask, dense: what the model takes as it is.
         masked_ms: dense attention with the masks.
         sparse_ms: attention by the plans.
         rest_ms: everything else in the layers.
@@ -47,7 +47,7 @@ class Estimate:
     threads: int
     density: float
     executed_fraction: float
-    plain_ms: tuple[float, float]
+    dense_ms: tuple[float, float]
     masked_ms: tuple[float, float]
     sparse_ms: tuple[float, float]
     rest_ms: tuple[float, float]
@@ -56,17 +56,17 @@ class Estimate:
 
     def attention_share(self, *, training: bool = False) -> float:
         """Share of the model's time that dense attention takes."""
-        dense = self.plain_ms[training]
+        dense = self.dense_ms[training]
         return dense / (dense + self.rest_ms[training])
 
     def attention_speedup(self, *, training: bool = False) -> float:
         """Dense attention's time, without a mask, over the plans'; 1 is no gain."""
-        return self.plain_ms[training] / self.sparse_ms[training]
+        return self.dense_ms[training] / self.sparse_ms[training]
 
     def speedup(self, *, training: bool = False) -> float:
         """The whole model's time with dense attention over that with the masks."""
         rest = self.rest_ms[training]
-        return (self.plain_ms[training] + rest) / (self.sparse_ms[training] + rest)
+        return (self.dense_ms[training] + rest) / (self.sparse_ms[training] + rest)
 
     def best_speedup(self, *, training: bool = False) -> float:
         """What the model would gain if attention took no time at all: no mask gives more."""
@@ -87,7 +87,7 @@ class Estimate:
             f"  {'':<18}{'inference':>12}{'training':>12}",
         ]
         for name, value, unit in (
-            ("attention, dense", self.plain_ms, "ms, without a mask"),
+            ("attention, dense", self.dense_ms, "ms, without a mask"),
             ("  with the mask", self.masked_ms, "ms, dense"),
             ("  by the plan", self.sparse_ms, "ms"),
             ("rest of the layers", self.rest_ms, "ms"),
@@ -168,7 +168,7 @@ def estimate(
         for index in range(mask.num_layers)
     ]
     model = cost_model(target, head_dim=shape.dim, threads=threads, copies=copies)
-    plain = [p.dense(length, length, masked=False) for p in (model.forward, model.backward)]
+    dense = [p.dense(length, length, masked=False) for p in (model.forward, model.backward)]
 
     def whole(forward: float, backward: float) -> tuple[float, float]:
         """From microseconds a batch and head, mean over layers, to the whole model."""
@@ -189,7 +189,7 @@ def estimate(
         threads=model.threads,
         density=mask.density,
         executed_fraction=mean("executed_fraction"),
-        plain_ms=whole(plain[0], plain[1]),
+        dense_ms=whole(dense[0], dense[1]),
         masked_ms=whole(mean("dense_us"), mean("dense_backward_us")),
         sparse_ms=whole(mean("predicted_us"), mean("predicted_backward_us")),
         rest_ms=(rest, _PASSES * rest),

@@ -34,7 +34,7 @@ SIZES = "--hidden-size 64 --layers 2 --heads 4"
 def made(plain: float = 30.0, sparse: float = 10.0, rest: float = 70.0) -> Estimate:
     return Estimate(
         shape=BERT, length=512, batch=1, dtype="float32", target="cpu", threads=2, density=0.1,
-        executed_fraction=0.2, plain_ms=(plain, 3 * plain), masked_ms=(plain, 3 * plain),
+        executed_fraction=0.2, dense_ms=(plain, 3 * plain), masked_ms=(plain, 3 * plain),
         sparse_ms=(sparse, 3 * sparse), rest_ms=(rest, 3 * rest), source="", cost_source="",
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_the_parts_add_up_from_the_plan_and_the_rates() -> None:
     assert found.masked_ms[0] == pytest.approx(2 * report.dense_us * 24 * 12 / 1e3)
     assert found.rest_ms[0] == pytest.approx(2 * 512 * 12 * BERT.linear_flops / 1e12 * 1e3)
     assert found.executed_fraction == report.executed_fraction
-    assert found.plain_ms[0] <= found.masked_ms[0]
+    assert found.dense_ms[0] <= found.masked_ms[0]
     assert found.best_speedup() >= found.speedup()
 
 
@@ -126,7 +126,7 @@ def test_training_is_the_forward_and_the_backward_pass() -> None:
     assert found.sparse_ms[1] == pytest.approx(whole * step)
     step = report.dense_us + report.dense_backward_us
     assert found.masked_ms[1] == pytest.approx(whole * step)
-    assert found.plain_ms == pytest.approx((whole * plain[0], whole * sum(plain)))
+    assert found.dense_ms == pytest.approx((whole * plain[0], whole * sum(plain)))
     assert found.rest_ms[1] == pytest.approx(3 * found.rest_ms[0])  # of a matrix: two more
     assert (found.length, found.batch, found.dtype, found.threads) == (512, 2, "float32", 1)
     assert found.density == mask.density and found.source == "made up"
