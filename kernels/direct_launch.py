@@ -26,7 +26,7 @@ q [1, 4, 512, 64] in bf16, in microseconds a call:
 
 What it costs: this file; and that it knows from Triton's source what a compiled form depends on,
 and how one is started (`CompiledKernel.__getitem__`), which a new Triton may change.
-tests/kernels/test_kernels_launch.py holds both settings to the same launches.
+tests/kernels/test_launch.py holds both settings to the same launches.
 """
 
 

@@ -15,7 +15,7 @@ from sparsebert.testing import expected_attention
 
 pytest.importorskip("triton")
 from tests.kernels.kernel_cases import RESULTS, run
-from tests.kernels.test_kernels_attention import CASES, LARGE
+from tests.kernels.test_attention import CASES, LARGE
 
 pytestmark = pytest.mark.gpu
 
