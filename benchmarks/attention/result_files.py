@@ -54,7 +54,6 @@ PROVENANCE = (
 COLUMNS = (*KEY, *MEASURED, *PROVENANCE)
 FAILED = "FAILED:"  # begins the note of a case that has no rows; it is tried again
 BEST_DENSE = "best dense"  # the fastest of the routes without a mask
-_SAME_RUN = tuple(name for name in PROVENANCE if name != "date")
 
 
 def key_of(row: Row) -> tuple[str, ...]:
@@ -72,9 +71,9 @@ def read(path: Path) -> list[Row]:
     return row_file(path).read()
 
 
-def row_file(path: Path) -> RowFile:
-    """A CSV file of these results."""
-    return RowFile(path, COLUMNS, made_by="python -m benchmarks run")
+def row_file(path: Path, origin: Row | None = None) -> RowFile:
+    """A CSV file of these results; `origin` is that of the run that writes it."""
+    return RowFile(path, COLUMNS, origin=origin, made_by="python -m benchmarks run")
 
 
 def with_best_dense(rows: Sequence[Row]) -> list[Row]:
@@ -112,32 +111,27 @@ class Store:
         """This run's rows of some cases."""
         keys = {case.key for case in cases}
         groups = dict.fromkeys(case.group for case in cases)
-        return [row for group in groups for row in self._kept(group) if key_of(row) in keys]
+        return [
+            row
+            for group in groups
+            for row in self._file(group).of_this_run()
+            if key_of(row) in keys
+        ]
 
     def add(self, case: Case, rows: Iterable[dict[str, object]]) -> None:
         """Write the rows of one case; the first of a group drop those of other runs."""
-        file = row_file(self._path(case.group))
+        file = self._file(case.group)
         fields = dict(zip(KEY, case.key, strict=True))
-        lines = [{**fields, **row, **self.origin} for row in rows]
+        lines = [{**fields, **row} for row in rows]
         if case.group in self._opened:
             file.append(lines)
             return
         self._opened.add(case.group)
-        kept = [row for row in self._kept(case.group) if not (self._fresh or _failed(row))]
+        kept = [] if self._fresh else [row for row in file.of_this_run() if not _failed(row)]
         file.write([*kept, *lines])
 
-    def _path(self, group: str) -> Path:
-        return self.folder / f"{group}.csv"
-
-    def _kept(self, group: str) -> list[Row]:
-        path = self._path(group)
-        if not path.exists():
-            return []
-        try:
-            rows = read(path)
-        except ValueError:  # of an older version
-            return []
-        return [row for row in rows if all(row[name] == self.origin[name] for name in _SAME_RUN)]
+    def _file(self, group: str) -> RowFile:
+        return row_file(self.folder / f"{group}.csv", self.origin)
 
 
 def _failed(row: Row) -> bool:

@@ -143,8 +143,7 @@ def row(name: str, mask: AttentionMask, timing: bool) -> dict[str, object]:
 
 def write(rows: list[dict[str, object]], where: dict[str, str]) -> None:
     """The table as CSV, with provenance in each row, and as Markdown."""
-    table = RowFile(RESULTS / "compile_table.csv", (*COLUMNS, *where))
-    table.write([{**line, **where} for line in rows])
+    RowFile(RESULTS / "compile_table.csv", COLUMNS, origin=where).write(rows)
     text = ["# Masks after compiling", "", "Made by `python -m benchmarks.cost.compile_table`."]
     text += [
         ", ".join(f"{name} {value}" for name, value in where.items()) + ".",

@@ -51,5 +51,4 @@ def least(call: Callable[[], object]) -> float:
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     """Rows with provenance."""
-    where = origin()
-    RowFile(path, [*rows[0], *where]).write([{**row, **where} for row in rows])
+    RowFile(path, rows[0], origin=origin()).write(rows)

@@ -92,7 +92,7 @@ def _measure(
     chosen: argparse.Namespace, cases: list[tuple[models.Family, int]], device: torch.device
 ) -> None:
     """Time the cases, and write their rows in the place of older ones."""
-    file = row_file(chosen.out, device.type)
+    file = row_file(chosen.out, device.type, origin(device.type))
     measured = {(family.name, str(length)) for family, length in cases}
     rows: list[dict[str, Any]] = [
         dict(row)
@@ -103,7 +103,7 @@ def _measure(
         layers = chosen.layers or (family.cpu_layers if device.type == "cpu" else family.layers)
         tokens = chosen.tokens or (512 if device.type == "cpu" else 16384)
         case = ModelCase(family, layers, length, max(1, tokens // length), device, chosen.quick)
-        rows += [{**row, **origin()} for row in case.measure()]
+        rows += case.measure()
         file.write(rows)  # after each case: an interrupted run keeps what it has
     print(f"written: {file.path}")
 

@@ -45,11 +45,11 @@ Peak memory is what torch allocates beyond the model and its inputs.
 """
 
 
-def row_file(folder: Path, device: str) -> RowFile:
-    """The rows of one device."""
-    columns = (*COLUMNS, *origin.COLUMNS)
+def row_file(folder: Path, device: str, where: dict[str, str] | None = None) -> RowFile:
+    """The rows of one device; `where` is the origin of the run that writes them."""
     path = folder / f"end_to_end_{device}.csv"
-    return RowFile(path, columns, made_by="python -m benchmarks.end_to_end")
+    columns = (*COLUMNS, *origin.COLUMNS)
+    return RowFile(path, columns, origin=where, made_by="python -m benchmarks.end_to_end")
 
 
 def write_report(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Rows of results in a file, on disk as soon as they are there.
+"""Rows of results in a file, on disk as soon as they are there, each with where it comes from.
 
 A run that is cut short loses nothing: what it wrote is read again, but for half a row at the end.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,21 @@ class RowFile:
 
     Args:
         path: of the file; its folder is made when rows are written.
-        columns: of the CSV; a row without one of them is empty there.
+        columns: of the CSV, before those of the origin; a row without one is empty there.
+        origin: what this run adds to each row that does not say so itself; see `origin.origin`.
         made_by: the command that writes such files, for errors.
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[str] | None = None, *, made_by: str = ""
+        self,
+        path: Path,
+        columns: Iterable[str] | None = None,
+        *,
+        origin: Mapping[str, str] | None = None,
+        made_by: str = "",
     ) -> None:
-        self.path, self.columns, self.made_by = path, columns, made_by
+        self.path, self.origin, self.made_by = path, dict(origin or {}), made_by
+        self.columns = None if columns is None else list(dict.fromkeys([*columns, *self.origin]))
 
     def read(self) -> list[Row]:
         """All rows; the values of a CSV are text.
@@ -48,6 +55,17 @@ class RowFile:
             )
         return [row for row in reader if None not in row.values()]
 
+    def of_this_run(self) -> list[Row]:
+        """The rows of this origin, of whatever day; none of a file that is not there or of another
+        kind.
+        """
+        try:
+            rows = self.read()
+        except (FileNotFoundError, ValueError):
+            return []
+        same = [name for name in self.origin if name != "date"]
+        return [row for row in rows if all(row.get(n) == self.origin[n] for n in same)]
+
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Add rows, and the header of a CSV if they are the first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +83,7 @@ class RowFile:
         write_atomically("benchmarks", self.path, self._text(rows, header=True).encode())
 
     def _text(self, rows: Iterable[Mapping[str, object]], *, header: bool) -> str:
+        rows = [{**self.origin, **row} for row in rows]
         if self.columns is None:
             return "".join(json.dumps(row) + "\n" for row in rows)
         text = io.StringIO()

@@ -54,7 +54,6 @@ SANITIZER_SECONDS = 60.0
 _FINDINGS = (
     99  # the sanitizer's exit status for errors that it found; its own failures have others
 )
-_ORIGIN = ("processor", "torch", "triton", "commit", "tree")
 
 
 class Record:
@@ -66,16 +65,9 @@ class Record:
     """
 
     def __init__(self, path: pathlib.Path, origin: Row) -> None:
-        self.file, self.origin = RowFile(path), origin
+        self.file = RowFile(path, origin=origin)
         self.rows: list[Row] = []
-        self.earlier = [row for row in self._read() if self._is_ours(row)]
-
-    def _read(self) -> list[Row]:
-        return self.file.read() if self.file.path.exists() else []
-
-    def _is_ours(self, row: Row) -> bool:
-        same = all(row.get(name) == self.origin.get(name) for name in _ORIGIN)
-        return same and row["tree"] == "clean"
+        self.earlier = self.file.of_this_run() if origin["tree"] == "clean" else []
 
     def known(self) -> dict[tuple[Any, ...], Row]:
         """Cases that an earlier run with this file found right."""
@@ -89,7 +81,7 @@ class Record:
         """Keep and print a row; `again` writes it to the file."""
         self.rows.append(row)
         if again:
-            self.file.append([row | self.origin])
+            self.file.append([row])
             print(_line(row), flush=True)
 
 

@@ -231,13 +231,13 @@ def main() -> int:
         print("tune_kernels: no CUDA or ROCm device; --list shows what would be tried")
         return 2
     end = time.monotonic() + 60 * options.minutes
-    file = RowFile(out_folder() / "tune_kernels.jsonl")
     where = {**origin(), "triton": triton.__version__}
+    file = RowFile(out_folder() / "tune_kernels.jsonl", origin=where)
     count, found = 0, {}
     for case in todo:
         tried = search(case, on_gpu, lambda: time.monotonic() < end)
         rows = tried or [{"case": str(case.key), "why": "not tried: out of time"}]
-        file.append([{**row, **where} for row in rows])
+        file.append(rows)
         count += len(rows)
         best = winner(tried)
         print(f"{case.key}: {len(tried)} tried, {best or 'nothing better'}", flush=True)

@@ -48,6 +48,23 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         RowFile(tmp_path / "rows.csv", COLUMNS, made_by="make bench").read()
 
 
+def test_only_rows_of_the_same_origin_are_of_this_run(tmp_path: Path) -> None:
+    def of(columns: tuple[str, ...] | None, **origin: str) -> RowFile:
+        return RowFile(tmp_path / "rows", columns, origin={"date": "1", **origin})
+
+    for columns in (COLUMNS, None):
+        assert of(columns, commit="a").of_this_run() == []
+        of(columns, commit="a").append(ROWS[:1])
+        of(columns, commit="b").append(ROWS[1:])
+        (found,) = of(columns, commit="a", date="2").of_this_run()
+        assert found == {**ROWS[0], "commit": "a", "date": "1"}
+        of(columns, commit="c").write(of(columns, commit="a").read())  # keeps what rows say
+        assert [row["commit"] for row in of(columns).read()] == ["a", "b"]
+        (tmp_path / "rows").write_text("a,b\n")
+        assert of(columns, commit="a").of_this_run() == []
+        (tmp_path / "rows").unlink()
+
+
 def test_every_row_says_where_it_comes_from() -> None:
     assert tuple(origin.origin()) == origin.COLUMNS
     assert origin.RESULTS.is_dir()

@@ -24,7 +24,7 @@ ORIGIN = {"processor": "A", "torch": "1", "triton": "2", "commit": "c", "tree": 
 
 SMOKE = """
 import runpy, sys
-for name in ("safetensors", "transformers", "tqdm", "matplotlib", "pytest"):
+for name in ("safetensors", "transformers", "tqdm", "matplotlib", "pandas", "pytest"):
     sys.modules[name] = None  # as if not installed
 sys.argv = ["gpu_check", "--smoke"]
 runpy.run_module("benchmarks.kernels.gpu_check", run_name="__main__")
