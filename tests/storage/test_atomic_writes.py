@@ -147,3 +147,11 @@ def test_a_writer_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "_PATIENCE", 0.05)
     with files.only_writer(tmp_path), files.only_writer(tmp_path):
         pass
+
+
+def test_a_writer_does_not_wait_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.time, "sleep", lambda _: pytest.fail("nobody else writes"))
+    with files.only_writer(tmp_path):
+        pass
