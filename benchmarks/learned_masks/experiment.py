@@ -25,7 +25,8 @@ from benchmarks.learned_masks.protocol import (
 from sparsebert.dam.importance import GROUPS, group_importance
 from sparsebert.learn.data import train_tokenizer
 from sparsebert.learn.phases import Phases
-from sparsebert.learn.settings import Settings, claim
+from sparsebert.learn.run_folder import claim
+from sparsebert.learn.settings import Settings
 from sparsebert.learn.sources import python_text
 from sparsebert.learn.training import quieten_transformers
 

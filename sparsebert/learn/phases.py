@@ -36,7 +36,8 @@ from sparsebert.integrations.huggingface.discovery import find_self_attention
 from sparsebert.integrations.huggingface.trainer import DAMTrainer
 from sparsebert.learn import training
 from sparsebert.learn.data import MaskedBlocks, MaskedText, prepare, train_tokenizer
-from sparsebert.learn.settings import Settings, write_json
+from sparsebert.learn.run_folder import write_json
+from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
 from sparsebert.storage import write_atomically
 

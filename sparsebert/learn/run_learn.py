@@ -11,7 +11,8 @@ from sparsebert.learn.comparison import comparison
 from sparsebert.learn.handmade import pattern_at_sparsity
 from sparsebert.learn.learn_report import Facts, write_report
 from sparsebert.learn.phases import DENSE, LEARNED, MASK, Phases, history_rows
-from sparsebert.learn.settings import Settings, claim
+from sparsebert.learn.run_folder import claim
+from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
 from sparsebert.reporting.provenance import in_words, provenance
 from sparsebert.reporting.tables import write_csv

@@ -1,16 +1,10 @@
-"""The options of ``sparsebert learn``, and the check that a folder belongs to them."""
+"""The options of ``sparsebert learn``; imported before torch is, for their help."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
-from sparsebert.storage import write_atomically
-
-FILE = "settings.json"
 HAND_MADE = ("longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random")
 FRESH = ("layers", "hidden_size", "heads", "vocab_size")
 """Settings of the fresh BERT: what a model folder brings along."""
@@ -64,40 +58,3 @@ class Settings:
         if self.model:
             return None
         return 2.0 * self.batch_size * self.seq_len * self.hidden_size**2
-
-
-def claim(folder: Path, settings: Settings, text: str) -> None:
-    """Note the settings in the folder, or check that they are those noted there.
-
-    Raises:
-        ValueError: the folder holds a run with other settings or another text.
-    """
-    note = dataclasses.asdict(settings)
-    note["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    note = json.loads(json.dumps(note))  # tuples become lists, as in the file
-    path = folder / FILE
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, note)
-        return
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        noted = None
-    if not isinstance(noted, dict):
-        raise ValueError(f"learn: {path} is not what learn wrote there; delete {folder} or use -o")
-    other = [
-        f"{name.replace('_', '-')} {noted.get(name)}, now {value}"
-        for name, value in note.items()
-        if noted.get(name) != value
-    ]
-    if other:
-        raise ValueError(
-            f"learn: {folder} holds a run with other settings ({'; '.join(other)}); repeat them "
-            "to go on with it, choose another folder with -o, or delete this one"
-        )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader never sees half of it."""
-    write_atomically("learn", path, (json.dumps(value, indent=1) + "\n").encode())

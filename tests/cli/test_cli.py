@@ -344,3 +344,14 @@ def test_every_command_sets_what_it_runs() -> None:
     parser = cli.build_parser()
     chosen = parser.parse_args(["patterns"])
     assert isinstance(chosen, argparse.Namespace) and callable(chosen.run)
+
+
+def test_help_waits_for_no_library() -> None:
+    code = (
+        "import sys; from sparsebert.cli import build_parser; build_parser(); "
+        "print(*{'torch', 'numpy', 'transformers', 'matplotlib', 'tqdm'} & set(sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "\n"
