@@ -18,7 +18,6 @@ from .primitives import (
     dot,
     head_ptr,
     is_real,
-    key_mask_row,
     load_rows,
     mask_by_words,
 )
@@ -173,9 +172,9 @@ def dkdv_kernel(
         stride_qn=stride_qn,
         stride_gn=stride_gn,
     )
-    key_mask_ptr = key_mask_row(key_mask_ptr, item.batch, stride_mb, CONST)
     visible = rows >= 0
     if HAS_KEY_MASK:
+        key_mask_ptr += item.batch * stride_mb
         visible = is_real(key_mask_ptr, rows, rows >= 0)
     keys = _KeyRows(
         k=load_rows(k_ptr, rows, stride_kn, visible, CONST),

@@ -19,7 +19,6 @@ from .primitives import (
     dot,
     gather_keys,
     head_ptr,
-    key_mask_row,
     load_rows,
     mask_by_words,
 )
@@ -155,7 +154,8 @@ def dq_kernel(
         do=load_rows(grad_o_ptr, rows, stride_gn, rows >= 0, CONST),
         rows=rows,
     )
-    key_mask_ptr = key_mask_row(key_mask_ptr, item.batch, stride_mb, CONST)
+    if HAS_KEY_MASK:
+        key_mask_ptr += item.batch * stride_mb
     full, width, substitute = columns_with_real_keys(item, key_mask_ptr, CONST)
     keys = Keys(
         k_ptr=k_ptr,

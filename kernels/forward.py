@@ -17,7 +17,6 @@ from .primitives import (
     dot,
     gather_keys,
     head_ptr,
-    key_mask_row,
     load_rows,
     mask_by_words,
 )
@@ -138,7 +137,8 @@ def forward_kernel(
     k_ptr = head_ptr(k_ptr, item.batch, item.kv_head, stride_kb, stride_kh, ALIGN)
     v_ptr = head_ptr(v_ptr, item.batch, item.kv_head, stride_vb, stride_vh, ALIGN)
     q = load_rows(q_ptr, rows, stride_qn, rows >= 0, CONST)
-    key_mask_ptr = key_mask_row(key_mask_ptr, item.batch, stride_mb, CONST)
+    if HAS_KEY_MASK:
+        key_mask_ptr += item.batch * stride_mb
     full, width, substitute = columns_with_real_keys(item, key_mask_ptr, CONST)
     keys = Keys(
         k_ptr=k_ptr,

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 # Values that travel together are named tuples, which Triton takes apart. They are made by keyword:
-# Triton's cache knows a kernel by its functions' text and not by a tuple's order of fields.
+# Triton's cache knows a kernel by its functions' text and not by a tuple's order of fields. A field
+# may be None (a pointer that is not used), but in Triton 3.6 no function returns None.
 
 
 class Constants(NamedTuple):
@@ -146,14 +147,6 @@ def gather_keys(keys, cols_ptr, CONST: tl.constexpr):
     k = load_rows(keys.k_ptr, cols, keys.stride_kn, None, CONST)
     v = load_rows(keys.v_ptr, cols, keys.stride_vn, None, CONST)
     return cols, visible, k, v
-
-
-@triton.jit
-def key_mask_row(key_mask_ptr, batch, stride_mb, CONST: tl.constexpr):
-    """Where a batch's key mask begins; None if there is none."""
-    if CONST.HAS_KEY_MASK:
-        key_mask_ptr += batch * stride_mb
-    return key_mask_ptr
 
 
 @triton.jit
