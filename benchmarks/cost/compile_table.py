@@ -2,6 +2,7 @@
 
     python -m benchmarks.cost.compile_table                  # N = 128 ... 8192, about ten minutes
     python -m benchmarks.cost.compile_table --lengths 128 512 --no-timing
+    python -m benchmarks.cost.compile_table --report         # the page again, of the same rows
 
 For every mask: density; share of the scores in 128 x 128 and 64 x 64 blocks that are not empty
 (what block-sparse attention computes); rows in order, 64 a tile, columns gathered (one pass); the
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,8 +28,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import sparsebert
 from benchmarks.cost.timed_calls import HEADS
+from benchmarks.harness import origin
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
-from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler import bitmatrix
@@ -141,34 +143,48 @@ def row(name: str, mask: AttentionMask, timing: bool) -> dict[str, object]:
     return found
 
 
-def write(rows: list[dict[str, object]], where: dict[str, str]) -> None:
-    """The table as CSV, with provenance in each row, and as Markdown."""
-    RowFile(RESULTS / "compile_table.csv", COLUMNS, origin=where).write(rows)
-    text = ["# Masks after compiling", "", "Made by `python -m benchmarks.cost.compile_table`."]
-    text += [
-        ", ".join(f"{name} {value}" for name, value in where.items()) + ".",
+def row_file(folder: Path, where: dict[str, str] | None = None) -> RowFile:
+    """The rows of the table; `where` is the origin of the run that writes them."""
+    path = folder / "compile_table.csv"
+    return RowFile(path, COLUMNS, origin=where, made_by="python -m benchmarks.cost.compile_table")
+
+
+def write_page(folder: Path) -> Path:
+    """Make compile_table.md of the folder's compile_table.csv; returns its path."""
+    rows = row_file(folder).read()
+    text = [
+        "# Masks after compiling",
         "",
-        *__doc__.split("\n\n")[2].splitlines(),
+        "Made by `python -m benchmarks.cost.compile_table`.",
+        ", ".join(f"{name} {rows[0][name]}" for name in origin.COLUMNS) + ".",
         "",
+        *(__doc__ or "").split("\n\n")[2].splitlines(),
+        "",
+        "| " + " | ".join(COLUMNS.values()) + " |",
+        "|---" * len(COLUMNS) + "|",
+        *("| " + " | ".join(row[name] for name in COLUMNS) + " |" for row in rows),
     ]
-    text += ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
-    text += ["| " + " | ".join(map(str, line.values())) + " |" for line in rows]
-    (RESULTS / "compile_table.md").write_text("\n".join(text) + "\n")
+    path = folder / "compile_table.md"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
 
 
 def main() -> None:
-    """Measure all rows and write them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure all rows and write them; or only the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--no-timing", action="store_true", help="leave the measured times out")
+    parser.add_argument("--report", action="store_true", help="only make the page of the rows")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for length in arguments.lengths:
-        for name, mask in masks(length):
-            rows.append(row(name, mask, not arguments.no_timing))
-            print(*rows[-1].values(), sep=" | ", flush=True)
-    write(rows, origin())
+    if not arguments.report:
+        torch.set_num_threads(1)
+        rows = []
+        for length in arguments.lengths:
+            for name, mask in masks(length):
+                rows.append(row(name, mask, not arguments.no_timing))
+                print(*rows[-1].values(), sep=" | ", flush=True)
+        row_file(origin.RESULTS, origin.origin("cpu")).write(rows)
+    print(write_page(origin.RESULTS))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.learned_masks.protocol import DAMS, DENSE, IMPORTANCE, START, row_file
 from sparsebert.dam.importance import GROUPS
 from sparsebert.reporting.figures import new_figure, save_figure, without_frame
 
-Rows = Sequence[Mapping[str, str]]
-
 
 def write_report(folder: Path) -> Path:
     """Make learned_masks.md and its plots of the folder's learned_masks.csv; returns its path."""
-    rows = row_file(folder / "learned_masks.csv").read()
+    rows = pd.DataFrame(row_file(folder / "learned_masks.csv").read())
     draw_importance(rows, folder / "learned_masks_importance.png")
     draw_losses(rows, folder / "learned_masks_loss.png")
     path = folder / "learned_masks.md"
@@ -23,10 +23,9 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _page(rows: Rows) -> list[str]:
-    one = rows[0]
-    seeds = {row["seed"] for row in rows}
-    start = [float(row["loss"]) for row in rows if row["contender"] == START]
+def _page(rows: pd.DataFrame) -> list[str]:
+    one = rows.iloc[0]
+    start = rows[rows["contender"] == START]["loss"].astype(float)
     return [
         "# Learned and hand-made masks at equal sparsity",
         "",
@@ -34,8 +33,9 @@ def _page(rows: Rows) -> list[str]:
         "lines of the script say what is compared. A small experiment on a CPU, not the paper's",
         "BERT-base.",
         "",
-        f"{len(seeds)} seeds; ModernBERT with {one['layers']} layers, {one['heads']} heads, width "
-        f"{one['hidden']}, N = {one['seq_len']}, batch {one['batch']}, vocabulary {one['vocab']}; "
+        f"{rows['seed'].nunique()} seeds; ModernBERT with {one['layers']} layers, "
+        f"{one['heads']} heads, width {one['hidden']}, N = {one['seq_len']}, "
+        f"batch {one['batch']}, vocabulary {one['vocab']}; "
         f"{one['dense_steps']} steps with dense attention (loss then {mean_and_spread(start)}), "
         f"{one['search_steps']} steps of search, {one['fixed_steps']} with the mask fixed. Means "
         "and standard deviations over seeds; losses in nats a token. "
@@ -58,111 +58,80 @@ def _page(rows: Rows) -> list[str]:
     ]
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(values: Iterable[float]) -> str:
     """Mean and standard deviation over seeds."""
+    values = list(values)
     if len(values) < 2:
         return f"{values[0]:.4f}"
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def _of_seeds_with_dense(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
-    """The rows of each contender that ended with a loss, of seeds that have one without a mask."""
-    seeds = {row["seed"] for row in rows if row["contender"] == DENSE}
-    found: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        if row["contender"] not in (START, IMPORTANCE) and row["seed"] in seeds:
-            found.setdefault(row["contender"], []).append(row)
-    return found
+def losses(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that ended with a loss, and how much `more` it is than the same seed's without a mask."""
+    dense = rows[rows["contender"] == DENSE].set_index("seed")["loss"].astype(float)
+    ended = ~rows["contender"].isin((START, IMPORTANCE)) & rows["seed"].isin(dense.index)
+    kept = rows[ended].astype(dict.fromkeys(("loss", "sparsity", "executed"), float))
+    return kept.assign(more=kept["loss"] - kept["seed"].map(dense))
 
 
-def more_than_dense(rows: Rows) -> dict[str, list[float]]:
-    """The loss of each contender above that of dense attention, seed by seed."""
-    contenders = _of_seeds_with_dense(rows)
-    dense = {row["seed"]: float(row["loss"]) for row in contenders.get(DENSE, ())}
-    return {
-        name: [float(row["loss"]) - dense[row["seed"]] for row in mine]
-        for name, mine in contenders.items()
-    }
-
-
-def loss_table(rows: Rows) -> list[str]:
+def loss_table(rows: pd.DataFrame) -> list[str]:
     """A line for each contender, by loss; differences are from dense, seed by seed."""
-    contenders = _of_seeds_with_dense(rows)
-
-    def mean(name: str, column: str) -> float:
-        return statistics.fmean(float(row[column]) for row in contenders[name])
-
-    more = more_than_dense(rows)
-
-    lines = [
+    by_name = losses(rows).groupby("contender")
+    order = by_name["loss"].mean().sort_values().index
+    cells = by_name.agg(
+        {"sparsity": "mean", "executed": "mean", "loss": mean_and_spread, "more": mean_and_spread}
+    )
+    return [
         "| mask | sparsity | executed | validation loss | more than dense |",
         "|---|---|---|---|---|",
+        *(
+            f"| {name} | {sparsity:.3f} | {executed:.3f} | {loss} | {more} |"
+            for name, sparsity, executed, loss, more in cells.loc[order].itertuples()
+        ),
     ]
-    for name in sorted(contenders, key=lambda name: mean(name, "loss")):
-        losses = [float(row["loss"]) for row in contenders[name]]
-        lines.append(
-            f"| {name} | {mean(name, 'sparsity'):.3f} | {mean(name, 'executed'):.3f} | "
-            f"{mean_and_spread(losses)} | {mean_and_spread(more[name])} |"
-        )
-    return lines
 
 
-def search_table(rows: Rows) -> list[str]:
+def search_table(rows: pd.DataFrame) -> list[str]:
     """The losses of the search itself; and what kinds of positions were kept."""
-    lines = [
-        "| search | soft mask | hard mask | one budget | "
-        + " | ".join(f"kept {group}" for group in GROUPS)
-        + " |",
-        "|---|---|---|---|" + "---|" * len(GROUPS),
+    columns = ["soft_loss", "hard_loss", "budget_loss", *(f"kept_{group}" for group in GROUPS)]
+    mine = rows[rows["contender"].isin(DAMS)].astype(dict.fromkeys(columns, float))
+    cells = mine.groupby("contender")[columns].agg(mean_and_spread)
+    header = ["search", "soft mask", "hard mask", "one budget", *(f"kept {g}" for g in GROUPS)]
+    return [
+        f"| {' | '.join(header)} |",
+        "|---" * len(header) + "|",
+        *(f"| {name} | {' | '.join(cells.loc[name])} |" for name in DAMS if name in cells.index),
     ]
-    for name in DAMS:
-        mine = [row for row in rows if row["contender"] == name]
-        if mine:
-            cells = [
-                mean_and_spread([float(row[c]) for row in mine])
-                for c in (
-                    "soft_loss",
-                    "hard_loss",
-                    "budget_loss",
-                    *(f"kept_{group}" for group in GROUPS),
-                )
-            ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
 
 
-def draw_importance(rows: Rows, path: Path) -> None:
+def draw_importance(rows: pd.DataFrame, path: Path) -> None:
     """The four groups over the steps of the soft-mask run; thin lines are seeds."""
     figure = new_figure(6.0, 3.8)
     axis = figure.subplots()
-    mine = [row for row in rows if row["contender"] == IMPORTANCE]
-    seeds = sorted({row["seed"] for row in mine})
+    mine = rows[rows["contender"] == IMPORTANCE].astype({"step": int})
     for number, group in enumerate(GROUPS):
-        curves = [[float(r[group]) for r in mine if r["seed"] == seed] for seed in seeds]
-        steps = [int(row["step"]) for row in mine if row["seed"] == seeds[0]]
-        for curve in curves:
-            axis.plot(steps, curve, color=f"C{number}", linewidth=0.6, alpha=0.6)
-        mean = [statistics.fmean(point) for point in zip(*curves, strict=True)]
-        axis.plot(steps, mean, color=f"C{number}", linewidth=2.0, label=group)
+        curves = mine.pivot(index="step", columns="seed", values=group).astype(float)
+        axis.plot(curves, color=f"C{number}", linewidth=0.6, alpha=0.6)
+        axis.plot(curves.mean(axis=1), color=f"C{number}", linewidth=2.0, label=group)
     axis.set_ylabel("mean of P = sigmoid(alpha)", fontsize=9)
-    axis.set_title(f"Importance of positions, {len(seeds)} seeds")
+    axis.set_title(f"Importance of positions, {mine['seed'].nunique()} seeds")
     axis.legend(frameon=False)
     without_frame(axis, "training step")
     save_figure(figure, path)
 
 
-def draw_losses(rows: Rows, path: Path) -> None:
+def draw_losses(rows: pd.DataFrame, path: Path) -> None:
     """Validation loss beyond dense of every contender, one dot a seed."""
-    more = more_than_dense(rows)
-    del more[DENSE]
-    names = sorted(more, key=lambda name: -statistics.fmean(more[name]))
+    by_name = losses(rows).query("contender != @DENSE").groupby("contender")
+    names = by_name["more"].mean().sort_values(ascending=False)
     figure = new_figure(7.0, 4.6)
     axis = figure.subplots()
-    for place, name in enumerate(names):
+    for place, (name, mean) in enumerate(names.items()):
+        more = by_name.get_group(name)["more"]
         color = "C0" if name in DAMS else "C7" if name.startswith(DENSE) else "C1"
-        axis.barh(place, statistics.fmean(more[name]), color=color, alpha=0.55)
-        axis.plot(more[name], [place] * len(more[name]), "o", color=color, markersize=4)
-    axis.set_yticks(range(len(names)), names)
+        axis.barh(place, mean, color=color, alpha=0.55)
+        axis.plot(more, [place] * len(more), "o", color=color, markersize=4)
+    axis.set_yticks(range(len(names)), names.index)
     axis.axvline(0.0, color="black", linewidth=0.8)
     axis.set_title("Learned (blue) and hand-made (orange) masks at equal sparsity")
     without_frame(axis, "validation loss above dense attention (nats a token; dots: seeds)")

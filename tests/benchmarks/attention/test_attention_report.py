@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.attention import (
     rivals,
 )
 from benchmarks.attention.cases import FORWARD, Case, select
+from benchmarks.harness.origin import RESULTS
 
 
 def row(contender: str, ms: float, ours: float, **changed: str) -> result_files.Row:
@@ -189,6 +191,16 @@ def test_the_readme_is_brought_up_to_date(tmp_path: Path) -> None:
     readme_file.write_text("no marks")
     with pytest.raises(ValueError, match=r"README\.md: must hold"):
         readme_section.update(readme_file, folder)
+
+
+def test_the_committed_report_and_readme_are_made_of_the_committed_rows(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS / "attention_cpu", tmp_path / "attention_cpu")
+    page = attention_report.write(tmp_path)
+    assert page.read_bytes() == (RESULTS / "attention.md").read_bytes()
+    readme_file = tmp_path / "README.md"
+    shutil.copy(readme_section.README, readme_file)
+    readme_section.update(readme_file, tmp_path / "attention_cpu")
+    assert readme_file.read_bytes() == readme_section.README.read_bytes()
 
 
 def test_the_repository_readme_has_its_marks() -> None:

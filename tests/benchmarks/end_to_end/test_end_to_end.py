@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.end_to_end import end_to_end_report
 from benchmarks.end_to_end import model_families as models
 from benchmarks.end_to_end.end_to_end_report import COLUMNS, write_report
 from benchmarks.harness.memory import peak_bytes
+from benchmarks.harness.origin import RESULTS
 
 TINY = {
     "vocab_size": models.VOCABULARY, "hidden_size": 32, "num_attention_heads": 2,
@@ -78,6 +80,11 @@ def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (low, high) == pytest.approx((1.4 / 2.6, 2.6 / 1.4))  # quantiles of 1, 2 and 3 ms
     write_report(tmp_path)  # from the CSV alone
     assert (tmp_path / "end_to_end.md").read_text() == before
+
+
+def test_the_committed_report_is_made_of_the_committed_rows(tmp_path: Path) -> None:
+    shutil.copy(RESULTS / "end_to_end_cpu.csv", tmp_path)
+    assert write_report(tmp_path).read_bytes() == (RESULTS / "end_to_end.md").read_bytes()
 
 
 def test_only_some_lengths_and_the_other_rows_are_kept(small: None, tmp_path: Path) -> None:
