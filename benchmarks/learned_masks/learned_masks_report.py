@@ -67,7 +67,7 @@ def mean_and_spread(values: Iterable[float]) -> str:
 
 
 def losses(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows that ended with a loss, and how much `more` it is than the same seed's without a mask."""
+    """Rows that ended with a loss, and how much `more` it is than that seed's without a mask."""
     dense = rows[rows["contender"] == DENSE].set_index("seed")["loss"].astype(float)
     ended = ~rows["contender"].isin((START, IMPORTANCE)) & rows["seed"].isin(dense.index)
     kept = rows[ended].astype(dict.fromkeys(("loss", "sparsity", "executed"), float))

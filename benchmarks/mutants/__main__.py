@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.mutants.areas import GROUPS, WARM, sources_of
 from benchmarks.mutants.faults import Fault
-from benchmarks.mutants.report import read_explained, stale, survivors, table
+from benchmarks.mutants.mutants_report import read_explained, stale, survivors, table
 from benchmarks.mutants.trials import Campaign, Trial, all_faults, sample
 
 ROOT = Path(__file__).resolve().parents[2]

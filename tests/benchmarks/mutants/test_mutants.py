@@ -15,7 +15,7 @@ import pytest
 from benchmarks.mutants import areas
 from benchmarks.mutants.areas import GROUPS, Group, sources_of
 from benchmarks.mutants.faults import faults_in
-from benchmarks.mutants.report import Explained, read_explained, stale, survivors, table
+from benchmarks.mutants.mutants_report import Explained, read_explained, stale, survivors, table
 from benchmarks.mutants.trials import Campaign, Trial, all_faults, sample
 from tests import ROOT
 
