@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 # Values that travel together are named tuples, which Triton takes apart. They are made by keyword:
-# Triton's cache knows a kernel by its functions' text and not by a tuple's order of fields. A field
-# may be None (a pointer that is not used), but in Triton 3.6 no function returns None.
+# Triton's cache knows a kernel by its functions' text and not by a tuple's order of fields. A
+# field may be None (a pointer that is not used), but no function may return None in Triton 3.6.
 
 
 class Constants(NamedTuple):
