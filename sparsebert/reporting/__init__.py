@@ -1,1 +1,1 @@
-"""Tables, plots, timing and pages: how results are measured and shown."""
+"""How results are timed and shown: spreads, tables, figures, pages, and where they come from."""

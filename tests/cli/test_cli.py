@@ -355,3 +355,15 @@ def test_help_waits_for_no_library() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout == "\n"
+
+
+@pytest.mark.parametrize("command", ["show", "explain"])
+def test_without_matplotlib_it_says_what_to_install(
+    command: str, star: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([command, star]) == 2
+    assert capsys.readouterr().err.endswith(
+        "sparsebert: error: pictures need matplotlib: pip install 'sparsebert[plot]'\n"
+    )
+    assert main([command, star, "--text"]) == 0
