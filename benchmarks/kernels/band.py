@@ -1,12 +1,15 @@
-"""A band mask as a kernel program of chosen tile heights, without the compiler's choices."""
+"""What the kernels are tried on: a band in tiles of chosen heights, in one of these dtypes."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from sparsebert.kernels.pack import pack_tiles
 from sparsebert.kernels.program import KernelProgram, pack_program
 from sparsebert.tiles.build import TileGroup, build_tile_set
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def band(length: int, half_width: int) -> np.ndarray:

@@ -41,9 +41,11 @@ import triton
 
 from benchmarks.harness.origin import RESULTS, ROOT, origin
 from benchmarks.harness.rows import RowFile
+from benchmarks.kernels.band import DTYPES
 from sparsebert.kernels import codegen
 from sparsebert.kernels.codegen import Specialisation
 from sparsebert.kernels.configs import shared_limit
+from sparsebert.tiles.format import HEIGHTS
 
 SURVEY = RESULTS / "kernels_survey.csv"
 SURVEY_ARCHS = ("sm90", "gfx942", "sm80", "sm100")
@@ -51,8 +53,6 @@ SURVEY_HEAD_DIMS = (64, 128, 256, 32)
 SURVEY_DTYPES = ("bf16", "fp32")
 NOT_COMPILED = "not compiled: out of time"
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_HEIGHTS = (16, 32, 64, 128)
 _SOURCES = (
     *("layout", "philox", "softmax", "primitives", "work_item"),
     *("forward", "delta", "dq", "dkdv", "merge"),
@@ -88,16 +88,16 @@ def selection(
     found = {}
     features = ((False, False), (True, False), (True, True))
     for head_dim, arch, dtype, kernel, given, height in itertools.product(
-        head_dims, archs, dtypes, _TILE_KERNELS, features, _HEIGHTS
+        head_dims, archs, dtypes, _TILE_KERNELS, features, HEIGHTS
     ):
-        spec = Specialisation(kernel, arch, height, head_dim, _DTYPES[dtype], *given)
+        spec = Specialisation(kernel, arch, height, head_dim, DTYPES[dtype], *given)
         found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
     return list(found.values())
 
 
 def heights_of(spec: Specialisation) -> list[int]:
     """The tile heights that are launched like this one."""
-    heights = [h for h in _HEIGHTS if dataclasses.replace(spec, height=h).launch == spec.launch]
+    heights = [h for h in HEIGHTS if dataclasses.replace(spec, height=h).launch == spec.launch]
     return heights if spec.kernel in _TILE_KERNELS else [spec.height]
 
 
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["sm90"], choices=list(codegen.TARGETS))
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
-    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(_DTYPES))
+    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))
     parser.add_argument("--representative", action="store_true", help="the few the tests check")
     parser.add_argument("--survey", action="store_true", help=f"all, into {SURVEY.name}")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of the survey")

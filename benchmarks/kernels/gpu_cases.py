@@ -16,6 +16,7 @@ import sparsebert as sb
 from benchmarks.attention import cases
 from benchmarks.harness import named_masks
 from benchmarks.harness.errors import in_words, is_fatal
+from benchmarks.harness.rows import Row
 from benchmarks.harness.workers import LostDevice
 from benchmarks.kernels.band import band, band_program
 from sparsebert import dropout
@@ -23,12 +24,12 @@ from sparsebert.kernels import attention as kernels
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
 from sparsebert.testing import expected_attention
+from sparsebert.tiles.format import HEIGHTS
 
 TIME, AREA = "by time", "by area"
 PLAIN, KEY_MASK, DROPOUT, GQA = "plain", "key mask", "dropout", "gqa"
 ALL = "key mask, dropout, gqa, LSE"
 FEATURES = (PLAIN, KEY_MASK, DROPOUT, GQA, ALL)
-HEIGHTS = (16, 32, 64, 128)
 BAND = "band"
 DTYPES = ("bfloat16", "float16", "float32")
 HEAD_DIMS = (64, 32, 128, 16, 8, 40, 72, 80, 96, 256)
@@ -39,7 +40,6 @@ QUICK_SHAPES = ((32, 512), (8, 2048))
 _LONGEST = 2048  # of what is compared in fp64; the benchmark itself checks what is longer
 _BATCH, _HEADS = 2, 4
 
-Row = dict[str, Any]
 Results = dict[str, torch.Tensor]
 
 

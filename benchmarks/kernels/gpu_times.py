@@ -14,13 +14,13 @@ from benchmarks.attention.inputs import call_of, compiled_plan, tensors_of
 from benchmarks.attention.rivals import CUDNN, EFFICIENT, FLASH, FLEX, OURS, RIVALS, SDPA_MASK
 from benchmarks.harness import gpu_timing
 from benchmarks.harness.errors import in_words
+from benchmarks.harness.rows import Row
 from benchmarks.kernels.gpu_cases import (
     PLAIN,
     QUICK_MASKS,
     QUICK_SHAPES,
     TIME,
     KernelCase,
-    Row,
     key_of,
 )
 

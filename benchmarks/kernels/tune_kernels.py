@@ -33,15 +33,14 @@ from benchmarks.harness import gpu_timing
 from benchmarks.harness.errors import in_words
 from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import RowFile
-from benchmarks.kernels.band import band, band_program
+from benchmarks.kernels.band import DTYPES, band, band_program
 from benchmarks.kernels.gpu_cases import check_case
 from sparsebert.kernels import attention, configs
 from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
+from sparsebert.tiles.format import HEIGHTS
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _KERNELS = ("forward", "dq", "dkdv")
-_HEIGHTS = (16, 32, 64, 128)
 WORTH = 1.03
 """A configuration replaces the shipped one if it is this many times faster."""
 
@@ -79,7 +78,7 @@ def cases(
 ) -> list[LaunchEntry]:
     """All combinations, those without dropout first."""
     return [
-        LaunchEntry(kernel, arch, height, head_dim, _DTYPES[dtype], has_dropout)
+        LaunchEntry(kernel, arch, height, head_dim, DTYPES[dtype], has_dropout)
         for has_dropout in (False, True)
         for dtype in dtypes
         for head_dim in head_dims
@@ -213,9 +212,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print what would be tried first")
     parser.add_argument("--arch", help="with --list: for which GPU (default: this one, or sm90)")
     parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=_KERNELS)
-    parser.add_argument("--height", nargs="+", type=int, default=list(_HEIGHTS), choices=_HEIGHTS)
+    parser.add_argument("--height", nargs="+", type=int, default=list(HEIGHTS), choices=HEIGHTS)
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
-    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(_DTYPES))
+    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
     has_gpu = torch.cuda.is_available()

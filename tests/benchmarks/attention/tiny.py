@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.attention import (
-    cases,
-    inputs,
-    roofs,
-)
+from benchmarks.attention import cases, inputs, roofs
 from benchmarks.attention.cases import BOTH, Case
 from benchmarks.attention.contender import Setup
 from benchmarks.attention.correctness import ResultCheck

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 from benchmarks.attention import cases as benchmark_cases
 from benchmarks.attention.rivals import EFFICIENT, OURS, SDPA_MASK
 from benchmarks.harness import workers
-from benchmarks.kernels import gpu_cases, gpu_check, gpu_times
+from benchmarks.kernels import gpu_cases, gpu_check, gpu_summary, gpu_times
 from benchmarks.kernels.gpu_cases import BAND, PLAIN, TIME, KernelCase
 from benchmarks.kernels.gpu_times import Timing
 from tests import ROOT
@@ -92,8 +92,8 @@ def test_a_red_case_stops_what_depends_on_it_and_nothing_else(tmp_path):
     rows = run(tmp_path, check, [STAR, STRIDED], TIMINGS)
     red = "not timed: red in star, N = 512, plan by time, plain"
     assert timed(rows) == [red, True, True]
-    summary = gpu_check.summary(rows)
-    assert "1 failed" in summary and "dq: 3 x its bound" in summary and red in summary
+    text = gpu_summary.summary(rows)
+    assert "1 failed" in text and "dq: 3 x its bound" in text and red in text
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_without_time_nothing_is_run_and_everything_says_so(tmp_path):
     )
     assert [row["why"] for row in rows[:5]] == ["out of time"] * 5
     assert timed(rows) == ["not timed: its plan was not checked"] * 2
-    assert "0 failed, 5 not run" in gpu_check.summary(rows)
+    assert "0 failed, 5 not run" in gpu_summary.summary(rows)
 
 
 def sanitizer(tmp_path, monkeypatch, script):
