@@ -24,6 +24,7 @@ PAGES = {
     "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     "docs/compiler.md": COMPILER,
     "docs/learning.md": LEARNING,
+    "benchmarks/README.md": (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"),
     "examples/README.md": (ROOT / "examples" / "README.md").read_text(encoding="utf-8"),
 }
 
