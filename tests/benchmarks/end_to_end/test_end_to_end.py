@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 import sparsebert as sb
 from benchmarks.end_to_end import __main__ as end_to_end
-from benchmarks.end_to_end import end_to_end_report
+from benchmarks.end_to_end import end_to_end_report, model_case
 from benchmarks.end_to_end import model_families as models
 from benchmarks.end_to_end.end_to_end_report import COLUMNS, write_report
 from benchmarks.harness.memory import peak_bytes
@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         scale = 1.0 if "HF Longformer" in calls else 0.25  # the attention calls alone
         return {name: [scale, 2.0 * scale, 3.0 * scale] for name in calls}
 
-    monkeypatch.setattr(end_to_end, "side_by_side", timed)
+    monkeypatch.setattr(model_case, "side_by_side", timed)
 
 
 def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
