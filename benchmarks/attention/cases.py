@@ -8,7 +8,10 @@ Cases come in groups, so that each group can be run by itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator
+from typing import TypeVar
 
 from benchmarks.harness import named_masks
 from sparsebert.masks import AttentionMask
@@ -31,6 +34,8 @@ OTHERS = (
 )
 NO_GAIN = ("dense", named_masks.NO_DIAGONAL, named_masks.RANDOM)
 """Masks that no kernel can make much faster; a plan should cost nothing there."""
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +120,10 @@ def select(device: str, tier: str = "full", groups: tuple[str, ...] = ()) -> tup
         if value not in known:
             raise ValueError(f"select: {name} must be one of {', '.join(known)}; got {value!r}")
     if tier == "quick":
-        found = tuple(_quick(device))
+        names = ("longformer", named_masks.NO_DIAGONAL)
+        found = tuple(_cases(device, "quick", (512, 1024), names))
     else:
-        found = tuple(case for group in _GROUPS.values() for case in group(device))
+        found = tuple(_all_cases(device))
     known_groups = group_names(found)
     for group in groups:
         if group not in known_groups:
@@ -132,9 +138,59 @@ def group_names(cases: tuple[Case, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(case.group for case in cases))
 
 
+def _all_cases(device: str) -> Iterator[Case]:
+    """The cases of a device, group by group in the order of the report."""
+
+    def on(cpu: T, cuda: T) -> T:
+        return cpu if device == "cpu" else cuda
+
+    cases = functools.partial(_cases, device)
+    no_diagonal = named_masks.NO_DIAGONAL
+    yield from cases("paper-short", (128, 512, 1024), PAPER)
+    yield from cases("paper-long", on((2048,), (2048, 4096, 8192)), PAPER)
+    yield from cases("paper-long", on((4096,), ()), ("longformer",), directions=(FORWARD,))
+    yield from cases("patterns", on((1024,), (512, 1024, 4096)), OTHERS)
+    yield from cases("no-gain", on((128, 512, 1024), (128, 512, 1024, 2048, 4096)), NO_GAIN)
+    lengths = on((128, 512, 1024), (128, 512, 1024, 2048))
+    yield from cases("learned", lengths, (named_masks.LEARNED_LOOKING,))
+    yield from _learned(device)
+    for shape in (BERT_LARGE, MINILM, WIDE_HEADS):
+        names = ("longformer", "strided", no_diagonal)
+        yield from cases("shapes", on((512,), (512, 1024, 4096)), names, shape=shape)
+    yield from cases("vit", VIT_LENGTHS, ("neighborhood_2d", no_diagonal), shape=VIT_LARGE)
+    # bf16 is what all other cases on a GPU have, fp32 what those on a CPU have. Nobody trains in
+    # bf16 on a CPU that has no instructions for it, where torch's backward pass takes seconds.
+    names = ("longformer", "log_sparse", no_diagonal)
+    if device == "cpu":
+        yield from cases("dtypes", (512,), names, dtype="bfloat16", directions=(FORWARD,))
+    else:
+        for dtype in ("float16", "float32"):
+            yield from cases("dtypes", (512, 2048), names, dtype=dtype)
+    lengths = on((512,), (512, 2048))
+    names = ("star", "longformer", no_diagonal)
+    yield from cases("dropout", lengths, names, directions=(BOTH,), dropout=DROPOUT)
+    names = ("longformer", "strided", no_diagonal)
+    yield from cases("padding", lengths, names, padding=PADDING, batch=2)
+    names = on(("longformer",), ("longformer", "strided"))
+    for tokens in on((TOKENS,), (TOKENS // 2, TOKENS * 2)):
+        yield from cases("batch", lengths, names, batch=4, tokens=tokens)
+
+
+def _learned(device: str) -> Iterator[Case]:
+    """Masks that training left behind, at the length and heads that they have."""
+    files = named_masks.learned_files()
+    for path in files:
+        mask = AttentionMask.load(path)
+        shape = BERT_BASE if mask.num_heads == 1 else Shape("as learned", mask.num_heads, 64)
+        name = named_masks.LEARNED_PREFIX + path.stem
+        yield from _cases(device, "learned", (mask.q_len,), (name,), shape=shape)
+    if not files:
+        yield from _cases(device, "learned", (128,), (named_masks.NONE_LEARNED,))
+
+
 def _cases(
-    group: str,
     device: str,
+    group: str,
     lengths: tuple[int, ...],
     names: tuple[str, ...],
     *,
@@ -147,125 +203,17 @@ def _cases(
     batch: int = 1,
 ) -> Iterator[Case]:
     """All combinations; `tokens` sets the batch on a GPU, `batch` on the CPU."""
-    for length in lengths:
-        for name in names:
-            for direction in directions:
-                yield Case(
-                    group,
-                    shape.name,
-                    batch if device == "cpu" else max(1, tokens // length),
-                    shape.heads,
-                    length,
-                    shape.dim,
-                    name,
-                    direction,
-                    dtype or ("float32" if device == "cpu" else "bfloat16"),
-                    dropout,
-                    padding,
-                )
-
-
-def _on(device: str, cpu: tuple[int, ...], cuda: tuple[int, ...]) -> tuple[int, ...]:
-    return cpu if device == "cpu" else cuda
-
-
-def _paper_short(device: str) -> Iterator[Case]:
-    yield from _cases("paper-short", device, (128, 512, 1024), PAPER)
-
-
-def _paper_long(device: str) -> Iterator[Case]:
-    group = "paper-long"
-    if device == "cuda":
-        yield from _cases(group, device, (2048, 4096, 8192), PAPER)
-        return
-    yield from _cases(group, device, (2048,), PAPER)
-    yield from _cases(group, device, (4096,), ("longformer",), directions=(FORWARD,))
-
-
-def _other_patterns(device: str) -> Iterator[Case]:
-    yield from _cases("patterns", device, _on(device, (1024,), (512, 1024, 4096)), OTHERS)
-
-
-def _no_gain(device: str) -> Iterator[Case]:
-    lengths = _on(device, (128, 512, 1024), (128, 512, 1024, 2048, 4096))
-    yield from _cases("no-gain", device, lengths, NO_GAIN)
-
-
-def _learned(device: str) -> Iterator[Case]:
-    lengths = _on(device, (128, 512, 1024), (128, 512, 1024, 2048))
-    yield from _cases("learned", device, lengths, (named_masks.LEARNED_LOOKING,))
-    files = named_masks.learned_files()
-    for path in files:
-        mask = AttentionMask.load(path)
-        shape = BERT_BASE if mask.num_heads == 1 else Shape("as learned", mask.num_heads, 64)
-        name = named_masks.LEARNED_PREFIX + path.stem
-        yield from _cases("learned", device, (mask.q_len,), (name,), shape=shape)
-    if not files:
-        yield from _cases("learned", device, (128,), (named_masks.NONE_LEARNED,))
-
-
-def _shapes(device: str) -> Iterator[Case]:
-    names = ("longformer", "strided", named_masks.NO_DIAGONAL)
-    for shape in (BERT_LARGE, MINILM, WIDE_HEADS):
-        yield from _cases(
-            "shapes", device, _on(device, (512,), (512, 1024, 4096)), names, shape=shape
+    for length, name, direction in itertools.product(lengths, names, directions):
+        yield Case(
+            group,
+            shape.name,
+            batch if device == "cpu" else max(1, tokens // length),
+            shape.heads,
+            length,
+            shape.dim,
+            name,
+            direction,
+            dtype or ("float32" if device == "cpu" else "bfloat16"),
+            dropout,
+            padding,
         )
-
-
-def _vit(device: str) -> Iterator[Case]:
-    names = ("neighborhood_2d", named_masks.NO_DIAGONAL)
-    yield from _cases("vit", device, VIT_LENGTHS, names, shape=VIT_LARGE)
-
-
-def _dtypes(device: str) -> Iterator[Case]:
-    # bf16 is what all other cases on a GPU have, fp32 what those on a CPU have. Nobody trains in
-    # bf16 on a CPU that has no instructions for it, where torch's backward pass takes seconds.
-    directions = (FORWARD,) if device == "cpu" else DIRECTIONS
-    for dtype in ("bfloat16",) if device == "cpu" else ("float16", "float32"):
-        for lengths in _on(device, (512,), (512, 2048)):
-            names = ("longformer", "log_sparse", named_masks.NO_DIAGONAL)
-            yield from _cases(
-                "dtypes", device, (lengths,), names, dtype=dtype, directions=directions
-            )
-
-
-def _dropout(device: str) -> Iterator[Case]:
-    names = ("star", "longformer", named_masks.NO_DIAGONAL)
-    yield from _cases(
-        "dropout", device, _on(device, (512,), (512, 2048)), names,
-        directions=(BOTH,), dropout=DROPOUT,
-    )  # fmt: skip
-
-
-def _padding(device: str) -> Iterator[Case]:
-    names = ("longformer", "strided", named_masks.NO_DIAGONAL)
-    yield from _cases(
-        "padding", device, _on(device, (512,), (512, 2048)), names, padding=PADDING, batch=2
-    )
-
-
-def _batch(device: str) -> Iterator[Case]:
-    if device == "cpu":
-        yield from _cases("batch", device, (512,), ("longformer",), batch=4)
-        return
-    for tokens in (TOKENS // 2, TOKENS * 2):
-        yield from _cases("batch", device, (512, 2048), ("longformer", "strided"), tokens=tokens)
-
-
-_GROUPS = {
-    "paper-short": _paper_short,
-    "paper-long": _paper_long,
-    "patterns": _other_patterns,
-    "no-gain": _no_gain,
-    "learned": _learned,
-    "shapes": _shapes,
-    "vit": _vit,
-    "dtypes": _dtypes,
-    "dropout": _dropout,
-    "padding": _padding,
-    "batch": _batch,
-}
-
-
-def _quick(device: str) -> Iterator[Case]:
-    yield from _cases("quick", device, (512, 1024), ("longformer", named_masks.NO_DIAGONAL))
