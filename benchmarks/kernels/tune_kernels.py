@@ -34,7 +34,7 @@ from benchmarks.harness.errors import in_words
 from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import DTYPES, band, band_program
-from benchmarks.kernels.gpu_cases import check_case
+from benchmarks.kernels.gpu_correctness import check_case
 from sparsebert.kernels import attention, configs
 from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit

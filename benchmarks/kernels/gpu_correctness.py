@@ -1,0 +1,176 @@
+"""One case of `gpu_check`: its results, forward and backward, held against the bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+from typing import Any
+
+import torch
+
+import sparsebert as sb
+from benchmarks.harness import named_masks
+from benchmarks.harness.errors import in_words, is_fatal
+from benchmarks.harness.rows import Row
+from benchmarks.harness.workers import LostDevice
+from benchmarks.kernels.band import band, band_program
+from benchmarks.kernels.gpu_cases import (
+    ALL,
+    AREA,
+    BAND,
+    BATCH,
+    DROPOUT,
+    GQA,
+    HEADS,
+    KEY_MASK,
+    KernelCase,
+)
+from sparsebert import dropout
+from sparsebert.kernels import attention as kernels
+from sparsebert.plan import AttentionPlan
+from sparsebert.plan_cache import compile_for
+from sparsebert.testing import expected_attention
+
+Results = dict[str, torch.Tensor]
+
+
+def check_row(case: KernelCase, device: str = "cuda") -> Row:
+    """The case's row; new memory holds NaN, so that nothing is read that was not written.
+
+    Raises LostDevice when no other case can run in this process.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return case.row | _checked(case, device)
+    except (torch.OutOfMemoryError, named_masks.NoSuchMask, ImportError) as error:
+        return case.row | {"passed": None, "why": in_words(error)}
+    except Exception as error:  # the compiler's own errors have no common class
+        if is_fatal(error):
+            raise LostDevice(in_words(error)) from error
+        return case.row | {"passed": False, "why": in_words(error)}
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _checked(case: KernelCase, device: str) -> Row:
+    if case.mask == BAND:
+        mask = sb.AttentionMask.from_dense(torch.from_numpy(band(case.n, 40)))
+        parts = 2 if case.features == ALL else 1  # so that rows are merged, too
+        work: Any = band_program(case.n, (int(case.plan),), half_width=40, parts=parts)
+        heights = [int(case.plan)]
+    else:
+        mask = named_masks.build(case.mask, case.n, case.heads)
+        work = _plan(mask, case.plan, case.dim, case.heads, device)
+        heights = heights_of(work)
+        if case.plan == AREA:
+            work = kernels.build_program(work)
+    found = check_case(
+        mask, case.dim, getattr(torch, case.dtype), case.features, device, work, case.heads
+    )
+    return {"heights": heights, **found}
+
+
+@functools.lru_cache(maxsize=8)
+def _plan(mask: sb.AttentionMask, by: str, dim: int, heads: int, device: str) -> AttentionPlan:
+    if by == AREA:
+        return sb.compile_plan(mask, objective="area")
+    return compile_for(mask, torch.device(device), dim, heads)
+
+
+def heights_of(plan: AttentionPlan) -> list[int]:
+    """The heights of the tiles that a plan runs, of both directions."""
+    if plan.dense_heads.all():
+        return []
+    return sorted({int(h) for tiles in (plan.tiles, plan.transposed) for h in tiles.height})
+
+
+def check_case(
+    mask: sb.AttentionMask,
+    dim: int,
+    dtype: torch.dtype,
+    features: str,
+    device: str,
+    work: AttentionPlan | kernels.KernelProgram,
+    heads: int = HEADS,
+) -> Row:
+    """Forward and backward on random inputs: whether they are right, and how far off.
+
+    `work` runs the mask: a plan by way of `sparse_attention`, a program by the kernels alone.
+    """
+    torch.manual_seed(0)
+    n = mask.q_len
+    kv_heads = heads // 2 if GQA in features else heads
+    q, k, v, grad_o = (
+        torch.randn(BATCH, n, h, dim, device=device).to(dtype).transpose(1, 2)
+        for h in (heads, kv_heads, kv_heads, heads)
+    )
+    grad_lse = torch.randn(BATCH, heads, n, device=device) if "LSE" in features else None
+    key_mask = keep = seed = None
+    if KEY_MASK in features:
+        key_mask = torch.rand(BATCH, n, device=device) < 0.8
+        hidden = ~key_mask[:, None, :, None]
+        k, v = k.masked_fill(hidden, math.nan), v.masked_fill(hidden, math.inf)
+    p = 0.1 if DROPOUT in features else 0.0
+    if p:
+        torch.manual_seed(1)
+        seed = dropout.draw_seed(device)
+        keep = dropout.keep_mask(BATCH, heads, n, n, p, seed=seed, device=device)
+    torch.manual_seed(1)  # `sparse_attention` draws the same seed
+    run = _by_kernels if isinstance(work, kernels.KernelProgram) else _by_sparse_attention
+    results = run(_Call(q, k, v, grad_o, grad_lse, key_mask, seed, p), work.to(device))
+    return compared(
+        results,
+        expected_attention(
+            q, k, v, mask, key_mask=key_mask, keep_mask=keep, dropout_p=p, grad_o=grad_o,
+            grad_lse=grad_lse,
+        ),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What attention and its backward pass are called with; shapes as in `sparse_attention`."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    grad_o: torch.Tensor
+    grad_lse: torch.Tensor | None
+    key_mask: torch.Tensor | None
+    seed: torch.Tensor | None
+    dropout_p: float
+
+
+def compared(results: Results, expected: Any) -> Row:
+    """Whether all results lie within their bounds, the worst ratio, and what is out of bounds."""
+    outcomes = expected.outcomes(results)
+    wrong = [str(outcome) for outcome in outcomes if not outcome.passed]
+    worst = max(outcome.ratio for outcome in outcomes)
+    row = {"passed": not wrong, "error_over_bound": round(worst, 3)}
+    return row | ({"why": "; ".join(wrong)} if wrong else {})
+
+
+def _by_kernels(call: _Call, program: kernels.KernelProgram) -> Results:
+    rest = (call.key_mask, call.seed, program, call.q.shape[-1] ** -0.5, call.dropout_p)
+    o, lse = kernels.forward(call.q, call.k, call.v, *rest)
+    gradients = kernels.backward(call.grad_o, call.grad_lse, call.q, call.k, call.v, o, lse, *rest)
+    return {"o": o, "lse": lse, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+
+
+def _by_sparse_attention(call: _Call, plan: AttentionPlan) -> Results:
+    """As a user calls it; on the CPU, by the kernels in the interpreter."""
+    inputs = [x.detach().requires_grad_() for x in (call.q, call.k, call.v)]
+    results = sb.sparse_attention(
+        *inputs, plan, key_mask=call.key_mask, dropout_p=call.dropout_p,
+        return_lse=call.grad_lse is not None, backend="auto" if call.q.is_cuda else "triton",
+    )  # fmt: skip
+    outputs = results if isinstance(results, tuple) else (results,)
+    upstream = [call.grad_o, call.grad_lse][: len(outputs)]
+    gradients = torch.autograd.grad(outputs, inputs, upstream)
+    named = dict(zip(("o", "lse"), (x.detach() for x in outputs), strict=False))
+    return {**named, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
