@@ -18,7 +18,7 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class CaseSetup:
     """What a contender may use: a case, its mask, plan and key mask, and tensors to try it on.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.attention.cases import Case
-from benchmarks.attention.contender import Attention, Ready, Setup
+from benchmarks.attention.contender import Attention, CaseSetup, Ready
 from sparsebert.masks import AttentionMask
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ def compiled() -> Callable[..., torch.Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def with_bits(setup: Setup) -> Ready:
+def with_bits(setup: CaseSetup) -> Ready:
     """The mask's bits, default blocks."""
     return _ready(_block_mask(setup, 128))
 
 
-def with_formula(setup: Setup) -> Ready:
+def with_formula(setup: CaseSetup) -> Ready:
     """The pattern's formula, default blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -137,7 +137,7 @@ def with_formula(setup: Setup) -> Ready:
     )
 
 
-def _block_mask(setup: Setup, block: int) -> BlockMask:
+def _block_mask(setup: CaseSetup, block: int) -> BlockMask:
     """The BlockMask of the mask and, where there is one, the key mask."""
     from torch.nn.attention.flex_attention import and_masks, create_block_mask
 
@@ -174,7 +174,7 @@ _TILES: tuple[tuple[int, dict[str, int] | None], ...] = (
 )
 
 
-def tuned(setup: Setup) -> Ready:
+def tuned(setup: CaseSetup) -> Ready:
     """The fastest of FlexAttention's default and some other block sizes, by a short trial."""
     best, best_ms, failures = None, float("inf"), 0
     for block, options in _TILES:
@@ -192,7 +192,7 @@ def tuned(setup: Setup) -> Ready:
     return best
 
 
-def _trial_ms(attention: Attention, setup: Setup) -> float:
+def _trial_ms(attention: Attention, setup: CaseSetup) -> float:
     from triton.testing import do_bench
 
     def run() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.attention import roofs
 from benchmarks.attention.cases import Case, build_mask
-from benchmarks.attention.contender import Ready, Setup
+from benchmarks.attention.contender import CaseSetup, Ready
 from benchmarks.attention.correctness import ResultCheck, Tensors
 from benchmarks.attention.inputs import (
     call_of,
@@ -60,7 +60,7 @@ def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Ite
     torch.manual_seed(0)
     inputs = [tensors_of(case, device) for _ in range(number_of_sets(case, device))]
     key_mask = key_mask_of(case, device)
-    setup = Setup(case, mask, plan, inputs[0][:3], key_mask)
+    setup = CaseSetup(case, mask, plan, inputs[0][:3], key_mask)
     check = ResultCheck(case, mask, inputs[0][:3], inputs[0][3], key_mask)
 
     entries = [_Entry(rival, common) for rival in rivals_on(device)]
@@ -93,7 +93,7 @@ class _Entry:
     graph_ms: float | None = None
     note: str = ""
 
-    def prepare(self, setup: Setup, check: ResultCheck, sets: Iterator[Tensors]) -> None:
+    def prepare(self, setup: CaseSetup, check: ResultCheck, sets: Iterator[Tensors]) -> None:
         """Build it, call it once, check its results; on failure the note says why."""
         case = setup.case
         self.note = self.rival.refusal(case, setup.device.type)

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.attention import flex_rivals
 from benchmarks.attention.cases import Case
-from benchmarks.attention.contender import Ready, Setup
+from benchmarks.attention.contender import CaseSetup, Ready
 from benchmarks.attention.correctness import eager_attention
 from sparsebert.api import sparse_attention
 
@@ -45,14 +45,14 @@ class Rival:
     devices: tuple[str, ...]
     masked: bool
     refusal: Callable[[Case, str], str]
-    prepare: Callable[[Setup], Ready]
+    prepare: Callable[[CaseSetup], Ready]
 
 
 def _any(case: Case, device: str) -> str:
     return ""
 
 
-def _ours(setup: Setup) -> Ready:
+def _ours(setup: CaseSetup) -> Ready:
     plan, key_mask, p = setup.plan, setup.key_mask, setup.case.dropout
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -61,20 +61,20 @@ def _ours(setup: Setup) -> Ready:
     return Ready(attention, plan.explain().executed_fraction)
 
 
-def _sdpa_mask(setup: Setup) -> Ready:
+def _sdpa_mask(setup: CaseSetup) -> Ready:
     allowed, p = setup.allowed(), setup.case.dropout
     return Ready(
         lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=p), 1.0
     )
 
 
-def _sdpa_dense(setup: Setup) -> Ready:
+def _sdpa_dense(setup: CaseSetup) -> Ready:
     p = setup.case.dropout
     return Ready(lambda q, k, v: scaled_dot_product_attention(q, k, v, dropout_p=p), 1.0)
 
 
-def _sdpa_backend(backend: SDPBackend) -> Callable[[Setup], Ready]:
-    def prepare(setup: Setup) -> Ready:
+def _sdpa_backend(backend: SDPBackend) -> Callable[[CaseSetup], Ready]:
+    def prepare(setup: CaseSetup) -> Ready:
         dense = _sdpa_dense(setup)
         return dataclasses.replace(dense, around=lambda: sdpa_kernel(backend))
 
@@ -85,7 +85,7 @@ def _half_only(case: Case, device: str) -> str:
     return "takes fp16 and bf16 only" if case.dtype == "float32" else ""
 
 
-def _eager(setup: Setup) -> Ready:
+def _eager(setup: CaseSetup) -> Ready:
     allowed, p = setup.allowed(), setup.case.dropout
     return Ready(
         lambda q, k, v: eager_attention(q, k, v, allowed, dropout_p=p), 1.0, stores_scores=True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from benchmarks.attention.cases import BERT_BASE, BOTH, DIRECTIONS, Case, build_mask
-from benchmarks.attention.contender import Ready, Setup
+from benchmarks.attention.contender import CaseSetup, Ready
 from benchmarks.attention.inputs import call_of, compiled_plan, tensors_of
 from benchmarks.attention.rivals import CUDNN, EFFICIENT, FLASH, FLEX, OURS, RIVALS, SDPA_MASK
 from benchmarks.harness import gpu_timing
@@ -124,4 +124,4 @@ def _prepared(timing: Timing, qkv: tuple[torch.Tensor, ...], device: str) -> Rea
     mask = build_mask(case)
     plan, _ = compiled_plan(mask, device, case.dim, case.heads)
     rival = next(rival for rival in RIVALS if rival.name == timing.contender)
-    return rival.prepare(Setup(case, mask, plan, qkv, key_mask=None))
+    return rival.prepare(CaseSetup(case, mask, plan, qkv, key_mask=None))

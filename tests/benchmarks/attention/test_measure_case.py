@@ -12,7 +12,7 @@ from benchmarks.attention import (
     rivals,
 )
 from benchmarks.attention.cases import select
-from benchmarks.attention.contender import Ready, Setup
+from benchmarks.attention.contender import CaseSetup, Ready
 from benchmarks.harness import named_masks
 from tests.benchmarks.attention.tiny import ROOFS, TINY
 
@@ -26,7 +26,7 @@ def test_without_learned_masks_a_row_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_contender_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(setup: Setup) -> Ready:
+    def broken(setup: CaseSetup) -> Ready:
         raise RuntimeError("no such kernel\nand much more")
 
     entries = [r for r in rivals.RIVALS if r.name in (rivals.OURS, rivals.EAGER)]
