@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from benchmarks.harness.named_masks import permuted_blocks
 from sparsebert import patterns
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.tile_map import tile_map
+from sparsebert.plan import compile_plan
 from sparsebert.tiles.images import NOT_COMPUTED, WASTE, tile_colours
 
 matplotlib.use("Agg")

@@ -1,17 +1,14 @@
-"""Attention over a plan by Triton kernels: the host's side of the forward and backward pass.
+"""Attention over packed tiles by Triton kernels: the host's side of forward and backward.
 
-The same signatures and conventions as `sparsebert.backends.torch_attention`; every result lies in
-memory as [B, N, H, D]. Nothing here waits for the device, so a call can be captured in a graph.
+It takes arrays and numbers alone. Every result lies in memory as [B, N, H, D]. Nothing here waits
+for the device, so a call can be captured in a graph.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-
-from sparsebert import dropout
 
 from .launch import (
     alignment,
@@ -22,41 +19,48 @@ from .launch import (
     strides,
     with_contiguous_rows,
 )
-from .program import KernelProgram, build_program, from_arrays, from_tensors
-
-__all__ = [
-    "KernelProgram",
-    "backward",
-    "build_program",
-    "forward",
-    "from_arrays",
-    "from_tensors",
-    "head_gradients",
-    "sum_groups",
-]
+from .program import KernelProgram
 
 # In the kernels a smaller one, as fp32, could be 0: a masked score would be -inf * 0, NaN.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+
+
+class Options(NamedTuple):
+    """The options of a call.
+
+    Attributes:
+        scale: factor of the scores.
+        key_mask: bool [B, M], True = a real key; None if all are.
+        seed: int64 [1], needed with dropout.
+        dropout_p: probability to drop, in [0, 1).
+        drop_threshold: hash values below it, of 2**32, are dropped.
+    """
+
+    scale: float
+    key_mask: torch.Tensor | None = None
+    seed: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    drop_threshold: int = 0
 
 
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
     program: KernelProgram,
-    scale: float,
-    dropout_p: float,
+    options: Options,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """o [B, H, N, D] in q's dtype and LSE fp32 [B, H, N]; `seed` is needed if dropout_p > 0."""
+    """o [B, H, N, D] in q's dtype and LSE fp32 [B, H, N] of q [B, H, N, D], k, v [B, H_kv, M, D].
+
+    Heads without tiles get zeros, and an LSE of -inf.
+    """
     batch, heads, q_len, head_dim = q.shape
     o = q.new_empty(batch, q_len, heads, head_dim)
     lse = q.new_empty(batch, heads, q_len, dtype=torch.float32)
     if o.numel() == 0:
         return o.transpose(1, 2), lse
-    q, scale = _with_positive_scale(q, scale)
-    repeats, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p)
+    q, scale = _with_positive_scale(q, options.scale)
+    repeats, arguments = _arguments(q, k, v, program, options._replace(scale=scale))
     part_o = _scratch(program.queries.num_slots, repeats, head_dim, lse)
     part_lse = _scratch(program.queries.num_slots, repeats, 1, lse)
     arguments |= {"o_ptr": o, "lse_ptr": lse, "part_o_ptr": part_o, "part_lse_ptr": part_lse}
@@ -74,44 +78,14 @@ def backward(
     v: torch.Tensor,
     o: torch.Tensor,
     lse: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
     program: KernelProgram,
-    scale: float,
-    dropout_p: float,
+    options: Options,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v in their dtypes; o and lse are what `forward` returned."""
-    dq, dk, dv = head_gradients(
-        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, dropout_p
-    )
-    dk, dv = (sum_groups(x, k.shape[1]).to(k.dtype) for x in (dk, dv))
-    return dq, dk, dv
+    """dq [B, H, N, D] in q's dtype, dk and dv [B, H, M, D] of each query head.
 
-
-def sum_groups(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """Add up what the query heads of x [B, H, M, D] that share a k or v head leave; like x."""
-    if x.shape[1] == kv_heads:
-        return x
-    return x.transpose(1, 2).unflatten(2, (kv_heads, -1)).sum(3).transpose(1, 2)
-
-
-def head_gradients(
-    grad_o: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    o: torch.Tensor,
-    lse: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    program: KernelProgram,
-    scale: float,
-    dropout_p: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `backward`, with dk and dv [B, H, M, D] of each query head.
-
-    They are in fp32 where query heads share key heads, and are added up afterwards.
+    o and lse are what `forward` returned. dk and dv are in k's dtype, or in fp32 where query heads
+    share key heads, and are added up afterwards. Queries with an LSE of -inf must hold numbers, in
+    q and grad_o.
     """
     batch, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]
@@ -120,14 +94,10 @@ def head_gradients(
     dk, dv = (k.new_empty(batch, kv_len, heads, head_dim, dtype=dtype) for _ in range(2))
     if q.numel() == 0 or k.numel() == 0:
         return tuple(x.zero_().transpose(1, 2) for x in (dq, dk, dv))
-    if key_mask is not None:  # which may leave a query nothing to attend; it may hold NaN
-        dead = (lse == -math.inf)[..., None]
-        q, grad_o = q.masked_fill(dead, 0.0), grad_o.masked_fill(dead, 0.0)
     grad_o, o = with_contiguous_rows(grad_o), with_contiguous_rows(o)
     stats = run_delta(o, grad_o, lse.contiguous(), grad_lse)
-    given_scale = scale
-    q, scale = _with_positive_scale(q, scale)
-    repeats, arguments = _arguments(q, k, v, key_mask, seed, program, scale, dropout_p, grad_o)
+    q, scale = _with_positive_scale(q, options.scale)
+    repeats, arguments = _arguments(q, k, v, program, options._replace(scale=scale), grad_o)
     arguments |= {
         "grad_o_ptr": grad_o,
         "stats_ptr": stats,
@@ -143,9 +113,9 @@ def head_gradients(
     run_tiles("dkdv", program.keys, repeats, arguments | outputs | {"kv_len": kv_len})
     run_merge(program.keys, repeats, heads_per_item, part_dk, dk)
     run_merge(program.keys, repeats, heads_per_item, part_dv, dv)
-    if abs(given_scale) < _SMALLEST_SCALE:
+    if abs(options.scale) < _SMALLEST_SCALE:
         dq = torch.zeros_like(dq)
-    elif given_scale < 0.0:
+    elif options.scale < 0.0:
         dq = -dq
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
@@ -154,11 +124,8 @@ def _arguments(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
     program: KernelProgram,
-    scale: float,
-    dropout_p: float,
+    options: Options,
     *others: torch.Tensor,
 ) -> tuple[int, dict[str, Any]]:
     """How often each work list is run, and the arguments that all tile kernels share."""
@@ -167,7 +134,8 @@ def _arguments(
     # For each batch, and for each head if one list serves all; each time with slots of its own.
     heads_per_item = 1 if program.per_head else heads
     align = alignment(q, k, v, *others)
-    has_dropout = dropout_p > 0.0
+    has_dropout = options.dropout_p > 0.0
+    key_mask = options.key_mask
     if key_mask is not None:
         key_mask = int16_key_mask(key_mask)
     return batch * heads_per_item, {
@@ -175,7 +143,7 @@ def _arguments(
         "k_ptr": k,
         "v_ptr": v,
         "key_mask_ptr": key_mask,
-        "seed_ptr": seed if has_dropout else None,
+        "seed_ptr": options.seed if has_dropout else None,
         **strides("q", q, align),
         **strides("k", k, align),
         **strides("v", v, align),
@@ -184,9 +152,9 @@ def _arguments(
         "num_heads": heads,
         "group_size": heads // k.shape[1],
         "q_len": q_len,
-        "scale": scale,
-        "keep_scale": 1.0 / (1.0 - dropout_p),
-        "drop_threshold": dropout.drop_threshold(dropout_p) - 2**31,
+        "scale": options.scale,
+        "keep_scale": 1.0 / (1.0 - options.dropout_p),
+        "drop_threshold": options.drop_threshold - 2**31,
         "HAS_KEY_MASK": key_mask is not None,
         "HAS_DROPOUT": has_dropout,
         "ALIGN": align,

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsebert.api import sparse_attention
-    from sparsebert.compiler.compile import compile_plan
     from sparsebert.dam import DifferentiableAttentionMask
     from sparsebert.integrations.huggingface.api import densify, load_masks, save_masks, sparsify
     from sparsebert.integrations.huggingface.dam import attach_dam, detach_dam
     from sparsebert.integrations.huggingface.trainer import DAMTrainer
     from sparsebert.masks import AttentionMask, patterns
     from sparsebert.modules import SparseSelfAttention
-    from sparsebert.plan import AttentionPlan
+    from sparsebert.plan import AttentionPlan, compile_plan
     from sparsebert.reference import reference_attention
 
 __version__ = "0.1.0"
@@ -57,7 +56,7 @@ _HOME = {
     "DifferentiableAttentionMask": "sparsebert.dam",
     "SparseSelfAttention": "sparsebert.modules",
     "attach_dam": "sparsebert.integrations.huggingface.dam",
-    "compile_plan": "sparsebert.compiler.compile",
+    "compile_plan": "sparsebert.plan",
     "densify": "sparsebert.integrations.huggingface.api",
     "detach_dam": "sparsebert.integrations.huggingface.dam",
     "load_masks": "sparsebert.integrations.huggingface.api",

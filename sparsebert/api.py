@@ -1,42 +1,34 @@
-"""sparse_attention: check the arguments, decide what runs, run it, differentiate it.
+"""sparse_attention: check the arguments, choose who runs the call, run it.
 
-What runs where. The plan decides for every head whether it runs in tiles or dense, and every
-backend keeps to that unless the caller names another. What is decided here is only which code
-runs a route: torch's own SDPA for calls that are wholly dense and have no options, else the ops of
-`executor.library`, or, where a transform of torch.func or forward-mode differentiation is at work,
-the operations that these are composed of.
+Dense heads of calls without options go to torch's own SDPA (`Backend.direct`); all else to the ops
+of `sparsebert.autograd`, or, where a transform of torch.func or forward-mode differentiation is at
+work, to operations that torch has all rules for (`execution.compose`).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from typing import Literal, overload
 
 import torch
 
-from sparsebert import autograd as library
-from sparsebert import dropout
-from sparsebert.arguments import BACKENDS, as_number, check_call, check_fit, check_tensors
-from sparsebert.backends import sdpa as plain
-from sparsebert.backends import torch_attention as attention
-from sparsebert.backends.call import expand_heads
-from sparsebert.backends.torch_program import FlatProgram, from_tensors
+from sparsebert import autograd, dropout
+from sparsebert.arguments import as_number, check_call, check_fit, check_tensors
+from sparsebert.backends import execution, routing
+from sparsebert.backends.base import Call
+from sparsebert.backends.program import Program
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import Shelf
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
-from sparsebert.support.tensors import can_look_at, is_transformed
+from sparsebert.support.tensors import is_transformed
 
-__all__ = ["BACKENDS", "sparse_attention"]
+__all__ = ["sparse_attention"]
 
 _plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
 """Plans of masks that were passed, by content, device and kind of call."""
 
 _LOWERED = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that autocast changes."""
-
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @overload
@@ -114,7 +106,8 @@ def sparse_attention(
             `plan.explain()` says; on a GPU the tiles run in the kernels of `sparsebert.kernels`.
             The others run all heads on one route, whatever the plan chose: "torch" in tiles, in
             torch operations; "triton" in tiles, in the kernels (CUDA and HIP tensors, or with
-            TRITON_INTERPRET=1 the CPU's); "dense" over all scores, masked.
+            TRITON_INTERPRET=1 the CPU's); "dense" over all scores, masked; or what was registered
+            with `sparsebert.backends.registry`.
 
     Returns o [B, H, N, D] in q's dtype and, with `return_lse`, LSE fp32 [B, H, N]. A query with
     nothing to attend gives zero output, zero gradients and an LSE of -inf. A k or v row that no
@@ -142,101 +135,34 @@ def sparse_attention(
         check_tensors(q, k, v)
         plan = _plan_of(plan, q, k)
     check_call(q, k, v, plan, key_mask, dropout_p, backend)
-    if backend == "triton" and (why := _why_not_triton(q)):
-        raise ValueError(
-            f"sparse_attention: backend 'triton' {why}; or use backend 'auto', 'torch' or 'dense'"
-        )
     scale = float(q.shape[-1]) ** -0.5 if scale is None else as_number("scale", scale)
     transformed = is_transformed()
-    program = plan.program_for(backend if transformed else _program_name(q, backend))
-    if not (dropout_p > 0.0 or return_lse or transformed) and _sdpa_will_do(q, key_mask):
-        if program.is_plain:
-            return _plain(q, k, v, program, key_mask, scale)
-        if program.is_mixed and program.parts[0].is_plain:
-            return _beside_tiles(q, k, v, program, key_mask, scale)
-    seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
-    options = key_mask, seed, scale, float(dropout_p)
-    run = _composed if transformed else library.attention_op
-    o, lse = run(q, k, v, program, *options)
+    routes = routing.choose(backend, q.device.type, q.dtype, int(q.shape[-1]), transformed)
+    program = plan.program_for(*routes)
+    call = Call(q, k, v, key_mask, None, scale, float(dropout_p))
+    if not (dropout_p > 0.0 or return_lse or transformed):
+        o = execution.direct(call, program)
+        if o is not None:
+            return o if not program.singles else _beside(o, call, program)
+    if dropout_p > 0.0:
+        call = call._replace(seed=dropout.draw_seed(q.device))
+    if transformed and q.shape[0] == 0:  # which some of torch's rules cannot take
+        o, lse = q.clone(), q.sum(-1)
+    elif transformed:
+        o, lse = execution.compose(call, program.parts)
+    else:
+        o, lse = autograd.attention(call, program)
     return (o, lse.float()) if return_lse else o
 
 
-def _program_name(q: torch.Tensor, backend: str) -> str:
-    """Which of the plan's programs a call runs, see `AttentionPlan.program_for`."""
-    if backend == "auto" and _on_gpu(q) and _why_not_triton(q) is None:
-        return "mixed"
-    return backend
-
-
-def _on_gpu(q: torch.Tensor) -> bool:
-    """Whether "auto" has kernels for the tiles of such a call."""
-    return q.is_cuda
-
-
-def _sdpa_will_do(q: torch.Tensor, key_mask: torch.Tensor | None) -> bool:
-    """Whether torch's SDPA may run dense heads of a call without dropout and LSE.
-
-    Our own op around it would take longer than short sequences do. Not in fp64, the precision of
-    derivative checks: SDPA has no second derivatives. And on a CPU not where a key mask cannot be
-    looked at: the op looks when it runs, and most hide nothing.
-    """
-    if q.dtype == torch.float64:
-        return False
-    return key_mask is None or can_look_at(key_mask) or q.device.type != "cpu"
-
-
-def _plain(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    program: FlatProgram,
-    key_mask: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    mask, unused = program.dense_mask, program.dense_unused
-    return plain.attention(q, k, v, mask, unused, key_mask, scale)
-
-
-def _beside_tiles(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    program: FlatProgram,
-    key_mask: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """The dense heads of a mixed program by SDPA, the others by the op."""
-    dense, tiled = program.parts
-    heads = dense.dense_heads
-    q_, k_, v_ = (expand_heads(x, q.shape[1]).index_select(1, heads) for x in (q, k, v))
-    part = _plain(q_, k_, v_, dense, key_mask, scale)
-    o, _ = library.attention_op(
-        q, k, v, tiled, key_mask, None, scale, 0.0
-    )  # zeros in the dense heads
+def _beside(o: torch.Tensor, call: Call, program: Program) -> torch.Tensor:
+    """The heads of the first part, run already, and the others by the op."""
+    first, rest = program.singles
+    heads = first.parts[0].heads
+    assert heads is not None
+    whole, _ = autograd.attention(call, rest)  # zeros in the heads of the first
     # In the order of memory, which results keep.
-    return o.transpose(1, 2).index_copy(2, heads, part.transpose(1, 2)).transpose(1, 2)
-
-
-def _composed(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    program: FlatProgram,
-    key_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    scale: float,
-    dropout_p: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by operations for which torch has all rules."""
-    if not program.is_torch:
-        raise NotImplementedError(
-            "sparse_attention: the Triton kernels have no rules for torch.func transforms and "
-            "forward-mode differentiation; use backend='torch' or 'dense', or 'auto'"
-        )
-    if q.shape[0] == 0:  # which some of torch's rules cannot take
-        return q.clone(), q.sum(-1)
-    whole = from_tensors(*program)
-    return attention.forward(q, k, v, key_mask, seed, whole, scale, dropout_p, differentiable=True)
+    return whole.transpose(1, 2).index_copy(2, heads, o.transpose(1, 2)).transpose(1, 2)
 
 
 def _plan_of(mask: AttentionMask, q: torch.Tensor, k: torch.Tensor) -> AttentionPlan:
@@ -267,17 +193,3 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
-
-
-def _why_not_triton(q: torch.Tensor) -> str | None:
-    """Why the kernels cannot run this call; None if they can."""
-    if not _HAS_TRITON:
-        return "needs Triton, which is not installed; pip install 'sparsebert[triton]'"
-    if q.dtype == torch.float64:
-        return "takes fp16, bf16 and fp32, got torch.float64; convert the tensors"
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return (
-            f"needs CUDA or HIP tensors, got {q.device}; move them, or set TRITON_INTERPRET=1 "
-            "before Python starts to have the kernels interpreted on the CPU"
-        )
-    return None

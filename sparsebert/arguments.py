@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from sparsebert.backends import registry
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.mask_input import numbers_in, remedy
 from sparsebert.masks.positions import why_not_crop
 from sparsebert.plan import AttentionPlan
 
-BACKENDS = ("auto", "triton", "torch", "dense")
 MAX_HEAD_DIM = 256
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,8 +44,7 @@ def check_call(
             f"sparse_attention: dropout_p must be in [0, 1), got {dropout_p!r}; "
             "it is the probability to drop, 0.0 for none"
         )
-    if backend not in BACKENDS:
-        raise ValueError(f"sparse_attention: backend must be one of {BACKENDS}, got {backend!r}")
+    registry.check_name("sparse_attention", backend)
 
 
 def check_fit(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan | AttentionMask) -> None:

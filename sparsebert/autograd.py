@@ -1,8 +1,8 @@
 """The two `torch.library` ops behind every backend: attention forward, and backward.
 
-Their arguments are tensors and numbers only: a plan travels as the tensors and sizes of its
-program. So torch.compile sees one opaque node with known shapes, autograd and activation
-checkpointing work as for any op, and the backward op is differentiable in turn.
+Their arguments are tensors, numbers and a text: a plan travels as its program, taken apart (see
+`backends.program`). So torch.compile sees one opaque node with known shapes, autograd and
+activation checkpointing work as for any op, and the backward op is differentiable in turn.
 """
 
 from __future__ import annotations
@@ -11,25 +11,17 @@ from typing import Any
 
 import torch
 
-from sparsebert.backends import mixed
-from sparsebert.backends import torch_attention as attention
-from sparsebert.backends.torch_program import MIXED, TORCH, TRITON, FlatProgram, from_tensors
+from sparsebert.backends import execution, registry
+from sparsebert.backends.base import Call, Upstream
+from sparsebert.backends.program import Program, unflatten_parts
 
 
-def attention_op(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    program: FlatProgram,
-    key_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    scale: float,
-    dropout_p: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attention(call: Call, program: Program) -> tuple[torch.Tensor, torch.Tensor]:
     """o [B, H, N, D] and LSE [B, H, N] by the op."""
     o, lse = torch.ops.sparsebert.attention(
-        q, k, v, program.tensors, program.sizes, key_mask, seed, scale, dropout_p
-    )
+        call.q, call.k, call.v, *program.flat, call.key_mask, call.seed, call.scale,
+        call.dropout_p,
+    )  # fmt: skip
     return o, lse
 
 
@@ -38,16 +30,16 @@ def _attention(
     k: torch.Tensor,
     v: torch.Tensor,
     program: list[torch.Tensor],
-    sizes: list[int],
+    numbers: list[int],
+    backends: str,
     key_mask: torch.Tensor | None,
     seed: torch.Tensor | None,
     scale: float,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """o [B, H, N, D] and LSE [B, H, N]; `program` and `sizes` are those of a `TorchProgram`."""
-    engine, whole = _executor(program, sizes)
-    o, lse = engine.forward(q, k, v, key_mask, seed, whole, scale, dropout_p)
-    return o, lse
+    """o [B, H, N, D] and LSE [B, H, N]; `program` to `backends` are a `Program`'s `flat`."""
+    call = Call(q, k, v, key_mask, seed, scale, dropout_p)
+    return execution.forward(call, unflatten_parts(program, numbers, backends))
 
 
 def _attention_backward(
@@ -59,29 +51,17 @@ def _attention_backward(
     o: torch.Tensor,
     lse: torch.Tensor,
     program: list[torch.Tensor],
-    sizes: list[int],
+    numbers: list[int],
+    backends: str,
     key_mask: torch.Tensor | None,
     seed: torch.Tensor | None,
     scale: float,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv."""
-    engine, whole = _executor(program, sizes)
-    dq, dk, dv = engine.backward(
-        grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, whole, scale, dropout_p
-    )
-    return dq, dk, dv
-
-
-def _executor(program: list[torch.Tensor], sizes: list[int]) -> tuple[Any, Any]:
-    """The module that runs a program, and the program as that module knows it."""
-    if sizes[0] == MIXED:
-        return mixed, mixed.from_parts(FlatProgram(program, sizes))
-    if sizes[0] == TRITON:
-        from sparsebert.kernels import attention as kernels
-
-        return kernels, kernels.from_arrays(sizes[1:], program)
-    return attention, from_tensors(program, sizes)
+    call = Call(q, k, v, key_mask, seed, scale, dropout_p)
+    parts = unflatten_parts(program, numbers, backends)
+    return execution.backward(call, parts, Upstream(o, lse, grad_o, grad_lse))
 
 
 def _like_heads_last(x: torch.Tensor) -> torch.Tensor:
@@ -100,10 +80,11 @@ def _attention_backward_fake(grad_o, grad_lse, q, k, v, *rest):  # type: ignore[
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    q, k, v, program, sizes, key_mask, seed, scale, dropout_p = inputs
+    q, k, v, program, numbers, backends, key_mask, seed, scale, dropout_p = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, *output, key_mask, seed, *program)
-    ctx.sizes, ctx.scale, ctx.dropout_p = sizes, scale, dropout_p
+    ctx.program = numbers, backends
+    ctx.options = scale, dropout_p
 
 
 def _differentiate_forward(
@@ -113,16 +94,17 @@ def _differentiate_forward(
     if grad_o is None:
         grad_o = torch.zeros_like(o)
     dq, dk, dv = torch.ops.sparsebert.attention_backward(
-        grad_o, grad_lse, q, k, v, o, lse, program, ctx.sizes, key_mask, seed, ctx.scale,
-        ctx.dropout_p,
+        grad_o, grad_lse, q, k, v, o, lse, program, *ctx.program, key_mask, seed, *ctx.options
     )  # fmt: skip
-    return dq, dk, dv, [None] * len(program), None, None, None, None, None
+    return dq, dk, dv, [None] * len(program), *(None,) * 6
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    grad_o, grad_lse, q, k, v, _, _, program, sizes, key_mask, seed, scale, dropout_p = inputs
+    grad_o, grad_lse, q, k, v, _, _, program, numbers, backends, *options = inputs
+    key_mask, seed, scale, dropout_p = options
     ctx.save_for_backward(grad_o, grad_lse, q, k, v, key_mask, seed, *program)
-    ctx.sizes, ctx.scale, ctx.dropout_p = sizes, scale, dropout_p
+    ctx.program = numbers, backends
+    ctx.options = scale, dropout_p
 
 
 def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
@@ -131,17 +113,17 @@ def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...
     o and lse are functions of q, k and v here, so their own gradients are None.
     """
     grad_o, grad_lse, q, k, v, key_mask, seed, *program = ctx.saved_tensors
-    if ctx.sizes[0] != TORCH:
-        raise NotImplementedError(
-            "sparse_attention: the Triton kernels have no second derivatives; use backend='torch'"
-        )
+    parts = unflatten_parts(program, *ctx.program)
+    for part in parts:
+        if not part.backend.composes:
+            raise NotImplementedError(
+                f"sparse_attention: backend {part.backend.name!r} has no second derivatives; use "
+                f"backend={' or '.join(map(repr, registry.composing()))}"
+            )
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         grad_o, q, k, v = (_independent(x) for x in (grad_o, q, k, v))
-        o, lse = attention.forward(
-            q, k, v, key_mask, seed, from_tensors(program, ctx.sizes), ctx.scale, ctx.dropout_p,
-            differentiable=True,
-        )  # fmt: skip
+        o, lse = execution.compose(Call(q, k, v, key_mask, seed, *ctx.options), parts)
         if grad_lse is None:
             inputs, results, grad_results = [grad_o, q, k, v], [o], [grad_o]
         else:
@@ -155,7 +137,7 @@ def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...
     of_grad_o, of_q, of_k, of_v, *of_grad_lse = second
     return (
         of_grad_o, of_grad_lse[0] if of_grad_lse else None, of_q, of_k, of_v, None, None,
-        [None] * len(program), None, None, None, None, None,
+        [None] * len(program), *(None,) * 6,
     )  # fmt: skip
 
 

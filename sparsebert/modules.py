@@ -27,7 +27,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sparsebert.api import BACKENDS, sparse_attention
+from sparsebert.api import sparse_attention
+from sparsebert.backends import registry
 from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.masks.mask_input import kind, numbers_in
 from sparsebert.plan_cache import MaskPlans, plan_for
@@ -85,8 +86,7 @@ class SparseSelfAttention(nn.Module):
             raise ValueError(
                 f"{_NAME}: dropout must be in [0, 1), got {dropout}; it is the probability to drop"
             )
-        if backend not in BACKENDS:
-            raise ValueError(f"{_NAME}: backend must be one of {BACKENDS}, got {backend!r}")
+        registry.check_name(_NAME, backend)
         self.dropout = dropout
         self.batch_first = batch_first
         self.backend = backend
@@ -169,9 +169,7 @@ class SparseSelfAttention(nn.Module):
             q,
             k,
             v,
-            plan_for(
-                self._plans, length, length, q.device, self.backend, q.shape[-1], self.num_heads
-            ),
+            plan_for(self._plans, length, length, q.device, q.shape[-1], self.num_heads),
             key_mask=key_mask,
             dropout_p=self.dropout if self.training else 0.0,
             backend=self.backend,

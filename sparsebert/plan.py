@@ -1,8 +1,8 @@
-"""An attention plan: how to run one layer's mask.
+"""An attention plan: how to run one layer's mask, and its programs on one device.
 
-A plan is a frozen value. For every *distinct* head of the mask it holds a list of tiles, or the
-decision that the head runs dense. `sparsebert.compile_plan` makes plans,
-`sparsebert.sparse_attention` runs them, `plan.explain()` says what was chosen and why.
+A plan is a frozen value. It holds the compiler's schedule, which tile lists or dense heads it
+decided on, and makes of it what a backend runs when a call first needs that. `compile_plan` makes
+plans, `sparsebert.sparse_attention` runs them, `plan.explain()` says what was chosen and why.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from sparsebert.backends.torch_program import (
-    TRITON,
-    FlatProgram,
-    build_program,
-    from_tensors,
-    mixed_program,
-)
+from sparsebert.backends import routing
+from sparsebert.backends.program import Program
+from sparsebert.backends.routing import Routes
+from sparsebert.compiler.compile import check_request, compile_schedule, crop_schedule
+from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
+from sparsebert.compiler.covers import Covers
 from sparsebert.compiler.plan_file import load_plan, save_plan
 from sparsebert.compiler.report import PlanReport
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
-from sparsebert.memory import has_grown
+from sparsebert.memory import Shelf, has_grown
+from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.untraced import constant_in_graphs, untraced
 from sparsebert.tiles.format import TileSet
 
-if TYPE_CHECKING:
-    from sparsebert.compiler.covers import Covers
+_CPU = torch.device("cpu")
+_lowering = ForkSafeLock()
+"""Threads that need the same program make it once."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,60 +40,54 @@ class AttentionPlan:
     """A compiled mask of one layer; make it with `compile_plan`, run it with `sparse_attention`.
 
     Attributes:
-        mask: the mask it was compiled from, one layer.
-        head_map: int64 numpy [H], which of the U distinct heads each head uses.
-        dense_heads: bool numpy [U], which distinct heads run dense instead of in tiles.
-        tiles: the tiles of the other distinct heads: query rows, gathered key columns.
-        target: the machine that the cost model had in mind ("cpu", "sm90", ...).
-        objective: "time" or "area".
-        report: the compiler's own account, see `explain`.
-        covers: the owner of what is compiled once: `tiles`, the tiles of all heads and those of
-            the transposed mask. Plans made of this one by `to`, `crop` and copying share it.
+        schedule: what the compiler decided; plans made of this one by `to` and copying share it.
         device: where the plan's tensors lie.
         programs: what runs, as tensors, see `program_for`; made when they are first asked for.
     """
 
-    mask: AttentionMask
-    head_map: np.ndarray
-    dense_heads: np.ndarray
-    tiles: TileSet
-    target: str
-    objective: str
-    report: PlanReport
-    covers: Covers = dataclasses.field(repr=False)
-    device: torch.device
-    programs: dict[str, FlatProgram] = dataclasses.field(repr=False)
+    schedule: Schedule
+    device: torch.device = _CPU
+    programs: dict[tuple[str, str], Program] = dataclasses.field(default_factory=dict, repr=False)
 
-    @classmethod
-    def create(
-        cls,
-        mask: AttentionMask,
-        head_map: np.ndarray,
-        dense_heads: np.ndarray,
-        tiles: TileSet,
-        *,
-        target: str,
-        objective: str,
-        report: PlanReport,
-        whole: Covers | None = None,
-    ) -> AttentionPlan:
-        """A plan on the CPU; `whole` are the covers of the plan that it is cropped from."""
-        from sparsebert.compiler.covers import Covers, aim_of
+    @property
+    def mask(self) -> AttentionMask:
+        """The mask it was compiled from, one layer."""
+        return self.schedule.mask
 
-        firsts = [head.heads[0] for head in report.per_head]
-        covers = Covers(mask, firsts, tiles, ~dense_heads, aim_of(report, head_map), whole)
-        return cls(
-            mask=mask,
-            head_map=head_map,
-            dense_heads=dense_heads,
-            tiles=tiles,
-            target=target,
-            objective=objective,
-            report=report,
-            covers=covers,
-            device=torch.device("cpu"),
-            programs={},
-        )
+    @property
+    def head_map(self) -> np.ndarray:
+        """Which of the U distinct heads each head uses, int64 [H]."""
+        return self.schedule.head_map
+
+    @property
+    def dense_heads(self) -> np.ndarray:
+        """Which distinct heads run dense instead of in tiles, bool [U]."""
+        return self.schedule.dense_heads
+
+    @property
+    def tiles(self) -> TileSet:
+        """The tiles of the other distinct heads: query rows, gathered key columns."""
+        return self.schedule.tiles
+
+    @property
+    def covers(self) -> Covers:
+        """The owner of what is compiled once, see `Schedule`."""
+        return self.schedule.covers
+
+    @property
+    def report(self) -> PlanReport:
+        """The compiler's own account, see `explain`."""
+        return self.schedule.report
+
+    @property
+    def target(self) -> str:
+        """The machine that the cost model had in mind ("cpu", "sm90", ...)."""
+        return self.report.target
+
+    @property
+    def objective(self) -> str:
+        """ "time" or "area"."""
+        return self.report.objective
 
     @property
     def q_len(self) -> int:
@@ -126,7 +122,7 @@ class AttentionPlan:
             if device == self.device:
                 return self
             made = list(self.programs.items())
-            programs = {name: program.to(device) for name, program in made}
+            programs = {routes: program.to(device) for routes, program in made}
         return dataclasses.replace(self, device=device, programs=programs)
 
     def without_programs(self) -> AttentionPlan:
@@ -135,74 +131,37 @@ class AttentionPlan:
 
     def buffers(self) -> Iterator[np.ndarray | torch.Tensor]:
         """The arrays and tensors that the plan keeps alive."""
-        yield from (self.head_map, self.dense_heads)
-        yield from self.covers.arrays()
+        yield from self.schedule.buffers()
         for program in list(self.programs.values()):
             yield from program.tensors
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPlan:
         return self  # a value that does not change
 
-    def program_for(self, backend: str) -> FlatProgram:
-        """What runs for a backend.
+    def program_for(self, tiles: str, dense: str) -> Program:
+        """What the backends of these names run on the plan's device, see `routing.Routes`.
 
-        "auto": every head on the route that the plan chose, by the torch executor; "mixed": the
-        same with the tiles in the kernels; "torch": all heads in tiles, by the torch executor;
-        "triton": all heads in tiles, in the kernels; "dense": all heads dense.
+        Args:
+            tiles: who runs the heads that the plan runs in tiles.
+            dense: who runs those that it runs dense.
         """
         if torch.compiler.is_compiling():  # Dynamo runs this without looking into it
-            _make_program(self, backend)
-            program: FlatProgram = getattr(self, _SEEN_BY_DYNAMO + backend)
+            _make_program(self, tiles, dense)
+            program: Program = getattr(self, f"{_SEEN_BY_DYNAMO}{tiles}_{dense}")
             return program
-        if backend not in self.programs:
-            self.make_program(backend)
-        return self.programs[backend]
+        found = self.programs.get((tiles, dense))
+        return self.make_program(Routes(tiles, dense)) if found is None else found
 
-    def prepare(self, backend: str) -> None:
-        """Make ahead what calls with a backend run where the plan lies."""
-        on_gpu = self.device.type == "cuda" and backend == "auto"
-        self.make_program("mixed" if on_gpu else backend)
-
-    def make_program(self, backend: str) -> None:
-        """Make what `program_for` gives, on the plan's device, if that is not done yet."""
-        if backend not in self.programs:
-            same = self._same_program(backend)
-            if same is not None:
-                self.programs[backend] = self.program_for(same)
-                return
-            with untraced():
-                self.programs[backend] = self._build_program(backend).to(self.device)
-            has_grown(self)
-
-    def _same_program(self, backend: str) -> str | None:
-        """The backend whose program this one shares, if any."""
-        if backend == "torch" and not self.dense_heads.any():
-            return "auto"
-        if backend == "mixed" and self.dense_heads.all():
-            return "auto"
-        if backend == "mixed" and not self.dense_heads.any():
-            return "triton"
-        return None
-
-    def _build_program(self, backend: str) -> FlatProgram:
-        if backend == "mixed":
-            dense = from_tensors(*self.program_for("auto")).without_tiles()
-            return mixed_program(dense, self._kernel_program(only_tiled=True))
-        if backend == "triton":
-            return self._kernel_program(only_tiled=False)
-        if backend == "dense":
-            dense_heads, tiles = np.ones_like(self.dense_heads), self.tiles
-        elif backend == "auto":
-            dense_heads, tiles = self.dense_heads, self.tiles
-        else:
-            dense_heads, tiles = np.zeros_like(self.dense_heads), self.covers.every
-        return build_program(self.mask, self.head_map, dense_heads, tiles).flatten()
-
-    def _kernel_program(self, *, only_tiled: bool) -> FlatProgram:
-        from sparsebert.kernels.program import build_program as build_kernel_program
-
-        built = build_kernel_program(self, only_tiled=only_tiled)
-        return FlatProgram(built.arrays, [TRITON, *built.sizes])
+    def make_program(self, routes: Routes) -> Program:
+        """Make what `program_for` gives, if that is not done yet."""
+        same = routing.canonical(self.schedule, routes)
+        with _lowering:
+            if same not in self.programs:
+                with untraced():
+                    self.programs[same] = routing.lower(self.schedule, same).to(self.device)
+                has_grown(self)
+            self.programs[routes] = self.programs[same]
+        return self.programs[routes]
 
     def crop(self, q_len: int, kv_len: int | None = None) -> AttentionPlan:
         """The plan of the first `q_len` queries and `kv_len` keys, made without recompiling.
@@ -220,14 +179,14 @@ class AttentionPlan:
         >>> plan.dense().equal(sb.patterns.longformer(512).crop(300).dense()[0])
         True
         """
-        from sparsebert.compiler.compile import crop_plan
-
         mask = self.mask.crop(q_len, kv_len)
-        return self if mask.shape == self.mask.shape else crop_plan(self, mask)
+        if mask.shape == self.mask.shape:
+            return self
+        return AttentionPlan(crop_schedule(self.schedule, mask), self.device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, without its mask, to one safetensors file; see `load`."""
-        save_plan(self, path)
+        save_plan(self.schedule, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPlan:
@@ -245,15 +204,11 @@ class AttentionPlan:
         ...     sb.AttentionPlan.load(folder + "/star.plan", mask).dense().equal(mask.dense()[0])
         True
         """
-        return load_plan(path, mask)
+        return cls(load_plan(path, mask))
 
     def dense(self) -> torch.Tensor:
         """The mask that the plan executes, rebuilt from its tiles: bool [H, N, M] on the CPU."""
-        distinct = self.tiles.dense()
-        for u in np.flatnonzero(self.dense_heads):
-            head = int(np.flatnonzero(self.head_map == u)[0])
-            distinct[u] = self.mask.head(head).dense()[0, 0].numpy()
-        return torch.from_numpy(distinct[self.head_map])
+        return self.schedule.dense()
 
     def explain(self) -> PlanReport:
         """What the plan executes, what that should cost, and why it was chosen.
@@ -288,6 +243,49 @@ Dynamo reads an attribute when it comes to it, but a dict once: it would miss wh
 
 
 @constant_in_graphs
-def _make_program(plan: AttentionPlan, backend: str) -> None:
-    plan.make_program(backend)
-    vars(plan)[_SEEN_BY_DYNAMO + backend] = plan.programs[backend]
+def _make_program(plan: AttentionPlan, tiles: str, dense: str) -> None:
+    vars(plan)[f"{_SEEN_BY_DYNAMO}{tiles}_{dense}"] = plan.make_program(Routes(tiles, dense))
+
+
+_plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
+"""Plans by all that they depend on."""
+
+
+def compile_plan(
+    mask: AttentionMask,
+    *,
+    target: str | None = None,
+    objective: str = "time",
+    head_dim: int = DEFAULT_HEAD_DIM,
+    threads: int | None = None,
+    copies: int | None = None,
+) -> AttentionPlan:
+    """Compile the mask of one layer into a plan for `sparse_attention`.
+
+    Args:
+        mask: an `AttentionMask` with one layer, [1, H, N, M].
+        target: the machine to plan for: "cpu", "sm80", "sm90", "sm100", "gfx942", ...;
+            None means the machine at hand.
+        objective: "time" follows the cost model and falls back to dense attention where sparsity
+            would lose; "area" minimises the executed area and never falls back.
+        head_dim: D of the calls to come.
+        threads: CPU threads of the calls to come; None means torch.get_num_threads().
+        copies: batch x heads of the calls to come. None means one batch on a CPU and 8 on a GPU,
+            of the mask's heads, or of 12 for a mask of one head. A small batch is the careful
+            choice: what comes once a call then weighs most.
+
+    The last three shape the choices of objective "time" only; a plan runs calls of any size.
+    Plans of recent masks are remembered, by content, so compiling twice costs nothing. Raises
+    TypeError and ValueError for what is not such a mask, target or objective.
+
+    >>> import sparsebert as sb
+    >>> plan = sb.compile_plan(sb.patterns.sliding_window(256, window=8), target="cpu")
+    >>> plan.dense().equal(sb.patterns.sliding_window(256, window=8).dense()[0])
+    True
+    """
+    request = check_request(mask, target, objective, head_dim, threads, copies)
+    plan = _plans.get(request.key)
+    if plan is None:
+        plan = AttentionPlan(compile_schedule(request))
+        _plans.put(request.key, plan)
+    return plan

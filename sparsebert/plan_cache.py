@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import Shelf
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.untraced import constant_in_graphs, untraced
 
@@ -32,7 +31,7 @@ class MaskPlans:
 
     >>> import sparsebert as sb
     >>> plans = MaskPlans(sb.patterns.star(512))
-    >>> plans.get(100, 100, torch.device("cpu"), "auto").q_len
+    >>> plans.get(100, 100, torch.device("cpu")).q_len
     100
     """
 
@@ -52,11 +51,10 @@ class MaskPlans:
         q_len: int,
         kv_len: int,
         device: torch.device,
-        backend: str,
         head_dim: int = DEFAULT_HEAD_DIM,
         heads: int | None = None,
     ) -> AttentionPlan:
-        """The plan of the mask's top-left [q_len, kv_len], on `device`, ready for `backend`.
+        """The plan of the mask's top-left [q_len, kv_len], on `device`.
 
         It is made for calls with `head_dim` and `heads` (None: as for `compile_plan`).
         """
@@ -68,10 +66,7 @@ class MaskPlans:
                 plan = whole.crop(q_len, kv_len).to(device)
                 if plan is whole:  # which stays, and must not keep what runs
                     plan = whole.without_programs()
-                plan.prepare(backend)
                 self._shelf.put(key, plan)
-            else:
-                plan.prepare(backend)
         return plan
 
     def keep(self, key: Hashable) -> None:
@@ -133,16 +128,15 @@ def plan_for(
     q_len: int,
     kv_len: int,
     device: torch.device,
-    backend: str,
     head_dim: int = DEFAULT_HEAD_DIM,
     heads: int | None = None,
 ) -> AttentionPlan:
     """`plans.get`, also under torch.compile, where each length gets a graph of its own."""
     if not torch.compiler.is_compiling():
-        return plans.get(q_len, kv_len, device, backend, head_dim, heads)
+        return plans.get(q_len, kv_len, device, head_dim, heads)
     # Dynamo runs the compiler without looking into it, then finds the plan where it can guard it.
     q_len, kv_len, head_dim = (operator.index(size) for size in (q_len, kv_len, head_dim))
-    threads = _make_plan(plans, q_len, kv_len, device, backend, head_dim, heads)
+    threads = _make_plan(plans, q_len, kv_len, device, head_dim, heads)
     return plans.by_length[q_len, kv_len, device, head_dim, heads, threads]
 
 
@@ -152,13 +146,12 @@ def _make_plan(
     q_len: int,
     kv_len: int,
     device: torch.device,
-    backend: str,
     head_dim: int,
     heads: int | None,
 ) -> int:
     """Make the plan; returns the threads that it is for."""
     threads = _threads(device)
-    plans.get(q_len, kv_len, device, backend, head_dim, heads)
+    plans.get(q_len, kv_len, device, head_dim, heads)
     plans.keep((q_len, kv_len, device, head_dim, heads, threads))
     return threads
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from sparsebert import dropout
 from sparsebert.api import sparse_attention
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
 from sparsebert.testing import Outcome, expected_attention
 
 QUANTITIES = ("o", "lse", "dq", "dk", "dv")

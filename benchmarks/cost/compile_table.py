@@ -33,11 +33,11 @@ from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler import bitmatrix
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.orders import in_order
 from sparsebert.compiler.pieces import cut
 from sparsebert.compiler.pricing import Area
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
 from sparsebert.reporting.timing import own_clock, side_by_side
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)

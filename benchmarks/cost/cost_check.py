@@ -26,9 +26,8 @@ from benchmarks.cost.timed_calls import (
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from benchmarks.harness.origin import RESULTS
 from sparsebert import patterns
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 
 DIMS = (32, 64, 96)
 TOLERANCE = 1.05

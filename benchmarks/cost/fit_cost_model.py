@@ -43,14 +43,13 @@ from benchmarks.cost.timed_calls import (
 from benchmarks.harness.named_masks import learned_looking
 from benchmarks.harness.origin import RESULTS, origin
 from sparsebert import patterns
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.model import batches, cost_model
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.estimate import ModelShape, calibrate
 from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.tiles.build import TileGroup, build_tile_set
 
 DIMS = (32, 64, 128)
@@ -111,10 +110,7 @@ def mixed_plans() -> Iterator[tuple[str, AttentionPlan]]:
         heads = [patterns.sliding_window(length, 2 + width) for width in range(HEADS)]
         plan = compile_plan(AttentionMask.stack_heads(heads), objective="area", target="cpu")
         dense_heads = np.arange(HEADS) % 2 == 1
-        yield f"windows, half of {HEADS} heads dense", AttentionPlan.create(
-            plan.mask, plan.head_map, dense_heads, plan.tiles,
-            target="cpu", objective="area", report=plan.report,
-        )  # fmt: skip
+        yield f"windows, half of {HEADS} heads dense", changed(plan, dense_heads=dense_heads)
 
 
 def dense_masks() -> Iterator[tuple[str, AttentionMask]]:
@@ -136,10 +132,12 @@ def in_order(mask: AttentionMask, height: int, rows: int) -> AttentionPlan:
     group = TileGroup(0, mask.bits[0, 0], slots)
     tiles = build_tile_set([group], 1, mask.q_len, mask.kv_len)
     plan = compile_plan(mask, objective="area", target="cpu")
-    return AttentionPlan.create(
-        mask, plan.head_map, plan.dense_heads, tiles,
-        target="cpu", objective="area", report=plan.report,
-    )  # fmt: skip
+    return changed(plan, tiles=tiles)
+
+
+def changed(plan: AttentionPlan, **fields: Any) -> AttentionPlan:
+    """The plan with other fields of its schedule."""
+    return AttentionPlan(dataclasses.replace(plan.schedule, **fields))
 
 
 def tile_counts(plan: AttentionPlan) -> dict[str, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsebert.kernels.pack import pack_tiles
-from sparsebert.kernels.program import KernelProgram, pack_program
+from sparsebert.backends.triton_pack import pack_program, pack_tiles
+from sparsebert.kernels.program import KernelProgram
 from sparsebert.tiles.build import TileGroup, build_tile_set
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -30,4 +30,4 @@ def band_program(
             bits = np.packbits(dense & (np.arange(length) % parts == part), -1, "little")
             groups.append(TileGroup(0, bits, rows))
     packed = pack_tiles(build_tile_set(groups, 1, length, length), np.zeros(1, dtype=np.int64))
-    return pack_program(packed, packed, length, length, 1)
+    return pack_program(packed, packed)

@@ -42,12 +42,12 @@ from benchmarks.harness import named_masks, workers
 from benchmarks.harness.errors import in_words, is_fatal
 from benchmarks.harness.origin import ROOT, origin, out_folder
 from benchmarks.harness.rows import Row, RowFile
+from benchmarks.kernels import calls as kernels
 from benchmarks.kernels import gpu_cases, gpu_times
 from benchmarks.kernels.gpu_cases import KernelCase, key_of
 from benchmarks.kernels.gpu_correctness import check_row
 from benchmarks.kernels.gpu_summary import as_line, summary
 from benchmarks.kernels.gpu_times import Timing
-from sparsebert.kernels import attention as kernels
 
 CHECKS_SHARE = 0.55
 """Of the time, what may go to checking cases."""

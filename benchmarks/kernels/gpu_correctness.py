@@ -15,6 +15,7 @@ from benchmarks.harness import named_masks
 from benchmarks.harness.errors import in_words, is_fatal
 from benchmarks.harness.rows import Row
 from benchmarks.harness.workers import LostDevice
+from benchmarks.kernels import calls as kernels
 from benchmarks.kernels.band import band, band_program
 from benchmarks.kernels.gpu_cases import (
     ALL,
@@ -28,7 +29,6 @@ from benchmarks.kernels.gpu_cases import (
     KernelCase,
 )
 from sparsebert import dropout
-from sparsebert.kernels import attention as kernels
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import compile_for
 from sparsebert.testing import expected_attention

@@ -20,7 +20,9 @@ import torch
 import triton
 
 from benchmarks.kernels.band import band_program
+from sparsebert.backends.program import flatten, unflatten
 from sparsebert.kernels import attention, launch
+from sparsebert.kernels.program import KernelProgram
 from sparsebert.kernels.stub_driver import StubDriver
 from sparsebert.reporting.timing import side_by_side
 
@@ -33,15 +35,16 @@ def main() -> None:
     triton.runtime.driver.set_active(StubDriver())
     launch.architecture = lambda device: "sm90"
     q, k, v = (torch.zeros(1, 512, 4, 64, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+    options = attention.Options(0.125)
     for heights in ((64,), (64, 16)):
         program = band_program(512, heights)
-        forward = functools.partial(attention.forward, q, k, v, None, None, program, 0.125, 0.0)
+        forward = functools.partial(attention.forward, q, k, v, program, options)
         o, lse = forward()
         backward = functools.partial(
-            attention.backward, o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0
+            attention.backward, o, None, q, k, v, o, lse, program, options
         )
-        rebuild = functools.partial(attention.from_tensors, program.tensors)
-        calls = {"forward": forward, "backward": backward, "from_tensors": rebuild}
+        rebuild = functools.partial(unflatten, KernelProgram, *flatten(program))
+        calls = {"forward": forward, "backward": backward, "unflatten": rebuild}
         for name, times in side_by_side(calls, seconds=0.0, least=repeats).items():
             median, best = 1e3 * statistics.median(times), 1e3 * min(times)
             print(f"tiles of {heights} rows, {name:13} {median:6.1f} us, at best {best:6.1f}")

@@ -33,9 +33,10 @@ from benchmarks.harness import gpu_timing
 from benchmarks.harness.errors import in_words
 from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import RowFile
+from benchmarks.kernels import calls
 from benchmarks.kernels.band import DTYPES, band, band_program
 from benchmarks.kernels.gpu_correctness import check_case
-from sparsebert.kernels import attention, configs
+from sparsebert.kernels import configs
 from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
 from sparsebert.tiles.format import HEIGHTS
@@ -201,9 +202,9 @@ def _large_call(case: LaunchEntry) -> Callable[[], object]:
     seed = torch.tensor([1], device="cuda") if p else None
     rest = (None, seed, program, case.head_dim**-0.5, p)
     if case.kernel == "forward":
-        return lambda: attention.forward(q, k, v, *rest)
-    o, lse = attention.forward(q, k, v, *rest)
-    return lambda: attention.backward(o, None, q, k, v, o, lse, *rest)
+        return lambda: calls.forward(q, k, v, *rest)
+    o, lse = calls.forward(q, k, v, *rest)
+    return lambda: calls.backward(o, None, q, k, v, o, lse, *rest)
 
 
 def main() -> int:

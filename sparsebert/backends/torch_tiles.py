@@ -1,8 +1,9 @@
-"""The torch executor's tile route: attention over a program's buckets, on any torch device.
+"""The backend of torch operations: attention over a plan's tiles, on any torch device.
 
-Each bucket is a batched attention of gathered queries against gathered keys and values. Its
-results go to *slots*, one per (tile, row); a row that several tiles cover is merged exactly from
-its slots through their LSEs. Tensors are [B, S, A, D] here, see `program`.
+Each bucket of the program is a batched attention of gathered queries against gathered keys and
+values. Its results go to *slots*, one per (tile, row); a row that several tiles cover is merged
+exactly from its slots through their LSEs. Within the program tensors are [B, S, A, D], see
+`torch_program`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,78 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from sparsebert.backends import torch_engines as engines
-from sparsebert.backends.call import SCRATCH, Call
-from sparsebert.backends.torch_program import Bucket, TorchProgram
+from sparsebert.backends import torch_program
+from sparsebert.backends.base import Backend, Call, Forward, Gradients, Upstream
+from sparsebert.backends.torch_common import (
+    SCRATCH,
+    Options,
+    expand_heads,
+    has_flash,
+    options_of,
+    widen,
+)
+from sparsebert.backends.torch_program import Bucket, TilesProgram
+from sparsebert.compiler.schedule import Schedule
+
+
+class TorchTiles(Backend):
+    """The plan's tiles in torch operations."""
+
+    name = "torch"
+    Program = TilesProgram
+    composes = True
+
+    def lower(self, schedule: Schedule, heads: np.ndarray) -> TilesProgram:
+        return torch_program.lower(schedule, heads)
+
+    def forward(self, call: Call, program: TilesProgram) -> Forward:
+        return self._forward(call, program, fused=has_flash(call))
+
+    def compose(self, call: Call, program: TilesProgram) -> Forward:
+        return self._forward(call, program, fused=False)
+
+    def _forward(self, call: Call, program: TilesProgram, *, fused: bool) -> Forward:
+        heads = call.q.shape[1]
+        q, k, v = (
+            _to_stack(widen(expand_heads(x, heads)), program) for x in (call.q, call.k, call.v)
+        )
+        o, lse = tiles_forward(q, k, v, program, options_of(call, fused=fused))
+        o, lse = _from_stack(o, heads, program), _from_stack(lse[..., None], heads, program)
+        return o.to(call.q.dtype), lse.squeeze(-1)
+
+    def backward(self, call: Call, program: TilesProgram, upstream: Upstream) -> Gradients:
+        heads = call.q.shape[1]
+        o, lse, grad_o, grad_lse = upstream
+        grad_o, q, k, v, o = (
+            _to_stack(widen(expand_heads(x, heads)), program)
+            for x in (grad_o, call.q, call.k, call.v, o)
+        )
+        lse = _to_stack(lse[..., None], program)[..., 0]
+        if grad_lse is not None:
+            grad_lse = _to_stack(grad_lse[..., None], program)[..., 0]
+        options = options_of(call, fused=has_flash(call, upstream))
+        gradients = tiles_backward(grad_o, grad_lse, q, k, v, o, lse, program, options)
+        dq, dk, dv = (_from_stack(x, heads, program) for x in gradients)
+        return dq, dk, dv
+
+
+BACKEND = TorchTiles()
+
+
+def _to_stack(x: torch.Tensor, program: TilesProgram) -> torch.Tensor:
+    """[B, H, N, D] as [B, S, A, D], see `torch_program`; free in HuggingFace's memory order."""
+    x = x.transpose(1, 2)
+    return x if program.shared else x.flatten(1, 2)[:, :, None]
+
+
+def _from_stack(x: torch.Tensor, heads: int, program: TilesProgram) -> torch.Tensor:
+    """[B, S, A, D] back to [B, H, N, D]."""
+    x = x if program.shared else x.squeeze(2).unflatten(1, (-1, heads))
+    return x.transpose(1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,27 +97,27 @@ class _Step:
     slots: slice
 
 
-def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, program: TorchProgram, call: Call
+def tiles_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, program: TilesProgram, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of [B, S, A, D] tensors: o like q, and LSE [B, S, A].
 
-    Without `call.fused` it is differentiable to any order.
+    Without `options.fused` it is differentiable to any order.
     """
     batch, _, width, _ = q.shape
     parts_o, parts_lse = [], []
-    for step in _steps(q, program, call):
+    for step in _steps(q, program, options):
         q_t, k_t, v_t = _gather(q, step.rows), _gather(k, step.cols), _gather(v, step.cols)
-        if call.fused:
-            o, lse = engines.fused_forward(q_t, k_t, v_t, step.allowed, call.scale)
-            if call.key_mask is not None and step.allowed is not None:
+        if options.fused:
+            o, lse = engines.fused_forward(q_t, k_t, v_t, step.allowed, options.scale)
+            if options.key_mask is not None and step.allowed is not None:
                 # A row may have lost all its keys.
                 hidden = ~step.allowed.any(dim=-1)
                 o = o.masked_fill(hidden[..., None], 0.0)
                 lse = lse.masked_fill(hidden, -math.inf)
         else:
             o, lse = engines.composite_forward(
-                q_t, k_t, v_t, step.allowed, step.factor, call.scale
+                q_t, k_t, v_t, step.allowed, step.factor, options.scale
             )
         parts_o.append(o.transpose(2, 3).flatten(1, 2))
         parts_lse.append(lse.transpose(2, 3).flatten(1, 2))
@@ -60,7 +128,7 @@ def forward(
 
 
 def _merge(
-    slots_o: torch.Tensor, slots_lse: torch.Tensor, program: TorchProgram
+    slots_o: torch.Tensor, slots_lse: torch.Tensor, program: TilesProgram
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine each row's partial results: o = sum over its slots of exp(lse_i - lse) o_i."""
     o = slots_o.index_select(1, program.slot_of_row)
@@ -80,7 +148,7 @@ def _merge(
     return o, lse
 
 
-def backward(
+def tiles_backward(
     grad_o: torch.Tensor,
     grad_lse: torch.Tensor | None,
     q: torch.Tensor,
@@ -88,8 +156,8 @@ def backward(
     v: torch.Tensor,
     o: torch.Tensor,
     lse: torch.Tensor,
-    program: TorchProgram,
-    call: Call,
+    program: TilesProgram,
+    options: Options,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v, each [B, S, A, D]; `o` and `lse` are the forward's results.
 
@@ -100,19 +168,19 @@ def backward(
     slots_dq = q.new_empty(q.shape[0], program.num_slots + 1, *q.shape[2:])
     slots_dq[:, -1] = 0.0
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    for step in _steps(q, program, call):
+    for step in _steps(q, program, options):
         g_t, q_t = _gather(grad_o, step.rows), _gather(q, step.rows)
         k_t, v_t = _gather(k, step.cols), _gather(v, step.cols)
         lse_t = _gather(lse[..., None], step.rows).squeeze(-1)
-        if call.fused:  # which computes delta from o
+        if options.fused:  # which computes delta from o
             o_t = _gather(o, step.rows)
             gradients = engines.fused_backward(
-                g_t, q_t, k_t, v_t, o_t, lse_t, step.allowed, call.scale
+                g_t, q_t, k_t, v_t, o_t, lse_t, step.allowed, options.scale
             )
         else:
             delta_t = _gather(delta[..., None], step.rows).squeeze(-1)
             gradients = engines.composite_backward(
-                g_t, q_t, k_t, v_t, delta_t, lse_t, step.allowed, step.factor, call.scale
+                g_t, q_t, k_t, v_t, delta_t, lse_t, step.allowed, step.factor, options.scale
             )
         dq_t, dk_t, dv_t = (x.transpose(2, 3).flatten(1, 2) for x in gradients)
         slots_dq[:, step.slots] = dq_t
@@ -124,7 +192,7 @@ def backward(
     return dq, dk, dv
 
 
-def _steps(q: torch.Tensor, program: TorchProgram, call: Call) -> Iterator[_Step]:
+def _steps(q: torch.Tensor, program: TilesProgram, options: Options) -> Iterator[_Step]:
     """Cut the buckets into steps of bounded memory."""
     batch, _, width, dim = q.shape
     table = _byte_table(q.device)
@@ -139,21 +207,21 @@ def _steps(q: torch.Tensor, program: TorchProgram, call: Call) -> Iterator[_Step
             yield _Step(
                 rows,
                 cols,
-                _allowed(bucket, part, table, program, call),
-                _dropout_factor(rows, cols, program, call, q.dtype),
+                _allowed(bucket, part, table, program, options),
+                _dropout_factor(rows, cols, program, options, q.dtype),
                 slice(first, first + rows.numel()),
             )
 
 
 def _allowed(
-    bucket: Bucket, part: slice, table: torch.Tensor, program: TorchProgram, call: Call
+    bucket: Bucket, part: slice, table: torch.Tensor, program: TilesProgram, options: Options
 ) -> torch.Tensor | None:
     """What the tiles may attend to, mask and key mask together: [B or 1, t, 1, R, C]."""
     allowed = None
     if bucket.bits is not None:
         allowed = table[bucket.bits[part].int()].flatten(-2)[None, :, None]
-    if call.key_mask is not None:
-        real = call.key_mask[:, program.position(bucket.cols[part])][:, :, None, None, :]
+    if options.key_mask is not None:
+        real = options.key_mask[:, program.position(bucket.cols[part])][:, :, None, None, :]
         allowed = real if allowed is None else allowed & real
     return allowed
 
@@ -167,17 +235,17 @@ def _byte_table(device: torch.device) -> torch.Tensor:
 def _dropout_factor(
     rows: torch.Tensor,
     cols: torch.Tensor,
-    program: TorchProgram,
-    call: Call,
+    program: TilesProgram,
+    options: Options,
     dtype: torch.dtype,
 ) -> torch.Tensor | None:
-    if call.dropout is None:
+    if options.dropout is None:
         return None
-    keys = call.dropout.keys  # [B, H] -> [B, t, A, 1, 1]
+    keys = options.dropout.keys  # [B, H] -> [B, t, A, 1, 1]
     keys = keys[:, None] if program.shared else keys[:, program.head_place(rows[:, 0])][..., None]
     query = program.position(rows)[None, :, None, :, None]
     key = program.position(cols)[None, :, None, None, :]
-    return call.dropout.factor(keys[..., None, None], query, key, dtype)
+    return options.dropout.factor(keys[..., None, None], query, key, dtype)
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

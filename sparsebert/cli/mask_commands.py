@@ -87,8 +87,8 @@ def show_mask(arguments: argparse.Namespace) -> int:
 
 def explain_mask(arguments: argparse.Namespace) -> int:
     """Print the compiler's report of each selected layer, and write a picture of the tiles."""
-    from sparsebert.compiler.compile import compile_plan
     from sparsebert.explain import draw_tiles, explain_plans
+    from sparsebert.plan import compile_plan
 
     options = {"target": arguments.target, "objective": arguments.objective}
     layers = load_layers(arguments)

@@ -1,13 +1,14 @@
-"""compile_plan: from a mask to a plan."""
+"""From a mask to a schedule: search for covers, price them, decide the route of each head."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 
 import numpy as np
 import torch
 
-from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM, CostModel, usual_copies
+from sparsebert.compiler.cost.model import CostModel, usual_copies
 from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.compiler.covers import Aim, Calls, tiles_of
@@ -21,52 +22,51 @@ from sparsebert.compiler.routes import (
     tiles_of_head,
     with_fallback,
 )
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.mask_input import refused
-from sparsebert.memory import Shelf
-from sparsebert.plan import AttentionPlan
 from sparsebert.support import checks
 from sparsebert.tiles.assemble import without_heads
 from sparsebert.tiles.crop import crop_tiles
-from sparsebert.tiles.format import TileSet
 
 _OBJECTIVES = ("time", "area")
 
-_plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
-"""Plans by mask and aim."""
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a schedule is compiled by, checked and complete.
+
+    Attributes:
+        mask: one layer.
+        target, objective, calls: see `Aim`.
+    """
+
+    mask: AttentionMask
+    target: str
+    objective: str
+    calls: Calls
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """All that the schedule depends on.
+
+        Equal bits over other positions make a schedule that is cropped in another way.
+        """
+        mask = self.mask
+        return mask.fingerprint, mask.positions, self.target, self.objective, *self.calls
 
 
-def compile_plan(
+def check_request(
     mask: AttentionMask,
-    *,
-    target: str | None = None,
-    objective: str = "time",
-    head_dim: int = DEFAULT_HEAD_DIM,
-    threads: int | None = None,
-    copies: int | None = None,
-) -> AttentionPlan:
-    """Compile the mask of one layer into a plan for `sparse_attention`.
+    target: str | None,
+    objective: str,
+    head_dim: int,
+    threads: int | None,
+    copies: int | None,
+) -> Request:
+    """Refuse what is not such a mask, target or objective, and fill in what is left open.
 
-    Args:
-        mask: an `AttentionMask` with one layer, [1, H, N, M].
-        target: the machine to plan for: "cpu", "sm80", "sm90", "sm100", "gfx942", ...;
-            None means the machine at hand.
-        objective: "time" follows the cost model and falls back to dense attention where sparsity
-            would lose; "area" minimises the executed area and never falls back.
-        head_dim: D of the calls to come.
-        threads: CPU threads of the calls to come; None means torch.get_num_threads().
-        copies: batch x heads of the calls to come. None means one batch on a CPU and 8 on a GPU,
-            of the mask's heads, or of 12 for a mask of one head. A small batch is the careful
-            choice: what comes once a call then weighs most.
-
-    The last three shape the choices of objective "time" only; a plan runs calls of any size.
-    Plans of recent masks are remembered, by content, so compiling twice costs nothing. Raises
-    TypeError and ValueError for what is not such a mask, target or objective.
-
-    >>> import sparsebert as sb
-    >>> plan = sb.compile_plan(sb.patterns.sliding_window(256, window=8), target="cpu")
-    >>> plan.dense().equal(sb.patterns.sliding_window(256, window=8).dense()[0])
-    True
+    The arguments, and the errors, are those of `compile_plan`.
     """
     if not isinstance(mask, AttentionMask):
         wanted, write = "an AttentionMask", "AttentionMask.from_dense({})"
@@ -96,20 +96,17 @@ def compile_plan(
         if copies is None
         else checks.integer(name, "copies (batch x heads)", copies, heads),
     )
-    # Equal bits over other positions make a plan that is cropped in another way.
-    key = (mask.fingerprint, mask.positions, target, objective, *calls)
-    plan = _plans.get(key)
-    if plan is None:
-        plan = _compile(mask, target, objective, calls)
-        _plans.put(key, plan)
-    return plan
+    return Request(mask, target, objective, calls)
 
 
-def _compile(mask: AttentionMask, target: str, objective: str, calls: Calls) -> AttentionPlan:
+def compile_schedule(request: Request) -> Schedule:
+    """Cover the mask's heads with tiles, or leave them dense, as the request says."""
+    mask, objective = request.mask, request.objective
     lengths = mask.q_len, mask.kv_len
     head_map = _head_map(mask)
     distinct = range(int(head_map.max()) + 1)
-    aim = Aim(target, objective, calls, len(head_map) if len(distinct) > 1 else 1)
+    tile_sets = len(head_map) if len(distinct) > 1 else 1
+    aim = Aim(request.target, objective, request.calls, tile_sets)
     model = aim.model
     abouts = [_about(mask, tuple(np.flatnonzero(head_map == u).tolist())) for u in distinct]
     covers = aim.search([mask.bits[0, about.heads[0]] for about in abouts], *lengths)
@@ -125,7 +122,7 @@ def _compile(mask: AttentionMask, target: str, objective: str, calls: Calls) -> 
     account = PlanReport(
         *lengths,
         mask.num_heads,
-        target,
+        request.target,
         objective,
         model.source,
         tuple(reports),
@@ -133,9 +130,7 @@ def _compile(mask: AttentionMask, target: str, objective: str, calls: Calls) -> 
         threads=model.threads,
         copies=model.copies,
     )
-    return AttentionPlan.create(
-        mask, head_map, dense_heads, tiles, target=target, objective=objective, report=account
-    )
+    return Schedule.create(mask, head_map, dense_heads, tiles, account)
 
 
 def _report_head(cover: Cover, mask: Mask, model: CostModel, objective: str) -> HeadReport:
@@ -146,41 +141,33 @@ def _report_head(cover: Cover, mask: Mask, model: CostModel, objective: str) -> 
     return with_fallback(report, mask, model) if objective == "time" else report
 
 
-def crop_plan(plan: AttentionPlan, mask: AttentionMask) -> AttentionPlan:
-    """The plan of `mask`, the top-left part of the plan's mask; see `AttentionPlan.crop`."""
-    model = plan.covers.aim.model
-    tiles = crop_tiles(plan.tiles, mask.q_len, mask.kv_len)
+def crop_schedule(whole: Schedule, mask: AttentionMask) -> Schedule:
+    """The schedule of `mask`, the top-left part of the mask of `whole`, without a new search."""
+    objective = whole.report.objective
+    model = whole.covers.aim.model
+    tiles = crop_tiles(whole.tiles, mask.q_len, mask.kv_len)
     reports, abouts = [], []
-    for head, was in enumerate(plan.report.per_head):
+    for head, was in enumerate(whole.report.per_head):
         about = _about(mask, was.heads)
-        if plan.dense_heads[head]:
+        if whole.dense_heads[head]:
             report = report_dense(about, (), f"cropped; {was.reason}", model)
         else:
             rest = tiles_of_head(tiles, head)
             report = report_tiles(about, rest, was.cover, (), f"cropped; {was.reason}", model)
-            if plan.objective == "time":
+            if objective == "time":
                 report = with_fallback(report, about, model)
         abouts.append(about)
         reports.append(report)
-    if plan.objective == "time":
+    if objective == "time":
         each = [tiles_of_head(tiles, head) for head in range(len(reports))]
         reports = settle(reports, each, abouts, model)
     dense_heads = np.array([report.route == "dense" for report in reports])
-    if (dense_heads > plan.dense_heads).any():
+    if (dense_heads > whole.dense_heads).any():
         tiles = without_heads(tiles, dense_heads)
-    cropped = AttentionPlan.create(
-        mask,
-        plan.head_map,
-        dense_heads,
-        tiles,
-        target=plan.target,
-        objective=plan.objective,
-        report=dataclasses.replace(
-            plan.report, q_len=mask.q_len, kv_len=mask.kv_len, per_head=tuple(reports)
-        ),
-        whole=plan.covers,
+    account = dataclasses.replace(
+        whole.report, q_len=mask.q_len, kv_len=mask.kv_len, per_head=tuple(reports)
     )
-    return cropped.to(plan.device)
+    return Schedule.create(mask, whole.head_map, dense_heads, tiles, account, whole.covers)
 
 
 def _about(mask: AttentionMask, heads: tuple[int, ...]) -> Mask:
@@ -192,11 +179,3 @@ def _head_map(mask: AttentionMask) -> np.ndarray:
     """Which of the distinct bit matrices each head has, int64 [H], in order of appearance."""
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(packed.tobytes(), len(seen)) for packed in mask.bits[0]])
-
-
-def compile_tiles(plan: AttentionPlan, *, transposed: bool = False) -> TileSet:
-    """Tiles of all heads of a plan's mask, those that it would run dense included.
-
-    With `transposed` they are tiles of the transposed mask: key rows, gathered queries.
-    """
-    return plan.covers.transposed if transposed else plan.covers.every

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.compiler.report_check import check_report
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.storage import CheckedFile
 from sparsebert.tiles.check import check_cover, check_format
 from sparsebert.tiles.format import TileSet
-
-if TYPE_CHECKING:
-    from sparsebert.plan import AttentionPlan
 
 _TILE_ARRAYS = {
     "head": np.int32, "height": np.int32, "row_start": np.int64, "rows": np.int32,
@@ -54,31 +52,29 @@ PLAN_FILE = CheckedFile(
 )
 
 
-def save_plan(plan: AttentionPlan, path: str | os.PathLike[str]) -> None:
-    """Write a plan; the file appears under its name only when it is complete.
+def save_plan(schedule: Schedule, path: str | os.PathLike[str]) -> None:
+    """Write a plan's schedule; the file appears under its name only when it is complete.
 
     Raises IsADirectoryError, FileNotFoundError if the folder is missing, and other OSErrors.
     """
-    arrays = {name: getattr(plan.tiles, name) for name in _TILE_ARRAYS}
-    arrays |= {"head_map": plan.head_map, "dense_heads": plan.dense_heads}
+    arrays = {name: getattr(schedule.tiles, name) for name in _TILE_ARRAYS}
+    arrays |= {"head_map": schedule.head_map, "dense_heads": schedule.dense_heads}
     arrays = {name: np.ascontiguousarray(x, dtype=_ARRAYS[name]) for name, x in arrays.items()}
     fields = {
-        "fingerprint": plan.mask.fingerprint,
-        "target": plan.target,
-        "objective": plan.objective,
-        "report": dataclasses.asdict(plan.report),
+        "fingerprint": schedule.mask.fingerprint,
+        "target": schedule.report.target,
+        "objective": schedule.report.objective,
+        "report": dataclasses.asdict(schedule.report),
     }
     PLAN_FILE.write(path, arrays, fields)
 
 
-def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPlan:
-    """Read the plan of `mask`, one layer, that `save_plan` wrote.
+def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> Schedule:
+    """Read the schedule of `mask`, one layer, that `save_plan` wrote.
 
     Raises FileNotFoundError, and `PlanFileError` for what is no plan file, truncated, altered, of
     a newer version, the plan of another mask, or not an exact cover of this one.
     """
-    from sparsebert.plan import AttentionPlan
-
     header, arrays = PLAN_FILE.read(path)
     if any(array.ndim != 1 for array in arrays.values()):
         raise PLAN_FILE.wrong(path, "is mis-shaped: its arrays are not of one dimension each")
@@ -100,15 +96,7 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> AttentionPla
         check_report(report, header["target"], header["objective"], mask, dense_heads, tiles)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise PLAN_FILE.wrong(path, f"is damaged: {error}") from error
-    return AttentionPlan.create(
-        mask,
-        head_map,
-        dense_heads,
-        tiles,
-        target=header["target"],
-        objective=header["objective"],
-        report=report,
-    )
+    return Schedule.create(mask, head_map, dense_heads, tiles, report)
 
 
 def _report(stored: dict[str, Any]) -> PlanReport:

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from sparsebert.compiler.compile import compile_plan, compile_tiles
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.demo.encoder import Encoder, pool
 from sparsebert.integrations.huggingface.api import densify, sparsify
 from sparsebert.masks import AttentionMask, patterns
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.support.progress import Progress
 from sparsebert.testing import root_mean_square, route_bound
 
@@ -116,7 +115,7 @@ def check_patterns(
 
 def _tiles_compute(plan: AttentionPlan) -> float:
     """Share of the scores that the plan's tiles compute, or would if it did not run dense."""
-    tiles = compile_tiles(plan)
+    tiles = plan.covers.every
     computed = [
         int((each.real_rows * each.padded).sum())
         for head in range(len(plan.dense_heads))

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from sparsebert.api import sparse_attention
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.demo.encoder import Encoder
 from sparsebert.integrations.huggingface.api import sparsify
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
 from sparsebert.reporting.provenance import provenance
 from sparsebert.reporting.timing import FEWEST, Spread, own_clock, side_by_side
 from sparsebert.support.progress import Progress

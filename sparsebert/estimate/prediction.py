@@ -7,13 +7,13 @@ import statistics
 
 import torch
 
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
 from sparsebert.estimate.rates import Rates, stored_rates
 from sparsebert.estimate.shape import ModelShape
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.mask_input import refused
+from sparsebert.plan import compile_plan
 from sparsebert.support import checks
 
 _PASSES = 3.0

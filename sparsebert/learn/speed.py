@@ -11,9 +11,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparsebert.api import sparse_attention
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.reporting.timing import Spread, own_clock, side_by_side
 
 GPU = "sm90"

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparsebert as sb
 import sparsebert.api  # registers the ops
+from tests.backends.cases import ROUTES
 
 
 def small_case(kv_heads=1, dtype=torch.float64):
@@ -23,7 +24,7 @@ def small_case(kv_heads=1, dtype=torch.float64):
 def call_op(inputs, plan, backend, key_mask, dropout_p):
     seed = torch.tensor([3]) if dropout_p else None
     o, lse = torch.ops.sparsebert.attention(
-        *inputs, *plan.program_for(backend), key_mask, seed, 0.5, dropout_p
+        *inputs, *plan.program_for(*ROUTES[backend]).flat, key_mask, seed, 0.5, dropout_p
     )
     return o, lse.masked_fill(lse == -torch.inf, 0.0)
 
@@ -70,7 +71,7 @@ def test_derivatives_of_third_order(backend):
 def test_opcheck(backend, dropout_p, dtype, with_grad_lse):
     _, plan, key_mask, inputs = small_case(dtype=dtype)
     seed = torch.tensor([3]) if dropout_p else None
-    options = (*plan.program_for(backend), key_mask, seed, 0.5, dropout_p)
+    options = (*plan.program_for(*ROUTES[backend]).flat, key_mask, seed, 0.5, dropout_p)
     torch.library.opcheck(torch.ops.sparsebert.attention.default, (*inputs, *options))
     o, lse = torch.ops.sparsebert.attention(*(x.detach() for x in inputs), *options)
     grad_lse = torch.ones_like(lse) if with_grad_lse else None

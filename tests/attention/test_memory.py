@@ -21,9 +21,17 @@ from sparsebert.memory import Shelf, remembered_bytes, set_cache_bytes
 from sparsebert.plan import AttentionPlan
 from sparsebert.plan_cache import MaskPlans
 from sparsebert.support.forks import ForkSafeLock
+from tests.backends.cases import ROUTES
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
+
+
+def ready(plans: MaskPlans, length: int) -> AttentionPlan:
+    """The plan for a length, with what a call with "auto" runs."""
+    plan = plans.get(length, length, CPU)
+    plan.program_for(*ROUTES["auto"])
+    return plan
 
 
 @pytest.fixture
@@ -154,11 +162,11 @@ def test_growth_is_counted(room: Callable) -> None:
     plan = sb.compile_plan(mask, target="cpu")
     assert plan.dense_heads.all()
     before = remembered_bytes()
-    plan.program_for("auto")
+    plan.program_for(*ROUTES["auto"])
     assert 4 * MIB <= remembered_bytes() - before < 4.2 * MIB  # a byte a position, and little more
     room(MIB)
-    plan.program_for("torch")  # grows beyond the bound: others go, itself too, but it works
-    assert plan.program_for("torch") is plan.program_for("torch")
+    plan.program_for(*ROUTES["torch"])  # beyond the bound: others go, itself too, but it works
+    assert plan.program_for(*ROUTES["torch"]) is plan.program_for(*ROUTES["torch"])
 
 
 def test_what_was_compiled_is_counted(room: Callable) -> None:
@@ -166,14 +174,14 @@ def test_what_was_compiled_is_counted(room: Callable) -> None:
     room(100 * MIB)
     before = remembered_bytes()
     plans = MaskPlans(patterns.strided(300, 17))
-    crop = plans.get(200, 200, CPU, "auto")
+    crop = ready(plans, 200)
     assert crop.covers.transposed.num_rows == 200
     memory.has_grown(crop)
     tiles = [crop.tiles, crop.covers.transposed, crop.covers.whole.transposed]
     assert all(len(each.arrays) == 10 for each in tiles)
     arrays = [crop.mask.bits, plans.mask.bits, *(a for each in tiles for a in each.arrays)]
     wanted = sum(array.nbytes for array in arrays)
-    programs = sum(x.numel() * x.element_size() for x in crop.program_for("auto").tensors)
+    programs = sum(x.numel() * x.element_size() for x in crop.program_for(*ROUTES["auto"]).tensors)
     whole = sum(array.nbytes for array in plans._whole.popitem()[1].tiles.arrays)
     assert wanted <= remembered_bytes() - before <= wanted + programs + whole + 10_000
 
@@ -186,7 +194,7 @@ def test_plans_are_bounded_by_bytes_not_by_count(room: Callable, which: str) -> 
     def make(seed: int) -> None:
         mask = patterns.random(n, 0.5, seed=100 + seed)
         if which == "compile_plan":
-            sb.compile_plan(mask, target="cpu").program_for("auto")
+            sb.compile_plan(mask, target="cpu").program_for(*ROUTES["auto"])
         else:
             q = torch.zeros(1, 1, n, 8)
             sb.sparse_attention(q, q, q, mask)
@@ -196,7 +204,7 @@ def test_plans_are_bounded_by_bytes_not_by_count(room: Callable, which: str) -> 
     plans = MaskPlans(patterns.random(n, 0.5, seed=99))
     for step in range(10):
         if which == "MaskPlans":
-            plans.get(n - step, n - step, CPU, "auto")
+            ready(plans, n - step)
         else:
             make(step)
         assert remembered_bytes() - before <= bound
@@ -204,7 +212,7 @@ def test_plans_are_bounded_by_bytes_not_by_count(room: Callable, which: str) -> 
         assert 2 <= len(plans.by_length) <= 5
         assert [key[0] for key in plans.by_length][-1] == n - 9
         first = plans.by_length.copy()
-        plans.get(n - 9, n - 9, CPU, "auto")
+        ready(plans, n - 9)
         assert plans.by_length == first
 
 
@@ -221,9 +229,9 @@ def test_small_plans_are_all_remembered(room: Callable) -> None:
     """More than any count: hundreds of lengths of a short mask take little."""
     room(64 * MIB)
     plans = MaskPlans(patterns.sliding_window(128, 4))
-    made = [plans.get(length, length, CPU, "auto") for length in range(1, 101)]
+    made = [ready(plans, length) for length in range(1, 101)]
     for length, plan in enumerate(made, start=1):
-        assert plans.get(length, length, CPU, "auto") is plan
+        assert ready(plans, length) is plan
 
 
 def test_a_model_compiles_once_however_little_room_there_is(
@@ -241,7 +249,7 @@ def test_a_model_compiles_once_however_little_room_there_is(
     for _ in range(2):
         for length in (200, 150, 100):
             for plans in layers:
-                assert plans.get(length, length, CPU, "auto").q_len == length
+                assert ready(plans, length).q_len == length
     assert len(searches) == 3
     assert all(len(plans.by_length) == 1 for plans in layers)
 
@@ -252,11 +260,11 @@ def test_a_model_does_not_keep_what_ran_at_full_length(room: Callable) -> None:
     plans = MaskPlans(patterns.random(200, 0.5, seed=41))
     (ran,) = (
         weakref.ref(x)
-        for x in plans.get(200, 200, CPU, "auto").program_for("auto").tensors
+        for x in ready(plans, 200).program_for(*ROUTES["auto"]).tensors
         if x.numel() == 200 * 200
     )
     assert ran() is not None
-    plans.get(100, 100, CPU, "auto")
+    ready(plans, 100)
     gc.collect()
     assert ran() is None and [key[0] for key in plans.by_length] == [100]
 
@@ -284,10 +292,10 @@ def test_arrays_of_functions_are_remembered_by_their_arguments(room: Callable) -
 def test_plans_of_compiled_graphs_are_not_forgotten(room: Callable) -> None:
     set_cache_bytes(0)
     plans = MaskPlans(patterns.random(64, 0.5, seed=3))
-    kept = plans.get(40, 40, CPU, "auto")
+    kept = ready(plans, 40)
     plans.keep(next(iter(plans.by_length)))
     for length in (41, 42, 43):
-        plans.get(length, length, CPU, "auto")
+        ready(plans, length)
     assert [key[0] for key in plans.by_length] == [40, 43]
     assert next(iter(plans.by_length.values())) is kept
 
@@ -401,7 +409,7 @@ def test_a_fork_while_another_thread_compiles_does_not_hang(
     whole = sb.compile_plan(patterns.random(80, 0.3, seed=78), target="cpu")
     search, inside, go_on = covers.best_cover, threading.Event(), threading.Event()
     threads = [
-        threading.Thread(target=lambda: plans.get(60, 60, CPU, "auto")),
+        threading.Thread(target=lambda: ready(plans, 60)),
         threading.Thread(target=lambda: whole.transposed),
     ]
 
@@ -420,7 +428,7 @@ def test_a_fork_while_another_thread_compiles_does_not_hang(
 
     def use() -> bool:
         tiles = whole.transposed
-        plan: AttentionPlan = plans.get(60, 60, CPU, "auto")
+        plan: AttentionPlan = ready(plans, 60)
         return plan.q_len == 60 and tiles.num_rows == 80 and remembered_bytes() > 0
 
     try:

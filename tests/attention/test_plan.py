@@ -23,6 +23,7 @@ from sparsebert.support.untraced import constant_in_graphs
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.check import check_cover, check_format
 from tests import ROOT
+from tests.backends.cases import ROUTES
 
 META = torch.device("meta")
 
@@ -50,8 +51,8 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def use(plan: AttentionPlan) -> None:
     """All that calls may ask of a plan, forward and backward, on any backend."""
-    for backend in ("auto", "torch", "dense", "triton", "mixed"):
-        assert plan.program_for(backend).tensors[-1].device == plan.device
+    for routes in ROUTES.values():
+        assert plan.program_for(*routes).tensors[-1].device == plan.device
 
 
 def test_covers_are_searched_for_once_wherever_the_plan_goes(searches: list[int]) -> None:
@@ -85,15 +86,16 @@ def test_a_models_plans_on_another_device_search_once(searches: list[int]) -> No
     plans = MaskPlans(a_mask(7))
     for length in (700, 640, 600, 300):
         for backend in ("mixed", "triton", "torch"):
-            plan = plans.get(length, length, META, backend)
+            plan = plans.get(length, length, META)
+            plan.program_for(*ROUTES[backend])
             assert plan.device == META
     assert searches == [700] * len(searches) and len(searches) <= 3 + 3 + 3
     searches.clear()
     copied = copy.deepcopy(plans)
     for length in (700, 500):
-        copied.get(length, length, META, "triton")
+        copied.get(length, length, META).program_for(*ROUTES["triton"])
     assert not searches
-    other = plans.get(300, 300, META, "torch", head_dim=32)
+    other = plans.get(300, 300, META, head_dim=32)
     assert other.report.head_dim == 32 and searches
 
 
@@ -141,8 +143,8 @@ def test_programs_are_made_when_they_are_asked_for() -> None:
     plan = sb.compile_plan(a_mask(9), target="cpu")
     assert plan.programs == {}
     moved = plan.crop(100).to("meta")
-    assert moved.program_for("auto").tensors[0].device == META
-    assert plan.programs == {} and list(moved.programs) == ["auto"]
+    assert moved.program_for(*ROUTES["auto"]).tensors[0].device == META
+    assert plan.programs == {} and ROUTES["auto"] in moved.programs
     assert plan.to("cpu") is plan and moved.to(META) is moved
 
 
@@ -190,12 +192,12 @@ def test_a_compiled_call_may_be_the_first(backend: str) -> None:
     """torch.compile finds programs that no call has made yet."""
     band, full = sb.patterns.sliding_window(32, window=2).dense()[0, 0], torch.ones(32, 32) > 0
     mask = sb.AttentionMask.from_dense(torch.stack([band, full]))
-    plan = sb.compile_plan(mask, target="cpu")
+    plan = sb.compile_plan(mask, target="cpu").without_programs()
     q, k, v = torch.randn(3, 1, 2, 32, 8)
     attention = functools.partial(sb.sparse_attention, backend=backend)
     compiled = torch.compile(attention, backend="eager", fullgraph=True)
-    assert backend not in plan.programs
+    assert ROUTES[backend] not in plan.programs
     o = compiled(q, k, v, plan)
-    assert backend in plan.programs
+    assert ROUTES[backend] in plan.programs
     (outcome,) = expected_attention(q, k, v, mask).outcomes({"o": o})
     assert outcome.passed, outcome

@@ -37,13 +37,13 @@ def test_rows_are_those_of_the_mask() -> None:
 
 def test_plans_are_made_for_each_length_and_kind_of_call_once() -> None:
     plans = MaskPlans(patterns.sliding_window(64, 3))
-    plan = plan_for(plans, 40, 40, CPU, "auto")
-    assert plans.get(40, 40, CPU, "torch") is plan and {"auto", "torch"} <= set(plan.programs)
+    plan = plan_for(plans, 40, 40, CPU)
+    assert plans.get(40, 40, CPU) is plan
     others = [
-        plans.get(40, 41, CPU, "auto"),
-        plans.get(41, 40, CPU, "auto"),
-        plans.get(40, 40, CPU, "auto", head_dim=32),
-        plans.get(40, 40, CPU, "auto", heads=7),
+        plans.get(40, 41, CPU),
+        plans.get(41, 40, CPU),
+        plans.get(40, 40, CPU, head_dim=32),
+        plans.get(40, 40, CPU, heads=7),
     ]
     assert len({id(each) for each in (plan, *others)}) == 5
     assert [(each.q_len, each.kv_len) for each in others[:2]] == [(40, 41), (41, 40)]
@@ -52,6 +52,6 @@ def test_plans_are_made_for_each_length_and_kind_of_call_once() -> None:
 def test_pickles_hold_the_mask_alone() -> None:
     plans = MaskPlans(patterns.star(64))
     empty = len(pickle.dumps(plans))
-    plans.get(50, 50, CPU, "auto")
+    plans.get(50, 50, CPU)
     assert len(pickle.dumps(plans)) == empty
-    assert pickle.loads(pickle.dumps(plans)).get(50, 50, CPU, "auto").q_len == 50
+    assert pickle.loads(pickle.dumps(plans)).get(50, 50, CPU).q_len == 50

@@ -4,47 +4,32 @@ Every case runs all backends of the CPU and is held to the bounds of `sparsebert
 """
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 
 import sparsebert as sb
-import sparsebert.api
-from sparsebert import dropout
-from sparsebert.backends import call as executor_call
+from sparsebert import api
+from sparsebert.backends import torch_common
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.plan import AttentionPlan
-from sparsebert.testing import expected_attention
 from sparsebert.tiles.build import TileGroup, build_tile_set
+from tests.attention.cases import (
+    BACKENDS,
+    half_dense_mask,
+    make_key_mask,
+    make_tensor,
+    random_mask,
+    run_and_check,
+    shared_mask,
+)
+from tests.backends.cases import ROUTES, runs_by_sdpa
 
-BACKENDS = ("auto", "torch", "dense")
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_DIMS = (8, 32, 64, 80, 128, 256)
 LENGTHS = (1, 63, 64, 65, 130, 512)
-
-
-def random_mask(heads: int, q_len: int, kv_len: int, density: float = 0.15) -> sb.AttentionMask:
-    """Different heads, dead rows and unused columns."""
-    dense = torch.rand(heads, q_len, kv_len) < density
-    dense[:, :: max(3, q_len // 4)] = False
-    dense[:, :, 1 :: max(3, kv_len // 4)] = False
-    return sb.AttentionMask.from_dense(dense)
-
-
-def half_dense_mask(heads: int, q_len: int, kv_len: int) -> sb.AttentionMask:
-    """Every second head attends to everything, the others to a narrow band."""
-    i, j = torch.arange(q_len)[:, None], torch.arange(kv_len)
-    band = (i - j).abs() <= 2
-    return sb.AttentionMask.from_dense(
-        torch.stack([band if h % 2 else torch.ones_like(band) for h in range(heads)])
-    )
-
-
-def shared_mask(heads: int, q_len: int, kv_len: int) -> sb.AttentionMask:
-    length = max(q_len, kv_len)
-    return sb.patterns.longformer(length, window=3, num_global=1).crop(q_len, kv_len)
 
 
 MASKS = (random_mask, half_dense_mask, shared_mask)
@@ -52,61 +37,6 @@ HEADS = ((1, 1), (4, 2), (3, 3))  # H, H_kv
 PADDING = ("none", "right", "left", "middle")
 STRIDES = ("contiguous", "heads last", "sliced")
 DROPOUT = (0.0, 0.0, 0.3)
-
-
-def make_tensor(batch, heads, length, dim, dtype, strides):
-    """A random tensor [B, H, N, D] of one of the memory orders, its values rounded to dtype."""
-    if strides == "contiguous":
-        return torch.randn(batch, heads, length, dim).to(dtype)
-    if strides == "heads last":
-        return torch.randn(batch, length, heads, dim).to(dtype).transpose(1, 2)
-    return torch.randn(heads, length, batch, 2 * dim).to(dtype)[..., ::2].permute(2, 0, 1, 3)
-
-
-def make_key_mask(padding, batch, kv_len):
-    """bool [B, M]; the last sequence of the batch hides everything where there is padding."""
-    if padding == "none":
-        return None
-    position = torch.arange(kv_len)
-    hidden = {
-        "right": position >= kv_len * 2 // 3,
-        "left": position < kv_len // 3,
-        "middle": (position >= kv_len // 3) & (position < kv_len // 2),
-    }[padding]
-    key_mask = (~hidden).repeat(batch, 1)
-    key_mask[-1] = False
-    return key_mask
-
-
-def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS, scale=None):
-    """Forward and backward of each backend against the fp64 reference, within the bounds."""
-    (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
-    torch.manual_seed(11)
-    keep = None
-    if dropout_p:
-        keep = dropout.keep_mask(batch, heads, q_len, kv_len, dropout_p, device=q.device)
-    grad_o = torch.randn(q.shape).to(q)
-    expected = expected_attention(
-        q, k, v, mask, scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=dropout_p,
-        grad_o=grad_o,
-    )  # fmt: skip
-    dead = expected.exact["lse"] == -math.inf
-    for backend in backends:
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        torch.manual_seed(11)
-        o = sb.sparse_attention(
-            *inputs, plan, scale=scale, key_mask=key_mask, dropout_p=dropout_p, backend=backend
-        )
-        dq, dk, dv = torch.autograd.grad(o, inputs, grad_o)
-        lse = sb.sparse_attention(
-            q, k, v, plan, scale=scale, key_mask=key_mask, return_lse=True, backend=backend
-        )[1]
-        assert (o.dtype, lse.dtype) == (q.dtype, torch.float32)
-        results = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-        for outcome in expected.outcomes(results):
-            assert outcome.passed, (backend, str(outcome))
-        assert not o[dead].any()
-        assert not dq[dead].any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -254,10 +184,8 @@ def plan_of_parts(mask: sb.AttentionMask, parts: list[np.ndarray], heights: list
         bits = np.packbits(part, axis=-1, bitorder="little")
         groups.append(TileGroup(0, bits, slots.reshape(-1, height)))
     tiles = build_tile_set(groups, 1, mask.q_len, mask.kv_len)
-    return AttentionPlan.create(
-        mask, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), tiles, target="cpu",
-        objective="area", report=report,
-    )  # fmt: skip
+    one = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
+    return AttentionPlan(Schedule.create(mask, *one, tiles, report))
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
@@ -278,7 +206,7 @@ def test_rows_covered_by_several_tiles(dropout_p, padding):
     key_mask = make_key_mask(padding, 2, 90)
     run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("auto",))
     run = lambda *x: torch.ops.sparsebert.attention(  # noqa: E731
-        *x, *plan.program_for("auto"), key_mask, None, 0.2, 0.0
+        *x, *plan.program_for(*ROUTES["auto"]).flat, key_mask, None, 0.2, 0.0
     )[0]
     small = [x[:1].detach().requires_grad_() for x in (q, k, v)]
     key_mask = None if key_mask is None else key_mask[:1]
@@ -291,7 +219,7 @@ def test_bounded_steps_change_nothing(monkeypatch):
     q, k, v = torch.randn(3, 2, 4, 130, 16, dtype=torch.float64)
     for module in ("torch_tiles", "dense"):
         monkeypatch.setattr(f"sparsebert.backends.{module}.SCRATCH", 5000)
-    assert executor_call.SCRATCH > 5000
+    assert torch_common.SCRATCH > 5000
     run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("torch", "dense"))
     run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("torch", "dense"))
 
@@ -358,7 +286,7 @@ def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
     """On the CPU a mask of three dimensions would send SDPA to a path three times slower."""
     mask = sb.patterns.random(64, density=0.9)
     plan = sb.compile_plan(mask, target="cpu")
-    assert plan.program_for("auto").is_plain
+    assert runs_by_sdpa(plan)
     q, k, v = torch.randn(3, 1, 2, 64, 16)
     with torch.profiler.profile() as profile:
         sb.sparse_attention(q, k, v, plan)
@@ -370,6 +298,6 @@ def test_plain_dense_plans_reach_the_fast_kernel_of_sdpa():
 def test_a_mask_is_compiled_once_for_a_device(device):
     """Equal content is enough; a plan moved anew at every call would cost a copy each time."""
     q = torch.empty(1, 1, 40, 8, device=device)
-    first, second = (sparsebert.api._plan_of(sb.patterns.star(40), q, q) for _ in range(2))
+    first, second = (api._plan_of(sb.patterns.star(40), q, q) for _ in range(2))
     assert first is second
     assert first.device.type == device

@@ -137,5 +137,5 @@ def test_triton_says_why_it_cannot_run(plan, monkeypatch):
     refuse_triton("takes fp16, bf16 and fp32, got torch.float64", torch.float64)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     refuse_triton("needs CUDA or HIP tensors, got cpu; .*TRITON_INTERPRET=1")
-    monkeypatch.setattr("sparsebert.api._HAS_TRITON", False)
+    monkeypatch.setattr("sparsebert.backends.triton._HAS_TRITON", False)
     refuse_triton(r"pip install 'sparsebert\[triton\]'")

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import sparsebert as sb
 from sparsebert.plan import AttentionPlan
-from tests.backends.test_routes import PLANS
+from tests.backends.cases import PLANS, ROUTES
 
 transformers = pytest.importorskip("transformers")
 
@@ -81,7 +81,7 @@ def test_what_is_made_while_torch_is_watched_is_real(first_use, backend):
     def run(q, k, v):
         plan = sb.compile_plan(mask, target="cpu", objective="area")
         plans.append(plan)
-        plan.crop(20, 30).program_for(backend)
+        plan.crop(20, 30).program_for(*ROUTES[backend])
         return sb.sparse_attention(q, k, v, plan, backend=backend)
 
     refused = contextlib.nullcontext()
@@ -91,7 +91,7 @@ def test_what_is_made_while_torch_is_watched_is_real(first_use, backend):
         first_use(run)
     plan = sb.compile_plan(mask, target="cpu", objective="area")
     assert plan is plans[0]  # it is what everybody gets
-    assert backend in plan.programs
+    assert ROUTES[backend] in plan.programs
     for x in tensors(plan):
         assert type(x) is torch.Tensor
         assert x.device.type == "cpu"

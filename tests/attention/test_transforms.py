@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 import sparsebert as sb
 from sparsebert import dropout
-from tests.backends.test_routes import PLANS
+from tests.backends.cases import PLANS
 
 ABOVE_ROUNDING = 1e-11  # of chains of some hundred fp64 operations on values of size 1
 BACKENDS = ("auto", "torch", "dense")

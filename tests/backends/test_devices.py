@@ -13,10 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 import sparsebert as sb
 from sparsebert import dropout
-from sparsebert.backends import sdpa as plain
-from sparsebert.backends import torch_attention as attention
-from sparsebert.backends.torch_program import from_tensors
-from tests.backends.test_routes import OPTIONS, PLANS
+from sparsebert.backends import dense, execution
+from sparsebert.backends.base import Call, Upstream
+from tests.backends.cases import OPTIONS, PLANS, ROUTES
 
 DEVICES = ["meta", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -73,17 +72,18 @@ def test_what_the_ops_run(name, device):
     key_mask = make(device, 2, 40, dtype=torch.bool)
     calls = ((None, None, 0.0), (key_mask, dropout.draw_seed(device), 0.3))
     for backend, (hidden, seed, p) in itertools.product(("auto", "torch", "dense"), calls):
-        program = from_tensors(*plan.program_for(backend))
-        options = hidden, seed, program, 0.25, p
+        parts = plan.program_for(*ROUTES[backend]).parts
+        call = Call(q, k, v, hidden, seed, 0.25, p)
         with OneDevice():
-            o, lse = attention.forward(q, k, v, *options)
-            composed = attention.forward(q, k, v, *options, differentiable=True)
-            gradients = attention.backward(o, lse, q, k, v, o, lse, *options)
+            o, lse = execution.forward(call, parts)
+            composed = execution.compose(call, parts)
+            gradients = execution.backward(call, parts, Upstream(o, lse, o, lse))
         check_on(device, o, lse, *composed, *gradients)
-    program = plan.program_for("dense")
+    (part,) = plan.program_for(*ROUTES["dense"]).parts
     unused = torch.zeros(4, 40, dtype=torch.bool, device=device)
+    program = part.program._replace(unused=unused, dead=None)
     with OneDevice():
-        o = plain.attention(q, k, v, program.dense_mask, unused, key_mask, 0.25)
+        o = dense.BACKEND.direct(Call(q, k, v, key_mask, None, 0.25, 0.0), program)
     check_on(device, o)
 
 

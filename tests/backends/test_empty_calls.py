@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import sparsebert as sb
-import sparsebert.api
 from sparsebert import dropout
-from sparsebert.backends import torch_attention as attention
-from sparsebert.backends.torch_program import from_tensors
-from tests.backends.test_routes import OPTIONS, PLANS
+from sparsebert.backends import execution
+from sparsebert.backends.base import Call
+from tests.backends.cases import OPTIONS, PLANS, ROUTES, as_on_a_gpu
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -17,7 +16,7 @@ from tests.backends.test_routes import OPTIONS, PLANS
 def test_no_sequences(name, backend, options, monkeypatch):
     plan = PLANS[name]()
     if backend == "as on a GPU":
-        monkeypatch.setattr(sparsebert.api, "_on_gpu", lambda q: True)
+        as_on_a_gpu(monkeypatch)
         backend = "auto"
     q, k, v = (
         torch.randn(0, h, n, 16, requires_grad=True) for h, n in ((4, 33), (2, 40), (2, 40))
@@ -36,13 +35,11 @@ def test_no_sequences(name, backend, options, monkeypatch):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("name", PLANS)
 def test_composed_operations(name, dropout_p):
-    program = from_tensors(*PLANS[name]().program_for("auto"))
+    parts = PLANS[name]().program_for(*ROUTES["auto"]).parts
     q, k, v = (
         torch.randn(0, h, n, 16, requires_grad=True) for h, n in ((4, 33), (2, 40), (2, 40))
     )
-    o, _ = attention.forward(
-        q, k, v, None, torch.tensor([1]), program, 0.25, dropout_p, differentiable=True
-    )
+    o, _ = execution.compose(Call(q, k, v, None, torch.tensor([1]), 0.25, dropout_p), parts)
     gradients = torch.autograd.grad(o.sum(), (q, k, v))
     assert [x.shape for x in (o, *gradients)] == [x.shape for x in (q, q, k, v)]
 

@@ -1,7 +1,7 @@
 """Values that must not reach a result, on each way that a call can take.
 
-A plan of dense heads alone without options goes through torch's SDPA (`plain`), all others through
-the executor; empty rows are the mask's own, or made by a key mask.
+A plan of dense heads alone without options goes through torch's SDPA (`Dense.direct`), all others
+through the op; empty rows are the mask's own, or made by a key mask.
 """
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 
 import sparsebert as sb
 from sparsebert.integrations.huggingface.dense import dense_attention
-from tests.attention.test_sparse_attention import random_mask
+from tests.attention.cases import random_mask
+from tests.backends.cases import runs_by_sdpa
 
 NAN = float("nan")
 
@@ -39,14 +40,14 @@ def assert_same_and_finite(found, expected):
 
 @pytest.mark.parametrize("options", [{}, {"return_lse": True}, {"backend": "dense"}, {"both": 1}])
 def test_queries_that_the_mask_leaves_nothing(options):
-    """Dense heads without a key mask: the executor's, for SDPA would attend with such a row."""
+    """Dense heads without a key mask: the op's, for SDPA would attend with such a row."""
     if "both" in options:
         options = {"backend": "dense", "return_lse": True}
     dense = torch.rand(2, 30, 34) < 0.9
     dense[:, 5] = False
     dense[1, 20] = False
     plan, (q, k, v) = dense_case(dense)
-    assert not plan.program_for("auto").is_plain
+    assert not runs_by_sdpa(plan)
     dead = ~dense.any(-1)[None, ..., None]
     clean = run(plan, (q, k, v), **options)
     poisoned = run(plan, (q.masked_fill(dead, NAN), k, v), **options)
@@ -67,7 +68,7 @@ def test_plain_calls_with_a_key_mask(hides, kv_heads):
     dense[..., 0] = True
     plan, (q, k, v) = dense_case(dense)
     k, v = k[:, :kv_heads], v[:, :kv_heads]
-    assert plan.program_for("auto").is_plain
+    assert runs_by_sdpa(plan)
     key_mask = torch.ones(2, 34, dtype=torch.bool)
     key_mask[0, 12:15] = False
     if hides == "a whole sequence":
@@ -147,7 +148,7 @@ def test_the_dense_route_of_models(need_weights, with_bias):
 
 def test_fp64_has_second_derivatives_where_sdpa_would_do():
     plan, inputs = dense_case(torch.ones(1, 5, 6, dtype=torch.bool), batch=1)
-    assert plan.program_for("auto").is_plain
+    assert runs_by_sdpa(plan)
     inputs = [x[..., :3].double().requires_grad_() for x in inputs]
     assert torch.autograd.gradgradcheck(lambda *x: sb.sparse_attention(*x, plan), inputs)
 

@@ -6,58 +6,21 @@ with CPU tensors that are sent where a GPU's would go, the kernels running in Tr
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsebert as sb
-import sparsebert.api
-from sparsebert import autograd as library
-from sparsebert.backends import sdpa as plain
-from sparsebert.backends.torch_program import MIXED, TORCH, TRITON, FlatProgram, from_tensors
+from sparsebert import autograd
+from sparsebert.backends import execution, routing
+from sparsebert.backends.program import Program, make_program, unflatten_parts
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.plan import AttentionPlan
-from sparsebert.tiles.assemble import without_heads
-from tests.attention.test_sparse_attention import (
-    half_dense_mask,
-    make_key_mask,
-    random_mask,
-    run_and_check,
-)
+from tests.attention.cases import make_key_mask, run_and_check
+from tests.backends.cases import OPTIONS, PLANS, ROUTES, as_on_a_gpu
 
 pytest.importorskip("triton")
-from sparsebert.kernels import attention as kernels
-from sparsebert.kernels import pack
-
-OPTIONS = {
-    "none": {},
-    "padding": {"key_mask": True},
-    "dropout": {"dropout_p": 0.3},
-    "lse": {"return_lse": True},
-    "all": {"key_mask": True, "dropout_p": 0.3, "return_lse": True},
-}
-
-
-def plan_with(mask: sb.AttentionMask, dense: list[bool]) -> AttentionPlan:
-    """The plan of a mask whose distinct heads run dense where `dense` says so."""
-    plan = sb.compile_plan(mask, target="cpu", objective="area")
-    chosen = np.array(dense)
-    heads = [
-        dataclasses.replace(head, route="dense" if is_dense else "tiles")
-        for head, is_dense in zip(plan.report.per_head, dense, strict=True)
-    ]
-    return AttentionPlan.create(
-        mask, plan.head_map, chosen, without_heads(plan.tiles, chosen), target="cpu",
-        objective="area", report=dataclasses.replace(plan.report, per_head=tuple(heads)),
-    )  # fmt: skip
-
-
-PLANS = {
-    "tiles": lambda: plan_with(half_dense_mask(4, 33, 40), [False, False]),
-    "mixed": lambda: plan_with(half_dense_mask(4, 33, 40), [True, False]),
-    "dense": lambda: plan_with(half_dense_mask(4, 33, 40), [True, True]),
-    "mixed, dead rows": lambda: plan_with(random_mask(4, 33, 40), [False, True, False, True]),
-}
+from sparsebert.kernels import layout
 
 
 def explained(plan: AttentionPlan, route: str) -> list[int]:
@@ -70,28 +33,28 @@ def routes(monkeypatch):
     """What runs from here on, as lists of (route, head)."""
     ran = []
 
-    def record_op(q, k, v, program, *options):
-        kinds = {TORCH: [program], TRITON: [program], MIXED: list(program.parts)}
-        for part in kinds[program.sizes[0]]:
-            if part.sizes[0] == TRITON:
-                items = kernels.from_arrays(part.sizes[1:], part.tensors).queries.items
-                ran.append(("kernels", items))
+    def record_op(call, program):
+        for part in program.parts:
+            if part.backend.name == "triton":
+                ran.append(("kernels", part.program.queries.items))
             else:
-                whole = from_tensors(*part)
-                ran.append(("torch tiles", whole.tile_heads))
-                ran.append(("dense", whole.dense_heads))
-        return op(q, k, v, program, *options)
+                name = "dense" if part.backend.name == "dense" else "torch tiles"
+                ran.append((name, EVERY if part.heads is None else part.heads))
+        return op(call, program)
 
-    def record_plain(q, k, v, program, *options):
-        ran.append(("dense", program.dense_heads))
-        if q.is_cuda:
-            return torch.empty_like(q)  # fake, and SDPA asks the GPU which kernel to take
-        return sdpa(q, k, v, program, *options)
+    def record_direct(call, part):
+        ran.append(("dense", EVERY if part.heads is None else part.heads))
+        if call.q.is_cuda:  # fake, and SDPA asks the GPU which kernel to take
+            return call.q.new_empty(2, 4 if part.heads is None else len(part.heads), 33, 16)
+        return direct(call, part)
 
-    op, sdpa = library.attention_op, sparsebert.api._plain
-    monkeypatch.setattr(library, "attention_op", record_op)
-    monkeypatch.setattr(sparsebert.api, "_plain", record_plain)
+    op, direct = autograd.attention, execution.run_directly
+    monkeypatch.setattr(autograd, "attention", record_op)
+    monkeypatch.setattr(execution, "run_directly", record_direct)
     return ran
+
+
+EVERY = torch.arange(4)
 
 
 def on_route(ran, plan: AttentionPlan, route: str, real: dict[int, torch.Tensor]) -> list[int]:
@@ -100,7 +63,7 @@ def on_route(ran, plan: AttentionPlan, route: str, real: dict[int, torch.Tensor]
     for kind, tensor in ran:
         if kind == route:
             values = real.get(id(tensor), tensor)
-            heads = values[:, pack.HEAD] if kind == "kernels" else values
+            heads = values[:, layout.HEAD] if kind == "kernels" else values
             found |= set(heads.tolist())
     return sorted(found)
 
@@ -108,18 +71,19 @@ def on_route(ran, plan: AttentionPlan, route: str, real: dict[int, torch.Tensor]
 def fake_cuda(plan: AttentionPlan) -> tuple[AttentionPlan, dict[int, torch.Tensor]]:
     """The plan with its tensors as a fake GPU's, and their values."""
     real = {}
-    for name in ("auto", "mixed", "torch", "triton", "dense"):
-        plan.program_for(name)
+    for routes in ROUTES.values():
+        plan.program_for(*routes)
 
     def fake(x):
         copy = torch.empty(x.shape, dtype=x.dtype, device="cuda")
         real[id(copy)] = x
         return copy
 
-    programs = {
-        name: FlatProgram([fake(x) for x in program.tensors], program.sizes)
-        for name, program in plan.programs.items()
-    }
+    def on_gpu(program):
+        tensors = [fake(x) for x in program.tensors]
+        return make_program(unflatten_parts(tensors, program.numbers, program.names))
+
+    programs = {routes: on_gpu(program) for routes, program in plan.programs.items()}
     cuda = torch.empty(0, device="cuda").device
     return dataclasses.replace(plan, device=cuda, programs=programs), real
 
@@ -184,7 +148,7 @@ def test_a_cpu_runs_each_head_on_its_route(name, options, routes):
 @pytest.fixture
 def like_a_gpu(monkeypatch):
     """Calls with CPU tensors are sent where those with CUDA tensors go."""
-    monkeypatch.setattr(sparsebert.api, "_on_gpu", lambda q: True)
+    as_on_a_gpu(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -252,24 +216,27 @@ def test_garbage_that_no_head_may_see_stays_out_of_mixed_calls(like_a_gpu):
 def test_a_dense_plan_never_makes_tiles(monkeypatch):
     """Neither on a GPU nor for its options, though kernels could run them."""
     plan = PLANS["dense"]()
-    monkeypatch.setattr("sparsebert.compiler.compile.compile_tiles", None)
-    assert plan.program_for("mixed") is plan.program_for("auto")
+    monkeypatch.setattr(Schedule, "queries", None)
+    monkeypatch.setattr(Schedule, "keys", None)
+    assert plan.program_for(*ROUTES["mixed"]) is plan.program_for(*ROUTES["auto"])
 
 
-def test_plans_are_prepared_for_what_runs(monkeypatch):
-    """Tiles for the torch executor take long to make, and a GPU's calls do not need them."""
-    monkeypatch.setattr(FlatProgram, "to", lambda self, device: self)
-    for device, expected in (("cpu", {"auto"}), ("cuda", {"mixed", "triton"})):
+def test_calls_make_what_they_run(monkeypatch):
+    """Tiles for the torch backend take long to make, and a GPU's calls do not need them."""
+    monkeypatch.setattr(Program, "to", lambda self, device: self)
+    for device, expected in (("cpu", {"auto", "torch"}), ("cuda", {"mixed", "triton"})):
         plan = dataclasses.replace(PLANS["tiles"](), device=torch.device(device), programs={})
-        plan.prepare("auto")
-        assert set(plan.programs) == expected
+        plan.program_for(*routing.choose("auto", device, torch.float32, 16, False))
+        assert set(plan.programs) == {ROUTES[name] for name in expected}
 
 
 def test_sdpa_serves_padded_dense_calls_of_a_gpu(monkeypatch):
-    """The executor's own dense route is for dropout and the LSE."""
+    """The op's own dense route is for dropout and the LSE."""
     plan = PLANS["dense"]()
     called = []
-    monkeypatch.setattr(plain, "attention", lambda q, *rest: called.append(q) or q)
+    monkeypatch.setattr(
+        execution, "run_directly", lambda call, part: called.append(call.q) or call.q
+    )
     with FakeTensorMode():
         on_gpu, _ = fake_cuda(plan)
         q, k, v = (torch.empty(2, 4, n, 16, device="cuda") for n in (33, 40, 40))

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsebert import patterns
-from sparsebert.compiler.compile import compile_plan, compile_tiles
 from sparsebert.compiler.tile_map import tile_map
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.reference import reference_attention
 from sparsebert.tiles.format import COLUMN_CHUNK, HEIGHTS, TileSet
 from sparsebert.tiles.images import NOT_COMPUTED, WASTE
@@ -70,8 +69,8 @@ def check_plan(plan: AttentionPlan, mask: AttentionMask) -> None:
     distinct = np.stack(
         [dense[np.argmax(plan.head_map == u)].numpy() for u in range(_heads(plan))]
     )
-    check_tiles(compile_tiles(plan), distinct)
-    check_tiles(compile_tiles(plan, transposed=True), distinct.transpose(0, 2, 1))
+    check_tiles(plan.covers.every, distinct)
+    check_tiles(plan.covers.transposed, distinct.transpose(0, 2, 1))
     in_tiles = distinct & ~plan.dense_heads[:, None, None]
     check_tiles(plan.tiles, in_tiles)
 
@@ -228,7 +227,7 @@ def test_fallback_is_decided_for_each_head() -> None:
 def test_compiling_is_deterministic() -> None:
     mask = learned_looking(256)
     tiles = compile_plan(mask, objective="area", target="cpu").tiles
-    again = compile_tiles(compile_plan(mask, objective="area", target="cpu"))
+    again = compile_plan(mask, objective="area", target="cpu").covers.every
     assert all(
         np.array_equal(getattr(tiles, name), getattr(again, name))
         for name in ("rows", "cols", "words", "height", "head")

@@ -9,7 +9,6 @@ import pytest
 
 from sparsebert import patterns
 from sparsebert.compiler import bitmatrix
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.model import CostModel, PassCost, cost_model
 from sparsebert.compiler.cover_search import _orders, _Search
 from sparsebert.compiler.orders import in_order
@@ -26,6 +25,7 @@ from sparsebert.compiler.routes import (
 )
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
+from sparsebert.plan import compile_plan
 from sparsebert.tiles.format import HEIGHTS
 from sparsebert.tiles.outlines import TileOutlines
 

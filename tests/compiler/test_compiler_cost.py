@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from sparsebert import patterns
-from sparsebert.backends.torch_program import from_tensors
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, tile_backends
 from sparsebert.compiler.cost.model import PassCost, batches, cost_model
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
 from sparsebert.plan_cache import MaskPlans
 from sparsebert.tiles.format import HEIGHTS
 from sparsebert.tiles.outlines import TileOutlines
@@ -158,13 +157,14 @@ def test_threads_divide_the_parallel_part_on_a_cpu_alone() -> None:
     assert cost_model("sm90", threads=8).forward == cost_model("sm90").forward
 
 
-def test_batches_are_those_of_the_executor() -> None:
+def test_batches_are_those_of_the_torch_backend() -> None:
     """The model's count of shapes, and what tiles are padded to, against a program's buckets."""
     heads = [patterns.random(200, 0.03), patterns.causal(200), patterns.star(200)]
     plan = compile_plan(AttentionMask.stack_heads(heads), target="cpu", objective="area")
     cover = [tiles for head in range(3) for tiles in tiles_of_head(plan.tiles, head)]
     count, widths = batches(cover)
-    buckets = from_tensors(*plan.program_for("torch")).buckets
+    (part,) = plan.program_for("torch", "torch").parts
+    buckets = part.program.buckets
     assert count == len(buckets) > 3
     executed = sum(bucket.rows.numel() * bucket.cols.shape[1] for bucket in buckets)
     priced = sum(
@@ -215,13 +215,13 @@ def test_refuses_calls_that_cannot_be(wrong: dict[str, int], message: str) -> No
 def test_what_calls_a_mask_is_compiled_for() -> None:
     """sparse_attention and models compile for their own heads, head size and threads."""
     plans = MaskPlans(patterns.longformer(128))
-    report = plans.get(64, 64, torch.device("cpu"), "auto", head_dim=32, heads=4).explain()
+    report = plans.get(64, 64, torch.device("cpu"), head_dim=32, heads=4).explain()
     assert (report.head_dim, report.copies) == (32, 4)
     assert report.threads == torch.get_num_threads()
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        again = plans.get(64, 64, torch.device("cpu"), "auto", head_dim=32, heads=4).explain()
+        again = plans.get(64, 64, torch.device("cpu"), head_dim=32, heads=4).explain()
     finally:
         torch.set_num_threads(threads)
     assert again.threads == threads + 1

@@ -12,7 +12,7 @@ import torch
 import sparsebert as sb
 from sparsebert import patterns
 from sparsebert.compiler import covers
-from sparsebert.compiler.compile import _compile
+from sparsebert.compiler.compile import Request, compile_schedule
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
@@ -35,7 +35,8 @@ def threads() -> Iterator[None]:
 
 def compiled(threads: int) -> AttentionPlan:
     torch.set_num_threads(threads)
-    return _compile(MASK, "cpu", "area", (64, 2, 4))  # what compile_plan does once for a mask
+    # What compile_plan does once for a mask.
+    return AttentionPlan(compile_schedule(Request(MASK, "cpu", "area", (64, 2, 4))))
 
 
 def test_the_plan_does_not_depend_on_the_threads(threads: None) -> None:

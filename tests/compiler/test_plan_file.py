@@ -14,10 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sparsebert import patterns
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.plan_file import PLAN_FILE, PlanFileError
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.storage import sum_of_arrays, sum_of_text
 
 MASK = AttentionMask.stack_heads(

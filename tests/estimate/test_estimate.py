@@ -12,7 +12,6 @@ import torch
 
 from sparsebert import patterns
 from sparsebert.cli import main
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.constants import machine
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.estimate import (
@@ -26,6 +25,7 @@ from sparsebert.estimate import (
 )
 from sparsebert.estimate.rates import _least_seconds
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
 
 BERT = ModelShape(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
 SIZES = "--hidden-size 64 --layers 2 --heads 4"

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from sparsebert import dropout
-from sparsebert.kernels import attention as kernels
-from sparsebert.kernels.pack import pack_tiles
-from sparsebert.kernels.program import pack_program
+from sparsebert.backends import execution, triton
+from sparsebert.backends.base import Call, Upstream
+from sparsebert.backends.program import Part
+from sparsebert.backends.triton_pack import pack_program, pack_tiles
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.format import TileSet
@@ -46,9 +47,8 @@ def make_program(mask, heights=(64,), parts=1, device=DEVICE):
     head_map = head_map.reshape(-1)
     queries = cover(distinct, heights, parts, seed=1)
     keys = cover(np.ascontiguousarray(distinct.transpose(0, 2, 1)), heights, parts, seed=2)
-    heads, q_len, kv_len = mask.shape
     packed = (pack_tiles(tiles, head_map) for tiles in (queries, keys))
-    return pack_program(*packed, q_len, kv_len, heads).to(device)
+    return pack_program(*packed).to(device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,19 @@ def guarded_memory(monkeypatch):
         assert (guard == -77.0).all(), "written outside of a tensor"
 
 
+def forward(q, k, v, key_mask, seed, program, scale, p):
+    """o and LSE, as the op gives them."""
+    parts = (Part(triton.BACKEND, None, program),)
+    return execution.forward(Call(q, k, v, key_mask, seed, scale, p), parts)
+
+
+def backward(grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, p):
+    """dq, dk, dv likewise."""
+    parts = (Part(triton.BACKEND, None, program),)
+    call = Call(q, k, v, key_mask, seed, scale, p)
+    return execution.backward(call, parts, Upstream(o, lse, grad_o, grad_lse))
+
+
 def run(case: Case, monkeypatch, program=None) -> None:
     """Forward and backward of one case against what they must be; `program` runs its mask."""
     q, k, v, mask, key_mask = case.tensors()
@@ -159,10 +172,8 @@ def run(case: Case, monkeypatch, program=None) -> None:
     grad_lse = grad_lse if case.grad_lse else None
 
     with guarded_memory(monkeypatch):
-        o, lse = kernels.forward(q, k, v, key_mask, seed, program, scale, p)
-        gradients = kernels.backward(
-            grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, p
-        )
+        o, lse = forward(q, k, v, key_mask, seed, program, scale, p)
+        gradients = backward(grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, p)
     assert o.transpose(1, 2).is_contiguous() and lse.dtype == torch.float32
     assert all(x.dtype == q.dtype for x in (o, *gradients))
     expected = expected_attention(
@@ -177,9 +188,9 @@ def run(case: Case, monkeypatch, program=None) -> None:
 
 def forward_and_backward(q, k, v, key_mask, program, saved=None, grad_o=None):
     """o, LSE, dq, dk, dv; the backward pass may get another o and LSE, `saved`."""
-    o, lse = kernels.forward(q, k, v, key_mask, None, program, 0.25, 0.0)
+    o, lse = forward(q, k, v, key_mask, None, program, 0.25, 0.0)
     saved = saved or (o, lse)
     if grad_o is None:
         grad_o = torch.ones_like(o, memory_format=torch.contiguous_format)
-    gradients = kernels.backward(grad_o, None, q, k, v, *saved, key_mask, None, program, 0.25, 0.0)
+    gradients = backward(grad_o, None, q, k, v, *saved, key_mask, None, program, 0.25, 0.0)
     return o, lse, *gradients

@@ -12,16 +12,18 @@ import torch
 
 from sparsebert import dropout, patterns
 from sparsebert.api import sparse_attention
-from sparsebert.compiler.compile import compile_plan
+from sparsebert.plan import compile_plan
 from sparsebert.testing import expected_attention
 
 pytest.importorskip("triton")
-from sparsebert.kernels import attention as kernels
+from sparsebert.kernels import attention
 from sparsebert.kernels.launch import run_delta
 from tests.kernels.kernel_cases import (
     DEVICE,
     RESULTS,
     Case,
+    backward,
+    forward,
     forward_and_backward,
     guarded_memory,
     make_program,
@@ -210,8 +212,8 @@ def test_rows_of_several_tiles_are_left_to_the_second_pass(monkeypatch):
     case = Case(n=40, m=48, heights=(16, 32), parts=2)
     q, k, v, mask, _ = case.tensors()
     program = make_program(mask, case.heights, case.parts)
-    o, lse = kernels.forward(q, k, v, None, None, program, 0.25, 0.0)
-    monkeypatch.setattr(kernels, "run_merge", lambda *arguments: None)
+    o, lse = forward(q, k, v, None, None, program, 0.25, 0.0)
+    monkeypatch.setattr(attention, "run_merge", lambda *arguments: None)
     with guarded_memory(monkeypatch):
         results = forward_and_backward(q, k, v, None, program, (o, lse))
     for side, of_side in ((program.queries, (0, 1, 2)), (program.keys, (3, 4))):
@@ -235,8 +237,8 @@ def test_what_is_dropped_is_below_the_threshold_and_not_at_it():
     q, k, v = torch.ones(3, 1, 1, 1, 16, device=DEVICE)
     for threshold, kept in ((low, True), (high, False)):
         p = threshold / 2**32
-        o, lse = kernels.forward(q, k, v, None, seed, program, 1.0, p)
-        gradients = kernels.backward(v, None, q, k, v, o, lse, None, seed, program, 1.0, p)
+        o, lse = forward(q, k, v, None, seed, program, 1.0, p)
+        gradients = backward(v, None, q, k, v, o, lse, None, seed, program, 1.0, p)
         expected = torch.full_like(o, kept / (1.0 - p))
         torch.testing.assert_close(o, expected)
         torch.testing.assert_close(gradients[2], expected)
@@ -247,11 +249,11 @@ def test_what_the_backward_pass_gets_may_have_any_strides():
     case = Case(n=17, m=20, heights=(16,))
     q, k, v, mask, _ = case.tensors()
     program = make_program(mask, case.heights)
-    o, lse = kernels.forward(q, k, v, None, None, program, 0.25, 0.0)
+    o, lse = forward(q, k, v, None, None, program, 0.25, 0.0)
     grad_o, grad_lse = torch.randn_like(o), torch.randn_like(lse)
 
-    def backward(grad_o, grad_lse, o, lse):
-        return kernels.backward(grad_o, grad_lse, q, k, v, o, lse, None, None, program, 0.25, 0.0)
+    def again(grad_o, grad_lse, o, lse):
+        return backward(grad_o, grad_lse, q, k, v, o, lse, None, None, program, 0.25, 0.0)
 
     def strided(x):  # no dimension is contiguous
         return x.new_zeros([2 * size for size in x.shape])[
@@ -262,18 +264,16 @@ def test_what_the_backward_pass_gets_may_have_any_strides():
         return x.new_zeros(*x.shape[:-1], x.shape[-1] + 1)[..., 1:].copy_(x)
 
     plain = [grad_o.contiguous(), grad_lse, o, lse]
-    expected = backward(*plain)
+    expected = again(*plain)
     changed = [[change(x) for x in plain] for change in (strided, lambda x: x.mT.contiguous().mT)]
     for i, x in enumerate(plain):  # one alone is not aligned
         changed.append([*plain[:i], odd(x), *plain[i + 1 :]])
     for given in changed:
-        for ours, theirs in zip(backward(*given), expected, strict=True):
+        for ours, theirs in zip(again(*given), expected, strict=True):
             assert torch.equal(ours, theirs)
     one = torch.ones(1, device=DEVICE)
-    expected = backward(torch.ones_like(o).contiguous(), grad_lse, o, lse)
-    for ours, theirs in zip(
-        backward(one.expand(o.shape), grad_lse, o, lse), expected, strict=True
-    ):
+    expected = again(torch.ones_like(o).contiguous(), grad_lse, o, lse)
+    for ours, theirs in zip(again(one.expand(o.shape), grad_lse, o, lse), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -302,9 +302,9 @@ def test_a_key_in_place_of_hidden_ones_may_score_far_above_the_lse(height, dtype
     key_mask = torch.ones(1, 16, dtype=torch.bool, device=DEVICE)
     key_mask[0, 0] = False
     program = make_program(mask, (height,))
-    o, lse = kernels.forward(q, k, v, key_mask, None, program, 1.0, 0.0)
+    o, lse = forward(q, k, v, key_mask, None, program, 1.0, 0.0)
     rest = (torch.ones_like(o), None, q, k, v, o, lse, key_mask, None, program, 1.0, 0.0)
-    dq, dk, dv = kernels.backward(*rest)
+    dq, dk, dv = backward(*rest)
     assert o[0, 0, :2, 0].tolist() == [3.0, 5.0] and not o[0, 0, 2:].any()
     assert lse[0, 0, :2].tolist() == [0.0, 0.0]
     assert not dq.any() and not dk.any()  # a row with one key has no choice
@@ -317,8 +317,8 @@ def test_a_scale_that_fp32_cannot_hold_counts_as_zero(scale):
     case = Case(n=17, m=20, heights=(16,), heads=1, kv_heads=1, key_mask=True)
     q, k, v, mask, key_mask = case.tensors()
     program = make_program(mask, case.heights)
-    o, lse = kernels.forward(q, k, v, key_mask, None, program, scale, 0.0)
-    gradients = kernels.backward(o, None, q, k, v, o, lse, key_mask, None, program, scale, 0.0)
+    o, lse = forward(q, k, v, key_mask, None, program, scale, 0.0)
+    gradients = backward(o, None, q, k, v, o, lse, key_mask, None, program, scale, 0.0)
     allowed = mask.to(DEVICE) & key_mask[:, None, None, :]
     count = allowed.sum(-1).expand(2, 1, -1)
     assert torch.allclose(lse, count.log())
@@ -330,8 +330,8 @@ def test_a_scale_that_is_not_a_number_shows():
     case = Case(n=17, m=20, heights=(16,), heads=1, kv_heads=1, full=1)
     q, k, v, mask, _ = case.tensors()
     program = make_program(mask, case.heights)
-    o, lse = kernels.forward(q, k, v, None, None, program, math.nan, 0.0)
-    gradients = kernels.backward(o, None, q, k, v, o, lse, None, None, program, math.nan, 0.0)
+    o, lse = forward(q, k, v, None, None, program, math.nan, 0.0)
+    gradients = backward(o, None, q, k, v, o, lse, None, None, program, math.nan, 0.0)
     assert all(x.isnan().all() for x in (o, lse, gradients[0]))
 
 
@@ -345,10 +345,10 @@ def test_empty_inputs(batch, heads, q_len, kv_len, with_key_mask):
     k = torch.randn(batch, heads, kv_len, 16, device=DEVICE)
     key_mask = torch.ones(batch, kv_len, dtype=torch.bool, device=DEVICE)
     key_mask = key_mask if with_key_mask else None
-    o, lse = kernels.forward(q, k, k, key_mask, None, program, 1.0, 0.0)
+    o, lse = forward(q, k, k, key_mask, None, program, 1.0, 0.0)
     assert o.shape == q.shape and lse.shape == q.shape[:3]
     assert not o.any() and (lse == -math.inf).all()
-    gradients = kernels.backward(o, None, q, k, k, o, lse, key_mask, None, program, 1.0, 0.0)
+    gradients = backward(o, None, q, k, k, o, lse, key_mask, None, program, 1.0, 0.0)
     for gradient, x in zip(gradients, (q, k, k), strict=True):
         assert gradient.shape == x.shape and not gradient.any()
 

@@ -19,6 +19,8 @@ pytest.importorskip("triton")
 SCRIPT = """
 import json
 import torch, triton
+from sparsebert.backends.program import flatten
+from sparsebert.dropout import drop_threshold
 from sparsebert.kernels import attention, launch
 from sparsebert.kernels.stub_driver import StubDriver
 from tests.kernels.kernel_cases import make_program
@@ -57,13 +59,15 @@ def once(change=None, parts=1, key_mask=None, seed=None, grad_lse=None, kv_heads
     if change:
         q, k, v = change(q), change(k), change(v)
     inputs.clear()
-    inputs.update({x.data_ptr(): i for i, x in enumerate((q, k, v, *program.arrays)) if x.numel()})
+    known = (q, k, v, *flatten(program)[0])
+    inputs.update({x.data_ptr(): i for i, x in enumerate(known) if x.numel()})
     def call():
         launched.clear(), ordinary.clear()
         p = 0.0 if seed is None else 0.3
-        o, lse = attention.forward(q, k, v, key_mask, seed, program, 0.25, p)
+        options = attention.Options(0.25, key_mask, seed, p, drop_threshold(p))
+        o, lse = attention.forward(q, k, v, program, options)
         if change is None:
-            attention.backward(o, grad_lse, q, k, v, o, lse, key_mask, seed, program, 0.25, p)
+            attention.backward(o, grad_lse, q, k, v, o, lse, program, options)
         return [list(launched), list(ordinary)]
     return [call(), call()]
 
@@ -100,8 +104,8 @@ kernels = [forward.forward_kernel, delta.delta_kernel, dq.dq_kernel, dkdv.dkdv_k
 def run(batch, heads, length):
     program = make_program(torch.ones(1, length, length).triu(-16).tril(16).bool(), device="cpu")
     q, k, v = torch.zeros(3, batch, length, heads, 64, dtype=torch.bfloat16).transpose(2, 3)
-    o, lse = attention.forward(q, k, v, None, None, program, 0.125, 0.0)
-    attention.backward(o, None, q, k, v, o, lse, None, None, program, 0.125, 0.0)
+    o, lse = attention.forward(q, k, v, program, attention.Options(0.125))
+    attention.backward(o, None, q, k, v, o, lse, program, attention.Options(0.125))
 
 for batch, heads, length in ((2, 4, 512), (1, 1, 1), (3, 12, 81), (16, 2, 1000)):
     run(batch, heads, length)

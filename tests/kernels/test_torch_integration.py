@@ -32,9 +32,9 @@ def small_case(dtype=torch.float32):
 )
 def test_opcheck(dropout_p, dtype, with_grad_lse):
     plan, key_mask, inputs = small_case(dtype)
-    program = plan.program_for("triton")
+    program = plan.program_for("triton", "triton")
     seed = torch.tensor([3], device=DEVICE) if dropout_p else None
-    options = (program.tensors, program.sizes, key_mask, seed, 0.5, dropout_p)
+    options = (*program.flat, key_mask, seed, 0.5, dropout_p)
     torch.library.opcheck(torch.ops.sparsebert.attention.default, (*inputs, *options))
     inputs = [x.detach() for x in inputs]  # the backward op has no derivative of its own here
     o, lse = torch.ops.sparsebert.attention(*inputs, *options)

@@ -51,7 +51,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from sparsebert.api import BACKENDS
+from sparsebert.backends import registry
 from sparsebert.integrations.huggingface.attached import (
     DenseLayer,
     LayerMask,
@@ -148,8 +148,7 @@ def sparsify(
         >>> narrow, wide = (sb.patterns.sliding_window(512, window=w) for w in (4, 32))
         >>> model = sb.sparsify(model, [narrow, wide])
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"sparsify: backend must be one of {BACKENDS}, got {backend!r}")
+    registry.check_name("sparsify", backend)
     if positions not in POSITIONS:
         raise ValueError(f"sparsify: positions must be one of {POSITIONS}, got {positions!r}")
     attention = find_self_attention("sparsify", model, modules)

@@ -92,7 +92,6 @@ def sparsebert_attention(
             q_len,
             kv_len,
             query.device,
-            layer.backend,
             head_dim=query.shape[-1],
             heads=query.shape[1],
         )

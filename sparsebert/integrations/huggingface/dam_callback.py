@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.dam.importance import group_importance, position_groups
 from sparsebert.dam.search import MaskSearch
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
 from sparsebert.support import checks
 
 _NAME = "DAMCallback"

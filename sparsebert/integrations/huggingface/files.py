@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert import __version__
-from sparsebert.api import BACKENDS
+from sparsebert.backends import registry
 from sparsebert.integrations.huggingface.discovery import SelfAttention
 from sparsebert.masks import AttentionMask
 from sparsebert.storage import only_writer, sum_of_fields, write_atomically
@@ -169,7 +169,7 @@ def _check_note(path: Path, note: Any) -> None:
     for field in ("format_version", "attention_modules"):
         if note[field] < 1:
             raise ValueError(f"load_masks: {path} has no valid {field!r}; save the masks again")
-    if note["backend"] not in BACKENDS:
+    if not registry.is_known(note["backend"]):
         raise ValueError(f"load_masks: {path} names an unknown backend {note['backend']!r}")
     if note.get("positions", POSITIONS[0]) not in POSITIONS:
         raise ValueError(f"load_masks: {path} has no valid 'positions'; save the masks again")

@@ -28,12 +28,11 @@ from benchmarks.cost.fitting import (
 from benchmarks.harness.origin import RESULTS
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
-from sparsebert.compiler.compile import compile_plan
 from sparsebert.compiler.cost.constants import pass_terms, read_terms, stored
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.machine import Load
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 
 COPIES = 12
 

@@ -1,4 +1,4 @@
-"""The torch executor's programs: what their tensors say is the mask, and all of it.
+"""Programs of the torch and dense backends: what their tensors say is the mask, and all of it.
 
 A program is read here as its docstrings say, position by position, without running it.
 """
@@ -6,21 +6,22 @@ A program is read here as its docstrings say, position by position, without runn
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from sparsebert import patterns
-from sparsebert.backends.torch_program import (
-    FlatProgram,
-    TorchProgram,
-    build_program,
-    from_tensors,
-)
-from sparsebert.compiler.compile import compile_plan
+from sparsebert.backends import registry, routing
+from sparsebert.backends.base import Call
+from sparsebert.backends.dense import DenseProgram
+from sparsebert.backends.program import Program, flatten, unflatten, unflatten_parts
+from sparsebert.backends.routing import Routes
+from sparsebert.backends.torch_program import TilesProgram
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.tiles.batching import batch_tiles
 
 
@@ -49,12 +50,30 @@ def plan_of(name: str) -> AttentionPlan:
     return compile_plan(MASKS[name], target="cpu", objective="area")
 
 
-def program_of(plan: AttentionPlan, dense_heads: np.ndarray | None = None) -> TorchProgram:
-    dense = plan.dense_heads if dense_heads is None else dense_heads
-    return build_program(plan.mask, plan.head_map, dense, plan.tiles)
+def with_dense(plan: AttentionPlan, dense_heads: np.ndarray) -> Schedule:
+    """The plan's schedule with other heads that run dense."""
+    return dataclasses.replace(plan.schedule, dense_heads=dense_heads)
 
 
-def row_of_slot(program: TorchProgram) -> np.ndarray:
+def whole_of(plan: AttentionPlan, dense_heads: np.ndarray) -> Program:
+    """What runs with "auto" on a CPU, if these distinct heads run dense."""
+    schedule = with_dense(plan, dense_heads)
+    return routing.lower(schedule, routing.canonical(schedule, Routes("torch", "dense")))
+
+
+def program_of(plan: AttentionPlan) -> TilesProgram:
+    """All heads in tiles."""
+    every = np.ones_like(plan.dense_heads)
+    program: TilesProgram = registry.get("torch").lower(plan.schedule, every)
+    return program
+
+
+def heads_of(plan: AttentionPlan, program: TilesProgram) -> range:
+    """The heads whose tiles the program tells apart."""
+    return range(1 if program.shared else plan.num_heads)
+
+
+def row_of_slot(program: TilesProgram) -> np.ndarray:
     """The row in S of each slot, -1 where it is empty; no slot is listed twice."""
     rows = np.full(program.num_slots + 1, -1)
     listed = [(np.arange(len(program.slot_of_row)), program.slot_of_row.numpy())]
@@ -73,8 +92,8 @@ def row_of_slot(program: TorchProgram) -> np.ndarray:
 def test_buckets_cover_the_mask_exactly_once(name: str) -> None:
     plan = plan_of(name)
     program = program_of(plan)
-    width = 1 if program.shared else len(program.tile_heads)
-    counted = np.zeros((width, program.q_len, program.kv_len), dtype=int)
+    assert program.stride == len(heads_of(plan, program))
+    counted = np.zeros((program.stride, plan.q_len, plan.kv_len), dtype=int)
     rows = row_of_slot(program)
     for bucket in program.buckets:
         tiles, slots = bucket.rows.shape
@@ -97,8 +116,8 @@ def test_buckets_cover_the_mask_exactly_once(name: str) -> None:
                 assert bucket.rows[t, r] in bucket.rows[t, : max(1, r)]
                 assert not allowed[t, r].any()
     dense = plan.mask.dense()[0].numpy()
-    for place, head in enumerate(program.tile_heads.tolist()):
-        assert (counted[place] == dense[head]).all()
+    for head in heads_of(plan, program):
+        assert (counted[head] == dense[head]).all()
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -135,46 +154,48 @@ def test_heads_are_parted_by_route() -> None:
     distinct = plan.head_map
     dense_heads = np.zeros(distinct.max() + 1, dtype=bool)
     dense_heads[distinct[1]] = True  # the causal heads
-    program = program_of(plan, dense_heads)
+    dense, tiled = whole_of(plan, dense_heads).parts
+    assert (dense.backend.name, tiled.backend.name) == ("dense", "torch")
+    program = tiled.program
     assert not program.shared
-    assert program.tile_heads.tolist() == [0, 2] and program.dense_heads.tolist() == [1, 3]
+    assert tiled.heads is not None and tiled.heads.tolist() == [0, 2]
+    assert dense.heads is not None and dense.heads.tolist() == [1, 3]
     assert program.slot_of_row.shape == (2 * 80,)
     index = torch.tensor([0, 1, 2, 157])
     assert program.position(index).tolist() == [0, 0, 1, 78]
     assert program.head_place(index).tolist() == [0, 1, 0, 1]
-    assert program.dense_mask is not None
-    assert torch.equal(program.dense_mask, plan.mask.dense()[0, [1, 3]])
-    assert program.dense_unused is None and program.dense_dead is None
+    assert dense.program.mask is not None
+    assert torch.equal(dense.program.mask, plan.mask.dense()[0, [1, 3]])
+    assert dense.program.unused is None and dense.program.dead is None
 
 
 def test_what_dense_heads_leave_out() -> None:
     mask = torch.ones(2, 6, 8, dtype=torch.bool)
     mask[0, 2] = mask[1, :, 5] = False
     plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
-    program = program_of(plan, np.ones(2, dtype=bool))
-    assert len(program.tile_heads) == 0 and program.dense_heads.tolist() == [0, 1]
-    assert program.dense_unused is not None and program.dense_dead is not None
-    assert program.dense_unused.nonzero().tolist() == [[1, 5]]
-    assert program.dense_dead.nonzero().tolist() == [[0, 2]]
+    (part,) = whole_of(plan, np.ones(2, dtype=bool)).parts
+    assert part.backend.name == "dense" and part.heads is None  # all of them
+    program = part.program
+    assert program.unused is not None and program.dead is not None
+    assert program.unused.nonzero().tolist() == [[1, 5]]
+    assert program.dead.nonzero().tolist() == [[0, 2]]
     full = compile_plan(patterns.dense(16), target="cpu", objective="area")
-    program = program_of(full, np.ones(1, dtype=bool))
-    assert program.shared and program.dense_mask is None
+    (part,) = whole_of(full, np.ones(1, dtype=bool)).parts
+    assert full.schedule.is_shared and part.program.mask is None
 
 
-def same(a: TorchProgram, b: TorchProgram) -> bool:
+def same(a: object, b: object) -> bool:
     """Whether two programs are equal, field by field."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and bool(a == b)
 
-    def equal(x: object, y: object) -> bool:
-        if isinstance(x, torch.Tensor):
-            return isinstance(y, torch.Tensor) and x.dtype == y.dtype and torch.equal(x, y)
-        if isinstance(x, tuple):
-            return isinstance(y, tuple) and len(x) == len(y) and all(map(equal, x, y))
-        if dataclasses.is_dataclass(x):
-            names = [field.name for field in dataclasses.fields(x)]
-            return all(equal(getattr(x, name), getattr(y, name)) for name in names)
-        return bool(x == y)
 
-    return equal(a, b)
+def fields(program: Program) -> tuple[tuple[object, object], ...]:
+    """What the parts hold, without who runs them."""
+    return tuple((part.heads, part.program) for part in program.parts)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -183,12 +204,33 @@ def test_a_flat_program_is_the_program(name: str, dense: bool) -> None:
     plan = plan_of(name)
     heads = np.zeros(int(plan.head_map.max()) + 1, dtype=bool)
     heads[0] = dense
-    program = program_of(plan, heads)
-    flat = program.flatten()
-    assert same(from_tensors(*flat), program)
-    assert same(from_tensors(*flat.to("cpu")), program)
-    assert {x.device.type for x in flat.to("meta").tensors} == {"meta"}
-    assert flat.to("meta").sizes == flat.sizes
+    whole = whole_of(plan, heads)
+    for part in whole.parts:
+        assert same(unflatten(type(part.program), *flatten(part.program)), part.program)
+    again = unflatten_parts(*whole.flat)
+    assert [part.backend for part in again] == [part.backend for part in whole.parts]
+    assert same(tuple((part.heads, part.program) for part in again), fields(whole))
+    assert same(fields(whole.to("cpu")), fields(whole))
+    assert {x.device.type for x in whole.to("meta").tensors} <= {"meta"}
+    assert whole.to("meta").numbers == whole.numbers
+    if len(whole.parts) > 1:
+        assert [single.parts for single in whole.singles] == [(part,) for part in whole.parts]
+
+
+def test_programs_hold_what_graphs_can_carry() -> None:
+    class Odd(NamedTuple):
+        name: str
+
+    with pytest.raises(TypeError, match="field of type <class 'str'>; use tensors"):
+        flatten(Odd("x"))
+
+
+def runs_directly(program: Program) -> bool:
+    """Whether a call on the CPU without options goes to SDPA."""
+    q, k = torch.empty(1, 3, 12, 8), torch.empty(1, 3, 20, 8)
+    part, *others = program.parts
+    call = Call(q, k, k, None, None, 1.0, 0.0)
+    return part.backend.runs_directly(call, part.program, alone=not others)
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -200,19 +242,21 @@ def test_plain_programs(unused: bool, dead: bool) -> None:
     mask[1, :, 4] &= not unused
     mask[2, 5] &= not dead
     plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
-    flat = program_of(plan, np.ones(3, dtype=bool)).flatten()
-    assert flat.is_plain == (not dead)
-    assert flat.dense_mask is not None and torch.equal(flat.dense_mask, mask)
+    whole = whole_of(plan, np.ones(3, dtype=bool))
+    program = whole.parts[0].program
+    assert runs_directly(whole) == (not dead)
+    assert program.mask is not None and torch.equal(program.mask, mask)
     if unused:
-        assert flat.dense_unused is not None
-        assert flat.dense_unused.nonzero().tolist() == [[1, 4]]
+        assert program.unused is not None
+        assert program.unused.nonzero().tolist() == [[1, 4]]
     else:
-        assert flat.dense_unused is None
-    assert not program_of(plan, np.array([True, False, True])).flatten().is_plain
-    assert not FlatProgram(flat.tensors, [1, *flat.sizes[1:]]).is_plain  # for the kernels
+        assert program.unused is None
+    assert not runs_directly(whole_of(plan, np.array([True, False, True])))
+    assert not runs_directly(routing.lower(plan.schedule, Routes("triton", "triton")))
 
 
 def test_plain_programs_of_full_masks() -> None:
     plan = compile_plan(patterns.dense(16), target="cpu", objective="area")
-    flat = program_of(plan, np.ones(1, dtype=bool)).flatten()
-    assert flat.is_plain and flat.dense_mask is None and flat.dense_unused is None
+    whole = whole_of(plan, np.ones(1, dtype=bool))
+    assert whole.parts[0].program == DenseProgram(None, None, None)
+    assert runs_directly(whole)

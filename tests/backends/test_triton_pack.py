@@ -8,8 +8,11 @@ from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.format import TileSet
 
 pytest.importorskip("triton")
-from sparsebert.kernels import layout, pack
-from sparsebert.kernels.program import from_tensors, pack_program
+from sparsebert.backends import triton_pack as pack
+from sparsebert.backends.program import flatten, unflatten
+from sparsebert.backends.triton_pack import pack_program
+from sparsebert.kernels import layout
+from sparsebert.kernels.program import KernelProgram
 
 
 def cover(mask, heights, parts, seed=0) -> TileSet:
@@ -101,15 +104,16 @@ def test_a_program_survives_the_trip_through_tensors():
     head_map = np.arange(2)
     queries = pack.pack_tiles(cover(mask, (16, 64), 2), head_map)
     keys = pack.pack_tiles(cover(mask.transpose(0, 2, 1), (32,), 1), head_map)
-    program = pack_program(queries, keys, 40, 50, 2)
-    again = from_tensors(program.tensors)
-    assert again.tensors[0].device.type == "cpu"
-    for ours, theirs in zip(again.tensors, program.tensors, strict=True):
-        assert torch.equal(ours, theirs)
-    assert (again.q_len, again.kv_len, again.mask_heads, again.per_head) == (40, 50, 2, True)
+    program = pack_program(queries, keys)
+    tensors, numbers = flatten(program)
+    again = unflatten(KernelProgram, tensors, numbers)
+    assert {x.device.type for x in tensors} == {"cpu"} and len(tensors) == 12
+    for ours, theirs in zip(flatten(again)[0], tensors, strict=True):
+        assert ours is theirs
+    assert again.per_head is True
     assert again.queries.groups == program.queries.groups
     assert again.keys.num_slots == program.keys.num_slots == 0
-    assert program.to("cpu") is program
+    assert program.to("cpu").queries.items is program.queries.items
 
 
 def test_arrays_are_of_the_types_that_the_kernels_read():
@@ -120,8 +124,8 @@ def test_arrays_are_of_the_types_that_the_kernels_read():
         assert getattr(packed, name).dtype == np.int32, name
     assert all(type(count) is int for count in (*packed.counts, packed.num_slots))
     assert sum(packed.counts) == len(packed.items)
-    program = pack_program(packed, packed, 40, 50, 2)
-    assert program.tensors[0].dtype == torch.int64
+    program = pack_program(packed, packed)
+    assert program.queries.items.dtype == torch.int64
 
 
 def test_the_tallest_tiles_and_the_rows_with_most_parts_come_first():
@@ -131,7 +135,7 @@ def test_the_tallest_tiles_and_the_rows_with_most_parts_come_first():
     assert layout.PACKED_HEIGHTS == (128, 64, 32, 16) and packed.counts == (2, 0, 0, 10)
     parts = packed.merges[:, 3].tolist()
     assert parts == sorted(parts, reverse=True) and parts[0] == 4
-    program = pack_program(packed, packed, 70, 60, 1)
+    program = pack_program(packed, packed)
     assert program.queries.groups == ((128, 0, 2), (16, 2, 10))
 
 

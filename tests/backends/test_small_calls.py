@@ -1,10 +1,11 @@
-"""The torch executor by itself, on small calls: every kind of program under every option.
+"""The torch and dense backends below the op, on small calls: every program, every option.
 
 In fp64, where an error of any other kind than rounding stands far above the bound.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 
 from sparsebert import dropout
-from sparsebert.backends import torch_attention as attention
-from sparsebert.backends.torch_program import TorchProgram, build_program
-from sparsebert.compiler.compile import compile_plan
+from sparsebert.backends import execution, registry, routing
+from sparsebert.backends.base import Call, Upstream
+from sparsebert.backends.program import Part
+from sparsebert.backends.routing import Routes
+from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
+from sparsebert.plan import compile_plan
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.build import TileGroup, build_tile_set
 
@@ -37,8 +41,11 @@ def allowed(heads: int, *, gaps: bool) -> torch.Tensor:
     return mask
 
 
-def program(mask: torch.Tensor, dense: list[bool], parts: int = 1) -> TorchProgram:
-    """The program of a mask whose distinct heads run dense where `dense` says so.
+Parts = tuple[Part, ...]
+
+
+def program(mask: torch.Tensor, dense: list[bool], parts: int = 1) -> Parts:
+    """The parts of the program of a mask whose distinct heads run dense where `dense` says so.
 
     With several parts a row has its keys in so many tiles, each with an order of its own; a row
     that attends to nothing is in tiles, too, as in a cropped plan.
@@ -55,7 +62,14 @@ def program(mask: torch.Tensor, dense: list[bool], parts: int = 1) -> TorchProgr
                 bits = pack(dense_head & (owner == part))
                 groups.append(TileGroup(head, bits, rows.reshape(-1, 16)))
         tiles = build_tile_set(groups, tiles.num_heads, N, M)
-    return build_program(plan.mask, plan.head_map, np.array(dense), tiles)
+    schedule = dataclasses.replace(plan.schedule, dense_heads=np.array(dense), tiles=tiles)
+    return lowered(schedule)
+
+
+def lowered(schedule: Schedule) -> Parts:
+    """What runs with "auto" on a CPU."""
+    routes = routing.canonical(schedule, Routes("torch", "dense"))
+    return routing.lower(schedule, routes).parts
 
 
 def two_kinds(gaps: bool) -> torch.Tensor:
@@ -134,10 +148,10 @@ def test_results_and_gradients(
         grad_lse=None if grad_lse is None else grad_lse.masked_fill(~alive, 0.0),
     )
     q_, k_, v_ = poisoned(q, ~alive), poisoned(k, ~used), poisoned(v, ~used)
-    o, lse = attention.forward(q_, k_, v_, key_mask, seed, run, 0.4, p)
-    dq, dk, dv = attention.backward(
-        poisoned(grad_o, ~alive), grad_lse, q_, k_, v_, o, lse, key_mask, seed, run, 0.4, p
-    )
+    call = Call(q_, k_, v_, key_mask, seed, 0.4, p)
+    o, lse = execution.forward(call, run)
+    upstream = Upstream(o, lse, poisoned(grad_o, ~alive), grad_lse)
+    dq, dk, dv = execution.backward(call, run, upstream)
     results = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
     for outcome in expected.outcomes(results):
         assert outcome.passed, outcome
@@ -156,14 +170,15 @@ def test_composed_operations_give_the_same_and_are_differentiable(name: str) -> 
     torch.manual_seed(0)
     q = torch.randn(B, H, N, D, dtype=torch.float64, requires_grad=True)
     k, v = torch.randn(2, B, 2, M, D, dtype=torch.float64).requires_grad_().unbind()
-    o, lse = attention.forward(q, k, v, None, None, run, 0.4, 0.0, differentiable=True)
+    call = Call(q, k, v, None, None, 0.4, 0.0)
+    o, lse = execution.compose(call, run)
     with torch.no_grad():
-        fused = attention.forward(q, k, v, None, None, run, 0.4, 0.0)
+        fused = execution.forward(call, run)
     torch.testing.assert_close((o, lse), fused, rtol=1e-11, atol=1e-12)
     grad_o = torch.randn_like(o)
     ours = torch.autograd.grad(o, (q, k, v), grad_o, retain_graph=True)
     with torch.no_grad():
-        theirs = attention.backward(grad_o, None, q, k, v, o, lse, None, None, run, 0.4, 0.0)
+        theirs = execution.backward(call, run, Upstream(o, lse, grad_o, None))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
@@ -177,8 +192,9 @@ def test_precisions(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     q, grad_o = torch.randn(2, B, H, N, D).to(dtype)
     k, v = torch.randn(2, B, H, M, D).to(dtype)
-    o, lse = attention.forward(q, k, v, None, None, run, 0.4, 0.0)
-    dq, dk, dv = attention.backward(grad_o, None, q, k, v, o, lse, None, None, run, 0.4, 0.0)
+    call = Call(q, k, v, None, None, 0.4, 0.0)
+    o, lse = execution.forward(call, run)
+    dq, dk, dv = execution.backward(call, run, Upstream(o, lse, grad_o, None))
     assert {x.dtype for x in (o, dq, dk, dv)} == {dtype} and lse.dtype == torch.float32
     expected = expected_attention(
         q, k, v, AttentionMask.from_dense(mask), scale=0.4, grad_o=grad_o
@@ -200,9 +216,9 @@ def test_queries_that_a_crop_leaves_without_keys_reach_nothing() -> None:
     results = []
     for garbage in (0.0, math.nan):
         q[:, :, DEAD] = grad_o[:, :, DEAD] = garbage
-        run = build_program(plan.mask, plan.head_map, plan.dense_heads, plan.tiles)
-        o, lse = attention.forward(q, k, v, None, None, run, 0.4, 0.0)
-        gradients = attention.backward(grad_o, None, q, k, v, o, lse, None, None, run, 0.4, 0.0)
+        run, call = lowered(plan.schedule), Call(q, k, v, None, None, 0.4, 0.0)
+        o, lse = execution.forward(call, run)
+        gradients = execution.backward(call, run, Upstream(o, lse, grad_o, None))
         results.append((o, lse, *gradients))
     for clean, dirty in zip(*results, strict=True):
         assert torch.equal(clean, dirty)
@@ -214,9 +230,12 @@ def test_every_kind_of_program_is_here() -> None:
     kinds = set()
     covered = 0
     for make, *how in PROGRAMS.values():
-        run = program(make(), *how)
-        kinds.add((run.shared, len(run.tile_heads) > 0, len(run.dense_heads) > 0))
-        covered = max(covered, len(run.more_rows))
+        mask = make()
+        run = program(mask, *how)
+        names = {part.backend.name for part in run}
+        kinds.add((len(torch.unique(mask, dim=0)) == 1, "torch" in names, "dense" in names))
+        more = [part.program.more_rows for part in run if part.backend is registry.get("torch")]
+        covered = max(covered, *map(len, more), 0)
     assert kinds == {(s, *r) for s, r in itertools.product((True, False), ((1, 0), (0, 1)))} | {
         (False, True, True)
     }

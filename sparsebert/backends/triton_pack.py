@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import torch
 
-from sparsebert.tiles.format import TileSet
-
-from .layout import (
+from sparsebert.kernels.layout import (
     COL_START,
     COLUMN_PAD,
     FULL,
@@ -29,6 +28,8 @@ from .layout import (
     WORD_ORDER,
     WORD_START,
 )
+from sparsebert.kernels.program import KernelProgram, Side
+from sparsebert.tiles.format import TileSet
 
 _UNPACKED_LIMIT = 1 << 26  # bytes of unpacked bits held at once
 
@@ -105,6 +106,17 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> PackedTiles:
         num_slots=int(slots_of_head.sum()),
         per_head=per_head,
     )
+
+
+def pack_program(queries: PackedTiles, keys: PackedTiles) -> KernelProgram:
+    """A program from the packed tiles of both directions, on the CPU."""
+    return KernelProgram(queries.per_head, _side(queries), _side(keys))
+
+
+def _side(packed: PackedTiles) -> Side:
+    arrays = packed.items, packed.rows, packed.slots, packed.cols, packed.words, packed.merges
+    tensors = (torch.from_numpy(array) for array in arrays)
+    return Side(*tensors, num_slots=packed.num_slots, counts=packed.counts)
 
 
 def _rows_in_use(

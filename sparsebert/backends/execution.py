@@ -1,0 +1,185 @@
+"""One call on the backends that run it: what comes before them, and what after.
+
+Padding is applied here. Rows of k and v that the key mask hides are set to zero for backends that
+would read them, so are queries that it leaves nothing to attend, and the gradients of hidden rows:
+what stands there may be NaN, and 0 * NaN is NaN. The key mask itself is a part of the call.
+Results lie in memory as [B, N, H, D], the order of HuggingFace models.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sparsebert.backends.base import Call, Forward, Gradients, Upstream
+from sparsebert.backends.program import Part, Program
+from sparsebert.backends.torch_common import expand_heads
+from sparsebert.support.tensors import may_hold_any
+
+
+def direct(call: Call, program: Program) -> torch.Tensor | None:
+    """o of the program's first part without our op, by operations that torch differentiates.
+
+    For calls without dropout and LSE; None where the op is the better way.
+    """
+    part = program.parts[0]
+    alone = len(program.parts) == 1
+    if not part.backend.runs_directly(call, part.program, alone=alone):
+        return None
+    return run_directly(call, part)
+
+
+def run_directly(call: Call, part: Part) -> torch.Tensor:
+    """o of a part's heads, [B, h, N, D]."""
+    if call.key_mask is not None:
+        call = _without_hidden_keys(_needed(call))
+    return part.backend.direct(_of_heads(call, part.heads), part.program)
+
+
+def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
+    """o [B, H, N, D] in q's dtype and LSE [B, H, N], fp32 or better.
+
+    Heads that no part runs get zeros, and an LSE of -inf.
+    """
+    call, heads = _needed(call), call.q.shape[1]
+    results = [
+        part.backend.forward(each, part.program)
+        for part, each in zip(parts, _calls(call, parts), strict=True)
+    ]
+    o, lse = results[0]
+    if parts[0].heads is not None:
+        o = _joined([o for o, _ in results], parts, heads, 0.0)
+        lse = _joined([lse for _, lse in results], parts, heads, -math.inf)
+    return _memory_order(o), lse.contiguous()
+
+
+def compose(call: Call, parts: tuple[Part, ...]) -> Forward:
+    """As `forward`, by operations for which torch has all rules."""
+    call = _without_hidden_keys(_needed(call))
+    results = [part.backend.compose(_of_heads(call, part.heads), part.program) for part in parts]
+    listed = [part.heads for part in parts if part.heads is not None]
+    o, lse = results[0]
+    if listed:
+        order = torch.cat(listed).argsort()
+        o, lse = (
+            torch.cat(pieces, 1).index_select(1, order) for pieces in zip(*results, strict=True)
+        )
+        if len(order) < call.q.shape[1]:  # the other heads run beside the op
+            every = torch.cat(listed).sort().values
+            nothing = call.q.new_zeros(call.q.shape), lse.new_full(call.q.shape[:3], -math.inf)
+            o, lse = (x.index_copy(1, every, y) for x, y in zip(nothing, (o, lse), strict=True))
+    return _memory_order(o), lse.contiguous()
+
+
+def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradients:
+    """dq, dk and dv in the dtypes of q, k and v."""
+    call, heads = _needed(call), call.q.shape[1]
+    key_mask = call.key_mask
+    if key_mask is not None:
+        dead = (upstream.lse == -math.inf)[..., None]
+        if may_hold_any(dead):
+            call = call._replace(q=call.q.masked_fill(dead, 0.0))
+            upstream = upstream._replace(grad_o=upstream.grad_o.masked_fill(dead, 0.0))
+    results = [
+        part.backend.backward(each, part.program, _upstream_of(upstream, part))
+        for part, each in zip(parts, _calls(call, parts), strict=True)
+    ]
+    dq, dk, dv = results[0]
+    if parts[0].heads is not None:
+        dq, dk, dv = (
+            _joined(list(pieces), parts, heads, 0.0) for pieces in zip(*results, strict=True)
+        )
+    dk, dv = (_summed(x, call.k.shape[1]) for x in (dk, dv))
+    if not all(part.backend.skips_padding for part in parts):
+        dk, dv = (_without_padding(x, key_mask) for x in (dk, dv))
+    dq, dk, dv = (_memory_order(x.to(call.q.dtype)) for x in (dq, dk, dv))
+    return dq, dk, dv
+
+
+# ------------------------------------------------------------------------------ padding
+
+
+def _needed(call: Call) -> Call:
+    """The call without a key mask that is seen to hide nothing."""
+    key_mask = call.key_mask
+    if key_mask is None or may_hold_any(~key_mask):
+        return call
+    return call._replace(key_mask=None)
+
+
+def _without_hidden_keys(call: Call) -> Call:
+    """The call with zeros in the rows of k and v that its key mask hides."""
+    if call.key_mask is None:
+        return call
+    k, v = (_without_padding(x, call.key_mask) for x in (call.k, call.v))
+    return call._replace(k=k, v=v)
+
+
+def _without_padding(x: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
+    """x [B, H, M, D] with zeros in the rows that the key mask hides."""
+    return x if key_mask is None else x.masked_fill(~key_mask[:, None, :, None], 0.0)
+
+
+# ------------------------------------------------------------------------------ heads
+
+
+def _calls(call: Call, parts: tuple[Part, ...]) -> list[Call]:
+    """The call as each part's backend takes it."""
+    clean, calls = None, []
+    for part in parts:
+        each = call
+        if call.key_mask is not None and not part.backend.skips_padding:
+            clean = each = clean or _without_hidden_keys(call)
+        if part.heads is not None and not part.backend.picks_heads:
+            each = _of_heads(each, part.heads)
+        calls.append(each)
+    return calls
+
+
+def _of_heads(call: Call, heads: torch.Tensor | None) -> Call:
+    """The tensors of some heads alone, each query head with a key head of its own."""
+    if heads is None:
+        return call
+    every = call.q.shape[1]
+    q, k, v = (expand_heads(x, every).index_select(1, heads) for x in (call.q, call.k, call.v))
+    return call._replace(q=q, k=k, v=v, heads=heads, all_heads=every)
+
+
+def _upstream_of(upstream: Upstream, part: Part) -> Upstream:
+    """What reaches a part's backend."""
+    if part.heads is None or part.backend.picks_heads:
+        return upstream
+    o, lse, grad_o = (x.index_select(1, part.heads) for x in upstream[:3])
+    grad_lse = upstream.grad_lse
+    if grad_lse is not None:
+        grad_lse = grad_lse.index_select(1, part.heads)
+    return Upstream(o, lse, grad_o, grad_lse)
+
+
+def _joined(
+    pieces: list[torch.Tensor], parts: tuple[Part, ...], heads: int, nothing: float
+) -> torch.Tensor:
+    """The results of all parts in one tensor of all heads; `nothing` fills those of no part."""
+    whole = next((piece for piece in pieces if piece.shape[1] == heads), None)
+    if whole is None:
+        batch, _, rows, *dim = pieces[0].shape
+        whole = pieces[0].new_full((batch, rows, heads, *dim), nothing).transpose(1, 2)
+    for piece, part in zip(pieces, parts, strict=True):
+        if piece.shape[1] != heads:
+            assert part.heads is not None
+            whole.index_copy_(1, part.heads, piece.to(whole.dtype))
+    return whole
+
+
+def _summed(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """Add up the gradients of the query heads that share a k or v head, [B, H, M, D]."""
+    if x.shape[1] == kv_heads:
+        return x
+    summed: torch.Tensor = x.transpose(1, 2).unflatten(2, (kv_heads, -1)).sum(3)
+    return summed.transpose(1, 2)
+
+
+def _memory_order(x: torch.Tensor) -> torch.Tensor:
+    """The same values [B, H, N, D], laid out as [B, N, H, D]."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)

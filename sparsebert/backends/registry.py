@@ -1,0 +1,119 @@
+"""The backends by name, in the order in which "auto" prefers them.
+
+A backend is imported when it is first needed, so Triton is not needed to run without it. To add
+one, give it a line here, or from another package:
+
+    from sparsebert.backends import registry
+    registry.register("mine", "my_package.attention", runs="tiles", devices=("cuda",))
+
+Its module holds a `base.Backend` called `BACKEND`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal, NamedTuple
+
+from sparsebert.backends.base import Backend, CallKind
+
+AUTO = "auto"
+"""Stands for what the plan chose, by the backends preferred for the call."""
+
+Route = Literal["tiles", "dense"]
+
+
+class Entry(NamedTuple):
+    """One backend.
+
+    Attributes:
+        module: where its `BACKEND` is.
+        runs: what it makes of a head: the plan's tiles, or all scores.
+        devices: the kinds of devices on which "auto" takes it; None means all.
+    """
+
+    module: str
+    runs: Route
+    devices: tuple[str, ...] | None = None
+
+
+_entries: dict[str, Entry] = {
+    "triton": Entry("sparsebert.backends.triton", "tiles", ("cuda",)),
+    "torch": Entry("sparsebert.backends.torch_tiles", "tiles"),
+    "dense": Entry("sparsebert.backends.dense", "dense"),
+}
+_loaded: dict[str, Backend] = {}
+auto_choices: dict[CallKind, tuple[str, str]] = {}
+"""What `routing` chose for calls with "auto", by their kind; forgotten when backends change."""
+
+
+def register(
+    name: str, module: str, *, runs: Route = "tiles", devices: tuple[str, ...] | None = ()
+) -> None:
+    """Add a backend, preferred to those that are there.
+
+    Args:
+        name: what users write as `backend=`.
+        module: dotted name of the module with its `BACKEND`, imported when first needed.
+        runs: "tiles" or "dense".
+        devices: where "auto" takes it ("cpu", "cuda"); None means anywhere, () nowhere.
+
+    Raises ValueError for a name that is taken.
+    """
+    if name == AUTO or name in _entries:
+        raise ValueError(f"register: there is a backend {name!r} already; choose another name")
+    others = dict(_entries)
+    _entries.clear()
+    _entries.update({name: Entry(module, runs, devices), **others})
+    auto_choices.clear()
+
+
+def unregister(name: str) -> None:
+    """Forget a backend; plans that hold programs for it keep them."""
+    del _entries[name]
+    _loaded.pop(name, None)
+    auto_choices.clear()
+
+
+def names() -> tuple[str, ...]:
+    """The backends, those preferred first."""
+    return tuple(_entries)
+
+
+def entry(name: str) -> Entry:
+    """What the registry says of a backend."""
+    return _entries[name]
+
+
+def get(name: str) -> Backend:
+    """The backend, imported if that is not done yet."""
+    backend = _loaded.get(name)
+    if backend is None:
+        backend = _loaded[name] = importlib.import_module(_entries[name].module).BACKEND
+    return backend
+
+
+def on_device(device: str) -> list[str]:
+    """The backends that are at home on a kind of device, best first."""
+    return [n for n, entry in _entries.items() if entry.devices is None or device in entry.devices]
+
+
+def preferred(runs: Route, device: str) -> list[str]:
+    """The backends that "auto" takes for heads of one route on a kind of device, best first."""
+    return [name for name in on_device(device) if _entries[name].runs == runs]
+
+
+def composing() -> list[str]:
+    """The backends with composed operations, see `base.Backend.compose`."""
+    return [name for name in _entries if get(name).composes]
+
+
+def is_known(name: object) -> bool:
+    """Whether `name` is a `backend=` argument: "auto", or the name of a backend."""
+    return isinstance(name, str) and (name == AUTO or name in _entries)
+
+
+def check_name(function: str, name: object) -> None:
+    """Refuse what is no `backend=` argument; `function` begins the error."""
+    if not is_known(name):
+        known = (AUTO, *_entries)
+        raise ValueError(f"{function}: backend must be one of {known}, got {name!r}")

@@ -1,0 +1,106 @@
+"""Who runs which heads of a call: decided here, once, above the backends.
+
+The plan says for each head whether it runs in tiles or dense. With "auto" the heads of each route
+go to the first backend that is preferred on the device and does not refuse; a backend that is
+named runs all heads, whatever the plan chose.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sparsebert.backends import registry
+from sparsebert.backends.base import CallKind
+from sparsebert.backends.program import Part, Program, make_program
+from sparsebert.compiler.schedule import Schedule
+from sparsebert.support.untraced import constant_in_graphs
+
+
+class Routes(NamedTuple):
+    """The backends that run a plan's heads.
+
+    Attributes:
+        tiles: those that the plan runs in tiles.
+        dense: those that it runs dense.
+    """
+
+    tiles: str
+    dense: str
+
+
+@constant_in_graphs
+def choose(
+    backend: str, device: str, dtype: torch.dtype, head_dim: int, composed: bool
+) -> tuple[str, str]:
+    """The `Routes` of calls of one kind, see `CallKind`; `backend` is the caller's choice.
+
+    Raises ValueError, with every reason, if the backend that was named cannot run such a call, or
+    none can; NotImplementedError if only its lack of composed operations is in the way.
+    """
+    kind = CallKind(device, dtype, head_dim, composed)
+    if backend == registry.AUTO:
+        chosen = registry.auto_choices.get(kind)
+        if chosen is None:
+            chosen = registry.auto_choices[kind] = _first("tiles", kind), _first("dense", kind)
+        return chosen
+    reasons = reasons_against(backend, kind)
+    if reasons:
+        raise _refusal(backend, kind, reasons)
+    return backend, backend
+
+
+def reasons_against(name: str, kind: CallKind) -> list[str]:
+    """Every reason why a backend cannot run such a call; [] if it can."""
+    backend = registry.get(name)
+    if kind.composed and not backend.composes:
+        return [*backend.refuses(kind), _NO_RULES]
+    return backend.refuses(kind)
+
+
+_NO_RULES = "has no rules for torch.func transforms and forward-mode differentiation"
+
+
+def _first(route: registry.Route, kind: CallKind) -> str:
+    against = {}
+    for name in registry.preferred(route, kind.device):
+        against[name] = reasons_against(name, kind)
+        if not against[name]:
+            return name
+    told = "".join(f"; {name!r} {' and '.join(why)}" for name, why in against.items())
+    raise ValueError(f"sparse_attention: no backend can run this call{told}")
+
+
+def _refusal(name: str, kind: CallKind, reasons: list[str]) -> Exception:
+    others = [other for other in registry.names() if not reasons_against(other, kind)]
+    text = (
+        f"sparse_attention: backend {name!r} {'; and it '.join(reasons)}; "
+        f"use backend={' or '.join(map(repr, others))}, or {registry.AUTO!r}"
+    )
+    return NotImplementedError(text) if reasons == [_NO_RULES] else ValueError(text)
+
+
+def canonical(schedule: Schedule, routes: Routes) -> Routes:
+    """The routes, named alike where they are alike for this schedule."""
+    if not schedule.dense_heads.any():
+        return Routes(routes.tiles, routes.tiles)
+    if schedule.dense_heads.all():
+        return Routes(routes.dense, routes.dense)
+    return routes
+
+
+def lower(schedule: Schedule, routes: Routes) -> Program:
+    """The program of a schedule by these backends, on the CPU; those of dense heads come first."""
+    every = np.ones_like(schedule.dense_heads)
+    if routes.tiles == routes.dense:
+        return make_program((_part(schedule, routes.tiles, every),))
+    dense = _part(schedule, routes.dense, schedule.dense_heads)
+    return make_program((dense, _part(schedule, routes.tiles, ~schedule.dense_heads)))
+
+
+def _part(schedule: Schedule, name: str, distinct: np.ndarray) -> Part:
+    backend = registry.get(name)
+    heads = None if distinct.all() else torch.from_numpy(schedule.heads_of(distinct))
+    return Part(backend, heads, backend.lower(schedule, distinct))

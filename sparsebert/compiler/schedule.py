@@ -1,0 +1,96 @@
+"""A schedule: what the compiler decided for one layer's mask, before any backend sees it.
+
+For every *distinct* head of the mask it holds a list of tiles, or the decision that the head runs
+dense. It knows nothing of backends and devices; a plan holds it, and backends make their programs
+of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from sparsebert.compiler.covers import Covers, aim_of
+from sparsebert.compiler.report import PlanReport
+from sparsebert.masks import AttentionMask
+from sparsebert.tiles.assemble import without_heads
+from sparsebert.tiles.format import TileSet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """A compiled mask of one layer; made by `compile_schedule`, `crop_schedule` and `load_plan`.
+
+    Attributes:
+        mask: the mask it was compiled from, one layer.
+        head_map: int64 numpy [H], which of the U distinct heads each head uses.
+        dense_heads: bool numpy [U], which distinct heads run dense instead of in tiles.
+        tiles: the tiles of the other distinct heads: query rows, gathered key columns.
+        report: the compiler's own account.
+        covers: the owner of what is compiled once: `tiles`, the tiles of all heads and those of
+            the transposed mask. Schedules cropped from this one share it.
+    """
+
+    mask: AttentionMask
+    head_map: np.ndarray
+    dense_heads: np.ndarray
+    tiles: TileSet
+    report: PlanReport
+    covers: Covers = dataclasses.field(repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        mask: AttentionMask,
+        head_map: np.ndarray,
+        dense_heads: np.ndarray,
+        tiles: TileSet,
+        report: PlanReport,
+        whole: Covers | None = None,
+    ) -> Schedule:
+        """A schedule; `whole` are the covers of the one that it is cropped from."""
+        firsts = [head.heads[0] for head in report.per_head]
+        covers = Covers(mask, firsts, tiles, ~dense_heads, aim_of(report, head_map), whole)
+        return cls(mask, head_map, dense_heads, tiles, report, covers)
+
+    @property
+    def is_shared(self) -> bool:
+        """All heads of the mask are the same."""
+        return len(self.dense_heads) == 1
+
+    def heads_of(self, distinct: np.ndarray) -> np.ndarray:
+        """The heads that use some distinct heads, bool [U]: int64, ascending."""
+        return np.flatnonzero(distinct[self.head_map])
+
+    def queries(self, distinct: np.ndarray) -> TileSet:
+        """Tiles of some distinct heads, bool [U]: query rows, gathered keys.
+
+        Heads that the schedule runs dense get tiles, too, where they are asked for.
+        """
+        needs_more = (distinct & self.dense_heads).any()
+        return _only(self.covers.every if needs_more else self.tiles, distinct)
+
+    def keys(self, distinct: np.ndarray) -> TileSet:
+        """Tiles of the transposed mask likewise: key rows, gathered queries, for dK and dV."""
+        return _only(self.covers.transposed, distinct)
+
+    def dense(self) -> torch.Tensor:
+        """The mask that is executed, rebuilt from the tiles: bool [H, N, M] on the CPU."""
+        distinct = self.tiles.dense()
+        for u in np.flatnonzero(self.dense_heads):
+            head = int(np.flatnonzero(self.head_map == u)[0])
+            distinct[u] = self.mask.head(head).dense()[0, 0].numpy()
+        return torch.from_numpy(distinct[self.head_map])
+
+    def buffers(self) -> Iterator[np.ndarray]:
+        """The arrays that the schedule keeps alive."""
+        yield from (self.head_map, self.dense_heads)
+        yield from self.covers.arrays()
+
+
+def _only(tiles: TileSet, distinct: np.ndarray) -> TileSet:
+    """The tiles of some distinct heads."""
+    return tiles if distinct[tiles.head].all() else without_heads(tiles, ~distinct)
