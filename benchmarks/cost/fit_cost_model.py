@@ -45,12 +45,12 @@ from benchmarks.harness.origin import RESULTS, origin
 from sparsebert import patterns
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.model import batches, cost_model
-from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.estimate import ModelShape, calibrate
 from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.tiles.build import TileGroup, build_tile_set
+from sparsebert.tiles.outlines import outlines_of_head
 
 DIMS = (32, 64, 128)
 BERT_BASE = ModelShape(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
@@ -143,7 +143,7 @@ def changed(plan: AttentionPlan, **fields: Any) -> AttentionPlan:
 def tile_counts(plan: AttentionPlan) -> dict[str, float]:
     """What a call's tiles count up to, over all sets of tiles."""
     heads = np.flatnonzero(~plan.dense_heads)
-    found = [tiles_of_head(plan.tiles, int(head)) for head in heads]
+    found = [outlines_of_head(plan.tiles, int(head)) for head in heads]
     together = [tiles for head in found for tiles in head]
     shapes, widths = batches(together)
     rows = np.concatenate([tiles.real_rows for tiles in together])

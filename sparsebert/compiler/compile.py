@@ -13,14 +13,14 @@ from sparsebert.compiler.cost.targets import about_targets, is_target, machine_t
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.compiler.covers import Aim, Calls, tiles_of
 from sparsebert.compiler.pieces import all_tiles
+from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.compiler.routes import (
-    Mask,
+    HeadMask,
+    decide_together,
+    dense_unless_tiles_win,
     report_dense,
     report_tiles,
-    settle,
-    tiles_of_head,
-    with_fallback,
 )
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
@@ -28,8 +28,7 @@ from sparsebert.masks.mask_input import refused
 from sparsebert.support import checks
 from sparsebert.tiles.assemble import without_heads
 from sparsebert.tiles.crop import crop_tiles
-
-_OBJECTIVES = ("time", "area")
+from sparsebert.tiles.outlines import outlines_of_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +75,8 @@ def check_request(
             f"compile_plan: mask has {mask.num_layers} layers, but a plan runs one; "
             "compile each, compile_plan(mask.layer(i))"
         )
-    if objective not in _OBJECTIVES:
-        raise ValueError(
-            f"compile_plan: objective must be one of {_OBJECTIVES}, got {objective!r}"
-        )
+    if objective not in OBJECTIVES:
+        raise ValueError(f"compile_plan: objective must be one of {OBJECTIVES}, got {objective!r}")
     if target is not None and not is_target(target):
         raise ValueError(
             f"compile_plan: target must be 'cpu', 'sm90', 'gfx942' or the like, got {target!r}; "
@@ -108,18 +105,21 @@ def compile_schedule(request: Request) -> Schedule:
     tile_sets = len(head_map) if len(distinct) > 1 else 1
     aim = Aim(request.target, objective, request.calls, tile_sets)
     model = aim.model
-    abouts = [_about(mask, tuple(np.flatnonzero(head_map == u).tolist())) for u in distinct]
-    covers = aim.search([mask.bits[0, about.heads[0]] for about in abouts], *lengths)
+    head_masks = [
+        HeadMask.of(mask, tuple(np.flatnonzero(head_map == u).tolist())) for u in distinct
+    ]
+    covers = aim.search([mask.bits[0, head_mask.heads[0]] for head_mask in head_masks], *lengths)
     reports = [
-        _report_head(cover, about, model, objective)
-        for cover, about in zip(covers, abouts, strict=True)
+        _report_head(cover, head_mask, model, objective)
+        for cover, head_mask in zip(covers, head_masks, strict=True)
     ]
     if objective == "time":
-        reports = settle(reports, [all_tiles(c.pieces) for c in covers], abouts, model)
+        each = [all_tiles(cover.pieces) for cover in covers]
+        reports = decide_together(reports, each, head_masks, model)
     dense_heads = np.array([report.route == "dense" for report in reports])
     tiled = {head: cover for head, cover in enumerate(covers) if not dense_heads[head]}
     tiles = tiles_of(tiled, len(covers), *lengths)
-    account = PlanReport(
+    report = PlanReport(
         *lengths,
         mask.num_heads,
         request.target,
@@ -130,15 +130,15 @@ def compile_schedule(request: Request) -> Schedule:
         threads=model.threads,
         copies=model.copies,
     )
-    return Schedule.create(mask, head_map, dense_heads, tiles, account)
+    return Schedule.create(mask, head_map, dense_heads, tiles, report)
 
 
-def _report_head(cover: Cover, mask: Mask, model: CostModel, objective: str) -> HeadReport:
+def _report_head(cover: Cover, mask: HeadMask, model: CostModel, objective: str) -> HeadReport:
     """The report of one distinct head, which says on which route it runs."""
     tiles = all_tiles(cover.pieces)
     reason = f"least {'area' if objective == 'area' else 'forward time'} of the covers tried"
     report = report_tiles(mask, tiles, cover.name, cover.tried, reason, model)
-    return with_fallback(report, mask, model) if objective == "time" else report
+    return dense_unless_tiles_win(report, mask, model) if objective == "time" else report
 
 
 def crop_schedule(whole: Schedule, mask: AttentionMask) -> Schedule:
@@ -146,33 +146,28 @@ def crop_schedule(whole: Schedule, mask: AttentionMask) -> Schedule:
     objective = whole.report.objective
     model = whole.covers.aim.model
     tiles = crop_tiles(whole.tiles, mask.q_len, mask.kv_len)
-    reports, abouts = [], []
+    reports, head_masks = [], []
     for head, was in enumerate(whole.report.per_head):
-        about = _about(mask, was.heads)
+        head_mask = HeadMask.of(mask, was.heads)
         if whole.dense_heads[head]:
-            report = report_dense(about, (), f"cropped; {was.reason}", model)
+            report = report_dense(head_mask, (), f"cropped; {was.reason}", model)
         else:
-            rest = tiles_of_head(tiles, head)
-            report = report_tiles(about, rest, was.cover, (), f"cropped; {was.reason}", model)
+            rest = outlines_of_head(tiles, head)
+            report = report_tiles(head_mask, rest, was.cover, (), f"cropped; {was.reason}", model)
             if objective == "time":
-                report = with_fallback(report, about, model)
-        abouts.append(about)
+                report = dense_unless_tiles_win(report, head_mask, model)
+        head_masks.append(head_mask)
         reports.append(report)
     if objective == "time":
-        each = [tiles_of_head(tiles, head) for head in range(len(reports))]
-        reports = settle(reports, each, abouts, model)
+        each = [outlines_of_head(tiles, head) for head in range(len(reports))]
+        reports = decide_together(reports, each, head_masks, model)
     dense_heads = np.array([report.route == "dense" for report in reports])
     if (dense_heads > whole.dense_heads).any():
         tiles = without_heads(tiles, dense_heads)
-    account = dataclasses.replace(
+    plan_report = dataclasses.replace(
         whole.report, q_len=mask.q_len, kv_len=mask.kv_len, per_head=tuple(reports)
     )
-    return Schedule.create(mask, whole.head_map, dense_heads, tiles, account, whole.covers)
-
-
-def _about(mask: AttentionMask, heads: tuple[int, ...]) -> Mask:
-    entries = int(np.bitwise_count(mask.bits[0, heads[0]]).sum(dtype=np.int64))
-    return Mask(heads, entries, mask.q_len, mask.kv_len)
+    return Schedule.create(mask, whole.head_map, dense_heads, tiles, plan_report, whole.covers)
 
 
 def _head_map(mask: AttentionMask) -> np.ndarray:

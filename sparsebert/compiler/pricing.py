@@ -10,6 +10,8 @@ import numpy as np
 from sparsebert.compiler.cost.model import CostModel
 from sparsebert.compiler.pieces import Piece, all_tiles
 
+OBJECTIVES = ("time", "area")
+
 Heights = tuple[int, ...]
 
 

@@ -1,4 +1,4 @@
-"""The compiler's account of a plan: what it executes, what that should cost, and why."""
+"""The compiler's report on a plan: what it executes, what that should cost, and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-_IN_FULL = 4  # different heads whose account str() gives in full, if there are no more
+_IN_FULL = 4  # different heads that str() gives in full, if there are no more
 _IN_LINES = 12  # if there are more, so many of them get a line
 
 
@@ -196,7 +196,7 @@ class PlanReport:
         ]
 
     def details(self) -> str:
-        """The report with the account of every different head."""
+        """The report with every different head in full."""
         return self._text(in_full=len(self.per_head))
 
     def with_pictures(self, pictures: Callable[[], str]) -> PlanReport:

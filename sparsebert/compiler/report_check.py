@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from sparsebert.compiler.cost.targets import is_target
+from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles.format import TileSet
-
-_OBJECTIVES = ("time", "area")
 
 
 def check_report(
@@ -30,7 +29,7 @@ def check_report(
     """
     _check_types(report)
     _require(is_target(target) and report.target == target, "target")
-    _require(objective in _OBJECTIVES and report.objective == objective, "objective")
+    _require(objective in OBJECTIVES and report.objective == objective, "objective")
     sizes = (report.q_len, report.kv_len, report.num_heads)
     _require(sizes == (mask.q_len, mask.kv_len, mask.num_heads), "size of the mask")
     _require(report.head_dim >= 1, "head_dim")

@@ -1,4 +1,4 @@
-"""The compiler's account of one head: what its cover executes, what that should cost, and why."""
+"""The route of each head, in tiles or dense: what it executes, what that should cost, and why."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from sparsebert.compiler.cost.model import CostModel, batches
 from sparsebert.compiler.report import HeadReport
-from sparsebert.tiles.format import TileSet
+from sparsebert.masks import AttentionMask
 from sparsebert.tiles.outlines import TileOutlines
 
 
 @dataclasses.dataclass(frozen=True)
-class Mask:
+class HeadMask:
     """What a head's report says of its mask.
 
     Attributes:
@@ -27,9 +27,15 @@ class Mask:
     q_len: int
     kv_len: int
 
+    @classmethod
+    def of(cls, mask: AttentionMask, heads: tuple[int, ...]) -> HeadMask:
+        """Some heads of a mask of one layer, all alike."""
+        entries = int(np.bitwise_count(mask.bits[0, heads[0]]).sum(dtype=np.int64))
+        return cls(heads, entries, mask.q_len, mask.kv_len)
+
 
 def report_tiles(
-    mask: Mask,
+    mask: HeadMask,
     cover: list[TileOutlines],
     name: str,
     tried: tuple[tuple[str, float], ...],
@@ -66,7 +72,7 @@ def report_tiles(
 
 
 def report_dense(
-    mask: Mask, tried: tuple[tuple[str, float], ...], reason: str, model: CostModel
+    mask: HeadMask, tried: tuple[tuple[str, float], ...], reason: str, model: CostModel
 ) -> HeadReport:
     """Describe a head that runs dense."""
     lengths = mask.q_len, mask.kv_len
@@ -92,7 +98,7 @@ def report_dense(
     )
 
 
-def with_fallback(report: HeadReport, mask: Mask, model: CostModel) -> HeadReport:
+def dense_unless_tiles_win(report: HeadReport, mask: HeadMask, model: CostModel) -> HeadReport:
     """The report of dense attention instead, unless the model predicts that tiles win clearly.
 
     They must win in the forward pass, and in a training step's forward and backward, by more than
@@ -114,10 +120,10 @@ def with_fallback(report: HeadReport, mask: Mask, model: CostModel) -> HeadRepor
     return report_dense(mask, ((report.cover, report.predicted_us), *report.tried), reason, model)
 
 
-def settle(
+def decide_together(
     reports: list[HeadReport],
     covers: list[list[TileOutlines]],
-    masks: list[Mask],
+    masks: list[HeadMask],
     model: CostModel,
 ) -> list[HeadReport]:
     """The reports with what heads cost each other; all of them dense if that decides it.
@@ -140,37 +146,27 @@ def settle(
             ("predicted_backward_us", model.backward),
         )
     }
-    settled = list(reports)
+    decided = list(reports)
     for index in in_tiles:
         more = {name: getattr(reports[index], name) + us for name, us in extra.items()}
-        settled[index] = dataclasses.replace(reports[index], **more)
+        decided[index] = dataclasses.replace(reports[index], **more)
 
     def total(name: str) -> float:
-        each = [float(getattr(report, name)) for report in settled]
+        each = [float(getattr(report, name)) for report in decided]
         return float(np.dot(members, each))
 
     forward, dense = total("predicted_us"), total("dense_us")
     step = forward + total("predicted_backward_us")
     dense_step = dense + total("dense_backward_us")
     if model.wins(forward, dense) and model.wins(step, dense_step):
-        return settled
+        return decided
     reason = (
         f"sparsity does not pay for all heads together: with {tiled} of {every} in tiles they "
         f"would take {forward:.4g} us forward and {step:.4g} us with backward, dense attention "
         f"{dense:.4g} and {dense_step:.4g} us"
     )
     for index in in_tiles:
-        was = settled[index]
+        was = decided[index]
         tried = ((was.cover, was.predicted_us), *was.tried)
-        settled[index] = report_dense(masks[index], tried, reason, model)
-    return settled
-
-
-def tiles_of_head(tiles: TileSet, head: int) -> list[TileOutlines]:
-    """A head's tiles by height, as the cost model takes them."""
-    found = []
-    for height in np.unique(tiles.height[tiles.head == head])[::-1]:
-        index = np.flatnonzero((tiles.head == head) & (tiles.height == height))
-        slots = tiles.row_start[index][:, None] + np.arange(height)
-        found.append(TileOutlines(tiles.rows[slots], tiles.width[index].astype(np.int64)))
-    return found
+        decided[index] = report_dense(masks[index], tried, reason, model)
+    return decided

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.demo.encoder import Encoder, pool
 from sparsebert.integrations.huggingface.api import densify, sparsify
 from sparsebert.masks import AttentionMask, patterns
 from sparsebert.plan import AttentionPlan, compile_plan
 from sparsebert.support.progress import Progress
 from sparsebert.testing import root_mean_square, route_bound
+from sparsebert.tiles.outlines import outlines_of_head
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
@@ -119,7 +119,7 @@ def _tiles_compute(plan: AttentionPlan) -> float:
     computed = [
         int((each.real_rows * each.padded).sum())
         for head in range(len(plan.dense_heads))
-        for each in tiles_of_head(tiles, head)
+        for each in outlines_of_head(tiles, head)
     ]
     return sum(computed) / (len(plan.dense_heads) * plan.q_len * plan.kv_len)
 

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from sparsebert.masks.bits import Int64Array
-from sparsebert.tiles.format import pad_columns
+from sparsebert.tiles.format import TileSet, pad_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +40,13 @@ class TileOutlines:
     def padded(self) -> Int64Array:
         """Columns with padding, int64 [T]."""
         return pad_columns(self.width)
+
+
+def outlines_of_head(tiles: TileSet, head: int) -> list[TileOutlines]:
+    """The outlines of a head's tiles by height, tallest first."""
+    found = []
+    for height in np.unique(tiles.height[tiles.head == head])[::-1]:
+        index = np.flatnonzero((tiles.head == head) & (tiles.height == height))
+        slots = tiles.row_start[index][:, None] + np.arange(height)
+        found.append(TileOutlines(tiles.rows[slots], tiles.width[index].astype(np.int64)))
+    return found

@@ -16,18 +16,17 @@ from sparsebert.compiler.pieces import cut, split_wide
 from sparsebert.compiler.pricing import Area, Time
 from sparsebert.compiler.report import HeadReport
 from sparsebert.compiler.routes import (
-    Mask,
+    HeadMask,
+    decide_together,
+    dense_unless_tiles_win,
     report_dense,
     report_tiles,
-    settle,
-    tiles_of_head,
-    with_fallback,
 )
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
 from sparsebert.plan import compile_plan
 from sparsebert.tiles.format import HEIGHTS
-from sparsebert.tiles.outlines import TileOutlines
+from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
 
 PASS = PassCost(
     call=1.0, shape=2.0, level=3.0, tile=0.5, row=0.01, column=0.1,
@@ -50,7 +49,7 @@ def a_model(margin: float = 1.0) -> CostModel:
 def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> HeadReport:
     """Tiles with these predicted times, where dense attention takes 100 and 200."""
     tiles = TileOutlines(np.arange(16, dtype=np.int32)[None], np.array([16]))
-    report = report_tiles(Mask(heads, 256, 64, 64), [tiles], "some", (), "why", a_model())
+    report = report_tiles(HeadMask(heads, 256, 64, 64), [tiles], "some", (), "why", a_model())
     return dataclasses.replace(
         report,
         predicted_us=forward,
@@ -74,7 +73,7 @@ def test_tiles_must_win_in_inference_and_in_training(
     forward: float, backward: float, loses: str | None
 ) -> None:
     report = a_report(forward, backward)
-    chosen = with_fallback(report, Mask((0,), 256, 64, 64), a_model())
+    chosen = dense_unless_tiles_win(report, HeadMask((0,), 256, 64, 64), a_model())
     if loses is None:
         assert chosen is report
     else:
@@ -83,14 +82,14 @@ def test_tiles_must_win_in_inference_and_in_training(
 
 
 def test_within_the_margin_of_error_tiles_do_not_win() -> None:
-    mask = Mask((0,), 256, 64, 64)
-    assert with_fallback(a_report(99.0, 150.0), mask, a_model(1.05)).route == "dense"
-    assert with_fallback(a_report(95.0, 150.0), mask, a_model(1.05)).route == "tiles"
+    mask = HeadMask((0,), 256, 64, 64)
+    assert dense_unless_tiles_win(a_report(99.0, 150.0), mask, a_model(1.05)).route == "dense"
+    assert dense_unless_tiles_win(a_report(95.0, 150.0), mask, a_model(1.05)).route == "tiles"
 
 
 @pytest.mark.parametrize("entries", [4096, 4095])
 def test_only_a_full_mask_costs_dense_attention_nothing(entries: int) -> None:
-    model, mask = a_model(), Mask((0,), entries, 64, 64)
+    model, mask = a_model(), HeadMask((0,), entries, 64, 64)
     times = [x.dense(64, 64, masked=entries < 4096) for x in (model.forward, model.backward)]
     dense = report_dense(mask, (), "why", model)
     assert [dense.predicted_us, dense.predicted_backward_us] == times
@@ -104,7 +103,7 @@ def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
     rows = np.full((2, 16), -1, dtype=np.int32)
     rows[0], rows[1, :8] = np.arange(16), np.arange(8)
     cover = [TileOutlines(rows, np.array([20, 16])), *rows_of(32, 40)]
-    report = report_tiles(Mask((0,), 256, 64, 64), cover, "some", (), "why", a_model())
+    report = report_tiles(HeadMask((0,), 256, 64, 64), cover, "some", (), "why", a_model())
     assert report.tiles == {32: 1, 16: 2} and list(report.tiles) == [32, 16]
     assert report.gathered_columns == 32 + 16 + 48
     assert report.executed_fraction == (16 * 48 + 32 * 48) / 4096
@@ -120,12 +119,16 @@ def rows_of(height: int, width: int) -> list[TileOutlines]:
 def test_heads_pay_for_each_other() -> None:
     """By hand: 3 heads in tiles of two shapes, 1 dense; N = 64."""
     covers = [rows_of(16, 16), rows_of(32, 64), []]
-    masks = [Mask((0, 1), 256, 64, 64), Mask((2,), 256, 64, 64), Mask((3,), 4096, 64, 64)]
+    masks = [
+        HeadMask((0, 1), 256, 64, 64),
+        HeadMask((2,), 256, 64, 64),
+        HeadMask((3,), 4096, 64, 64),
+    ]
     reports = [a_report(10.0, 20.0, (0, 1)), a_report(30.0, 40.0, (2,)), a_report(1, 1, (3,))]
     reports[2] = dataclasses.replace(
         reports[2], route="dense", predicted_us=100.0, predicted_backward_us=200.0
     )
-    settled = settle(reports, covers, masks, a_model())
+    settled = decide_together(reports, covers, masks, a_model())
     # 1 head's call, 4 heads x 2 shapes of which 2 x 1 + 1 x 1 are priced, 64 rows of 4 heads mixed
     extra = (1 * 1.0 + (4 * 2 - 3) * 2.0 + 64 * 4 * 0.125) / 3
     assert [report.route for report in settled] == ["tiles", "tiles", "dense"]
@@ -136,10 +139,10 @@ def test_heads_pay_for_each_other() -> None:
 
 
 def test_heads_that_are_all_in_tiles_do_not_pay_for_mixing() -> None:
-    covers, masks = [rows_of(16, 16)] * 2, [Mask((h,), 256, 64, 64) for h in (0, 1)]
+    covers, masks = [rows_of(16, 16)] * 2, [HeadMask((h,), 256, 64, 64) for h in (0, 1)]
     reports = [a_report(10.0, 20.0, (h,)) for h in (0, 1)]
-    assert settle(reports, covers, masks, a_model()) == reports
-    assert settle(reports[:1], covers[:1], masks[:1], a_model()) == reports[:1]
+    assert decide_together(reports, covers, masks, a_model()) == reports
+    assert decide_together(reports[:1], covers[:1], masks[:1], a_model()) == reports[:1]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +151,9 @@ def test_heads_that_are_all_in_tiles_do_not_pay_for_mixing() -> None:
 )
 def test_all_heads_together_must_win_too(forward: float, backward: float, route: str) -> None:
     """With the second head dense, the first must win by what the two parts of the call cost."""
-    covers, masks = [rows_of(16, 16), []], [Mask((h,), 256, 64, 64) for h in (0, 1)]
+    covers, masks = [rows_of(16, 16), []], [HeadMask((h,), 256, 64, 64) for h in (0, 1)]
     dense = dataclasses.replace(a_report(100.0, 200.0, (1,)), route="dense", reason="no structure")
-    settled = settle([a_report(forward, backward), dense], covers, masks, a_model())
+    settled = decide_together([a_report(forward, backward), dense], covers, masks, a_model())
     assert settled[0].route == route
     assert settled[1] is dense
     if route == "dense":
@@ -166,7 +169,9 @@ def test_heads_with_masks_of_their_own_share_no_tiles() -> None:
     for mask, tile_sets in ((same, 1), (each, heads)):
         plan = compile_plan(mask, target="cpu", threads=1, objective="area")
         model = cost_model("cpu", copies=heads, tile_sets=tile_sets)
-        predicted = [model.cover_us(tiles_of_head(plan.tiles, u), n, n) for u in range(tile_sets)]
+        predicted = [
+            model.cover_us(outlines_of_head(plan.tiles, u), n, n) for u in range(tile_sets)
+        ]
         found = [head.predicted_us for head in plan.report.per_head]
         assert found == pytest.approx(predicted)
     assert cost_model("cpu", copies=4, tile_sets=4) != cost_model("cpu", copies=4, tile_sets=1)

@@ -13,12 +13,11 @@ from sparsebert import patterns
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, tile_backends
 from sparsebert.compiler.cost.model import PassCost, batches, cost_model
-from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
 from sparsebert.plan_cache import MaskPlans
 from sparsebert.tiles.format import HEIGHTS
-from sparsebert.tiles.outlines import TileOutlines
+from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
 
 TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")
 
@@ -161,7 +160,7 @@ def test_batches_are_those_of_the_torch_backend() -> None:
     """The model's count of shapes, and what tiles are padded to, against a program's buckets."""
     heads = [patterns.random(200, 0.03), patterns.causal(200), patterns.star(200)]
     plan = compile_plan(AttentionMask.stack_heads(heads), target="cpu", objective="area")
-    cover = [tiles for head in range(3) for tiles in tiles_of_head(plan.tiles, head)]
+    cover = [tiles for head in range(3) for tiles in outlines_of_head(plan.tiles, head)]
     count, widths = batches(cover)
     (part,) = plan.program_for("torch", "torch").parts
     buckets = part.program.buckets
@@ -235,7 +234,7 @@ def test_some_heads_dense_cost_the_others_time() -> None:
     alone = AttentionMask.stack_heads([patterns.sliding_window(n, 8)] * 12)
     if {head.route for head in report.per_head} == {"tiles", "dense"}:
         model = cost_model("cpu", tile_sets=12)
-        cover = tiles_of_head(compile_plan(mask, target="cpu", threads=1).tiles, 0)
+        cover = outlines_of_head(compile_plan(mask, target="cpu", threads=1).tiles, 0)
         assert report.per_head[0].predicted_us >= model.cover_us(cover, n, n)
     assert compile_plan(alone, target="cpu", threads=1).explain().per_head[0].route == "tiles"
 

@@ -30,9 +30,9 @@ from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler.cost.constants import pass_terms, read_terms, stored
 from sparsebert.compiler.cost.model import cost_model
-from sparsebert.compiler.routes import tiles_of_head
 from sparsebert.machine import Load
 from sparsebert.plan import AttentionPlan, compile_plan
+from sparsebert.tiles.outlines import outlines_of_head
 
 COPIES = 12
 
@@ -51,7 +51,7 @@ def priced(plan: AttentionPlan, route: str, head_dim: int, threads: int) -> Meas
     model = cost_model("cpu", head_dim=head_dim, threads=threads, copies=COPIES)
     lengths = plan.q_len, plan.kv_len
     if route == "tiles":
-        cover = tiles_of_head(plan.tiles, 0)
+        cover = outlines_of_head(plan.tiles, 0)
         times = [model.cover_us(cover, *lengths, backward=back) for back in (False, True)]
     else:
         times = [model.forward.dense(*lengths), model.backward.dense(*lengths)]
