@@ -20,10 +20,10 @@ from sparsebert.backends.program import Program
 from sparsebert.backends.routing import Routes
 from sparsebert.compiler.compile import check_request, compile_schedule, crop_schedule
 from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
-from sparsebert.compiler.covers import Covers
 from sparsebert.compiler.plan_file import load_plan, save_plan
 from sparsebert.compiler.report import PlanReport
 from sparsebert.compiler.schedule import Schedule
+from sparsebert.compiler.shared_tiles import SharedTiles
 from sparsebert.masks import AttentionMask
 from sparsebert.memory import Shelf, has_grown
 from sparsebert.support.forks import ForkSafeLock
@@ -70,9 +70,9 @@ class AttentionPlan:
         return self.schedule.tiles
 
     @property
-    def covers(self) -> Covers:
+    def shared_tiles(self) -> SharedTiles:
         """The owner of what is compiled once, see `Schedule`."""
-        return self.schedule.covers
+        return self.schedule.shared_tiles
 
     @property
     def report(self) -> PlanReport:
@@ -113,7 +113,7 @@ class AttentionPlan:
     @property
     def transposed(self) -> TileSet:
         """Tiles of the transposed mask, all heads: key rows, gathered queries; for dK and dV."""
-        return self.covers.transposed
+        return self.shared_tiles.transposed
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The same plan with its tensors on `device`."""

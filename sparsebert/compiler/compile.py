@@ -8,10 +8,10 @@ from collections.abc import Hashable
 import numpy as np
 import torch
 
+from sparsebert.compiler.aim import Aim, Calls
 from sparsebert.compiler.cost.model import CostModel, usual_copies
 from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
 from sparsebert.compiler.cover_search import Cover
-from sparsebert.compiler.covers import Aim, Calls, tiles_of
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.compiler.report import HeadReport, PlanReport
@@ -23,6 +23,7 @@ from sparsebert.compiler.routes import (
     report_tiles,
 )
 from sparsebert.compiler.schedule import Schedule
+from sparsebert.compiler.shared_tiles import tiles_of
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.mask_input import refused
 from sparsebert.support import checks
@@ -144,7 +145,7 @@ def _report_head(cover: Cover, mask: HeadMask, model: CostModel, objective: str)
 def crop_schedule(whole: Schedule, mask: AttentionMask) -> Schedule:
     """The schedule of `mask`, the top-left part of the mask of `whole`, without a new search."""
     objective = whole.report.objective
-    model = whole.covers.aim.model
+    model = whole.shared_tiles.aim.model
     tiles = crop_tiles(whole.tiles, mask.q_len, mask.kv_len)
     reports, head_masks = [], []
     for head, was in enumerate(whole.report.per_head):
@@ -167,7 +168,9 @@ def crop_schedule(whole: Schedule, mask: AttentionMask) -> Schedule:
     plan_report = dataclasses.replace(
         whole.report, q_len=mask.q_len, kv_len=mask.kv_len, per_head=tuple(reports)
     )
-    return Schedule.create(mask, whole.head_map, dense_heads, tiles, plan_report, whole.covers)
+    return Schedule.create(
+        mask, whole.head_map, dense_heads, tiles, plan_report, whole.shared_tiles
+    )
 
 
 def _head_map(mask: AttentionMask) -> np.ndarray:

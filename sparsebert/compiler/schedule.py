@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from sparsebert.compiler.covers import Covers, aim_of
+from sparsebert.compiler.aim import Aim
 from sparsebert.compiler.report import PlanReport
+from sparsebert.compiler.shared_tiles import SharedTiles
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles.assemble import without_heads
 from sparsebert.tiles.format import TileSet
@@ -30,8 +31,8 @@ class Schedule:
         dense_heads: bool numpy [U], which distinct heads run dense instead of in tiles.
         tiles: the tiles of the other distinct heads: query rows, gathered key columns.
         report: the compiler's own account.
-        covers: the owner of what is compiled once: `tiles`, the tiles of all heads and those of
-            the transposed mask. Schedules cropped from this one share it.
+        shared_tiles: the owner of what is compiled once: `tiles`, the tiles of all heads and those
+            of the transposed mask. Schedules cropped from this one share it.
     """
 
     mask: AttentionMask
@@ -39,7 +40,7 @@ class Schedule:
     dense_heads: np.ndarray
     tiles: TileSet
     report: PlanReport
-    covers: Covers = dataclasses.field(repr=False)
+    shared_tiles: SharedTiles = dataclasses.field(repr=False)
 
     @classmethod
     def create(
@@ -49,12 +50,13 @@ class Schedule:
         dense_heads: np.ndarray,
         tiles: TileSet,
         report: PlanReport,
-        whole: Covers | None = None,
+        whole: SharedTiles | None = None,
     ) -> Schedule:
-        """A schedule; `whole` are the covers of the one that it is cropped from."""
+        """A schedule; `whole` are the tiles of the one that it is cropped from."""
         firsts = [head.heads[0] for head in report.per_head]
-        covers = Covers(mask, firsts, tiles, ~dense_heads, aim_of(report, head_map), whole)
-        return cls(mask, head_map, dense_heads, tiles, report, covers)
+        aim = Aim.of(report, head_map)
+        shared = SharedTiles(mask, firsts, tiles, ~dense_heads, aim, whole)
+        return cls(mask, head_map, dense_heads, tiles, report, shared)
 
     @property
     def is_shared(self) -> bool:
@@ -71,11 +73,11 @@ class Schedule:
         Heads that the schedule runs dense get tiles, too, where they are asked for.
         """
         needs_more = (distinct & self.dense_heads).any()
-        return _only(self.covers.every if needs_more else self.tiles, distinct)
+        return _only(self.shared_tiles.every if needs_more else self.tiles, distinct)
 
     def keys(self, distinct: np.ndarray) -> TileSet:
         """Tiles of the transposed mask likewise: key rows, gathered queries, for dK and dV."""
-        return _only(self.covers.transposed, distinct)
+        return _only(self.shared_tiles.transposed, distinct)
 
     def dense(self) -> torch.Tensor:
         """The mask that is executed, rebuilt from the tiles: bool [H, N, M] on the CPU."""
@@ -88,7 +90,7 @@ class Schedule:
     def buffers(self) -> Iterator[np.ndarray]:
         """The arrays that the schedule keeps alive."""
         yield from (self.head_map, self.dense_heads)
-        yield from self.covers.arrays()
+        yield from self.shared_tiles.arrays()
 
 
 def _only(tiles: TileSet, distinct: np.ndarray) -> TileSet:

@@ -115,7 +115,7 @@ def check_patterns(
 
 def _tiles_compute(plan: AttentionPlan) -> float:
     """Share of the scores that the plan's tiles compute, or would if it did not run dense."""
-    tiles = plan.covers.every
+    tiles = plan.shared_tiles.every
     computed = [
         int((each.real_rows * each.padded).sum())
         for head in range(len(plan.dense_heads))

@@ -175,9 +175,9 @@ def test_what_was_compiled_is_counted(room: Callable) -> None:
     before = remembered_bytes()
     plans = MaskPlans(patterns.strided(300, 17))
     crop = ready(plans, 200)
-    assert crop.covers.transposed.num_rows == 200
+    assert crop.shared_tiles.transposed.num_rows == 200
     memory.has_grown(crop)
-    tiles = [crop.tiles, crop.covers.transposed, crop.covers.whole.transposed]
+    tiles = [crop.tiles, crop.shared_tiles.transposed, crop.shared_tiles.whole.transposed]
     assert all(len(each.arrays) == 10 for each in tiles)
     arrays = [crop.mask.bits, plans.mask.bits, *(a for each in tiles for a in each.arrays)]
     wanted = sum(array.nbytes for array in arrays)
@@ -237,13 +237,11 @@ def test_small_plans_are_all_remembered(room: Callable) -> None:
 def test_a_model_compiles_once_however_little_room_there_is(
     room: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsebert.compiler import covers
+    from sparsebert.compiler import aim
 
     searches = []
-    search = covers.best_cover
-    monkeypatch.setattr(
-        covers, "best_cover", lambda *args: searches.append(args[1]) or search(*args)
-    )
+    search = aim.best_cover
+    monkeypatch.setattr(aim, "best_cover", lambda *args: searches.append(args[1]) or search(*args))
     set_cache_bytes(0)
     layers = [MaskPlans(patterns.random(200, 0.3, seed=60 + layer)) for layer in range(3)]
     for _ in range(2):
@@ -403,11 +401,11 @@ def test_a_fork_while_another_thread_compiles_does_not_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The thread is in the middle of everything that has a lock: plans, covers, the memory."""
-    from sparsebert.compiler import covers
+    from sparsebert.compiler import aim
 
     plans = MaskPlans(patterns.random(80, 0.3, seed=77))
     whole = sb.compile_plan(patterns.random(80, 0.3, seed=78), target="cpu")
-    search, inside, go_on = covers.best_cover, threading.Event(), threading.Event()
+    search, inside, go_on = aim.best_cover, threading.Event(), threading.Event()
     threads = [
         threading.Thread(target=lambda: ready(plans, 60)),
         threading.Thread(target=lambda: whole.transposed),
@@ -420,7 +418,7 @@ def test_a_fork_while_another_thread_compiles_does_not_hang(
                 go_on.wait()
         return search(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(covers, "best_cover", wait)
+    monkeypatch.setattr(aim, "best_cover", wait)
     for thread in threads:
         thread.start()
     inside.wait()

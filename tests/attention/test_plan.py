@@ -14,7 +14,7 @@ import torch
 
 import sparsebert as sb
 from sparsebert import patterns
-from sparsebert.compiler import covers as covers_module
+from sparsebert.compiler import aim
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
@@ -39,13 +39,13 @@ def a_mask(width: int) -> AttentionMask:
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the masks that a cover was searched for, one for each search."""
     found: list[int] = []
-    search = covers_module.best_cover
+    search = aim.best_cover
 
     def count(packed, columns, *rest):
         found.append(columns)
         return search(packed, columns, *rest)
 
-    monkeypatch.setattr(covers_module, "best_cover", count)
+    monkeypatch.setattr(aim, "best_cover", count)
     return found
 
 
@@ -107,8 +107,8 @@ def test_cropped_covers_are_covers_of_the_cropped_mask() -> None:
         dense = plan.mask.crop(rows, columns).dense()[0].numpy()[firsts]
         none = np.zeros(len(firsts), dtype=bool)
         for tiles, wanted in (
-            (cropped.covers.every, dense),
-            (cropped.covers.transposed, dense.transpose(0, 2, 1)),
+            (cropped.shared_tiles.every, dense),
+            (cropped.shared_tiles.transposed, dense.transpose(0, 2, 1)),
         ):
             check_format(tiles)
             check_cover(tiles, np.packbits(wanted, axis=-1, bitorder="little"), none)
@@ -121,8 +121,8 @@ def test_covers_of_masks_that_are_not_square(rows: int, columns: int) -> None:
     plan = sb.compile_plan(mask, target="cpu")
     dense, none = mask.dense()[0].numpy(), np.zeros(2, dtype=bool)
     for tiles, wanted in (
-        (plan.covers.every, dense),
-        (plan.covers.transposed, dense.transpose(0, 2, 1)),
+        (plan.shared_tiles.every, dense),
+        (plan.shared_tiles.transposed, dense.transpose(0, 2, 1)),
     ):
         assert (tiles.num_heads, tiles.num_rows, tiles.num_cols) == wanted.shape
         check_format(tiles)
@@ -133,9 +133,9 @@ def test_searches_go_by_the_calls_that_the_plan_is_for() -> None:
     mask = AttentionMask.stack_heads([patterns.star(64), patterns.sliding_window(64)])
     plan = sb.compile_plan(mask, target="cpu", head_dim=48, threads=3, copies=10)
     wanted = cost_model("cpu", head_dim=48, threads=3, copies=10, tile_sets=2)
-    assert plan.covers.aim.model == plan.crop(40).covers.aim.model == wanted
+    assert plan.shared_tiles.aim.model == plan.crop(40).shared_tiles.aim.model == wanted
     one = sb.compile_plan(patterns.star(64), target="sm90", head_dim=48, copies=10)
-    assert one.covers.aim.model == cost_model("sm90", head_dim=48, copies=10, tile_sets=1)
+    assert one.shared_tiles.aim.model == cost_model("sm90", head_dim=48, copies=10, tile_sets=1)
 
 
 def test_programs_are_made_when_they_are_asked_for() -> None:

@@ -69,8 +69,8 @@ def check_plan(plan: AttentionPlan, mask: AttentionMask) -> None:
     distinct = np.stack(
         [dense[np.argmax(plan.head_map == u)].numpy() for u in range(_heads(plan))]
     )
-    check_tiles(plan.covers.every, distinct)
-    check_tiles(plan.covers.transposed, distinct.transpose(0, 2, 1))
+    check_tiles(plan.shared_tiles.every, distinct)
+    check_tiles(plan.shared_tiles.transposed, distinct.transpose(0, 2, 1))
     in_tiles = distinct & ~plan.dense_heads[:, None, None]
     check_tiles(plan.tiles, in_tiles)
 
@@ -227,7 +227,7 @@ def test_fallback_is_decided_for_each_head() -> None:
 def test_compiling_is_deterministic() -> None:
     mask = learned_looking(256)
     tiles = compile_plan(mask, objective="area", target="cpu").tiles
-    again = compile_plan(mask, objective="area", target="cpu").covers.every
+    again = compile_plan(mask, objective="area", target="cpu").shared_tiles.every
     assert all(
         np.array_equal(getattr(tiles, name), getattr(again, name))
         for name in ("rows", "cols", "words", "height", "head")

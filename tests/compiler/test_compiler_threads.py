@@ -11,7 +11,7 @@ import torch
 
 import sparsebert as sb
 from sparsebert import patterns
-from sparsebert.compiler import covers
+from sparsebert.compiler import aim as aim_module
 from sparsebert.compiler.compile import Request, compile_schedule
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.masks import AttentionMask
@@ -45,15 +45,15 @@ def test_the_plan_does_not_depend_on_the_threads(threads: None) -> None:
     for tiles, same in (
         (one.tiles, three.tiles),
         (one.transposed, three.transposed),
-        (one.covers.every, three.covers.every),
+        (one.shared_tiles.every, three.shared_tiles.every),
     ):
         assert len(tiles.arrays) == 10
         for array, again in zip(tiles.arrays, same.arrays, strict=True):
             assert np.array_equal(array, again)
 
 
-def aim() -> covers.Aim:
-    return covers.Aim("cpu", "area", (64, 1, 4), 4)
+def aim() -> aim_module.Aim:
+    return aim_module.Aim("cpu", "area", (64, 1, 4), 4)
 
 
 def test_large_heads_are_searched_side_by_side(
@@ -72,7 +72,7 @@ def test_large_heads_are_searched_side_by_side(
             first.set()
         return Cover(str(number), (), 0.0)
 
-    monkeypatch.setattr(covers, "best_cover", search)
+    monkeypatch.setattr(aim_module, "best_cover", search)
     heads = [np.full((N, N // 8), number, dtype=np.uint8) for number in range(4)]
     assert [cover.name for cover in aim().search(heads, N, N)] == ["0", "1", "2", "3"]
 
@@ -86,7 +86,7 @@ def test_small_heads_and_one_thread_start_no_threads(
         seen.add(threading.current_thread())
         return Cover("", (), 0.0)
 
-    monkeypatch.setattr(covers, "best_cover", search)
+    monkeypatch.setattr(aim_module, "best_cover", search)
     for count, n in ((2, 128), (1, N)):
         torch.set_num_threads(count)
         aim().search([np.zeros((n, n // 8), dtype=np.uint8)] * 4, n, n)
@@ -98,7 +98,7 @@ def test_errors_of_a_search_come_out(threads: None, monkeypatch: pytest.MonkeyPa
         raise MemoryError("too large")
 
     torch.set_num_threads(2)
-    monkeypatch.setattr(covers, "best_cover", search)
+    monkeypatch.setattr(aim_module, "best_cover", search)
     with pytest.raises(MemoryError, match="too large"):
         aim().search([np.zeros((N, N // 8), dtype=np.uint8)] * 4, N, N)
 

@@ -1,0 +1,88 @@
+"""What a search for covers goes by, and the search over the heads of a mask."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from sparsebert.compiler.cost.model import CostModel, cost_model
+from sparsebert.compiler.cover_search import Cover, best_cover
+from sparsebert.compiler.pricing import Area, Pricing, Time
+from sparsebert.compiler.report import PlanReport
+from sparsebert.support.forks import ForkSafeLock
+from sparsebert.support.progress import Progress
+
+_WORTH_A_THREAD = 1 << 16
+"""Bytes of a head's bits; below, little happens outside of Python's own lock."""
+
+_DELAY = 3.0
+"""Seconds before a search shows its progress."""
+
+Calls = tuple[int, int, int]
+"""The calls that a plan is for: D, threads, batch x heads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """What a search for covers goes by.
+
+    Attributes:
+        target, objective: of the plan.
+        calls: the calls to come.
+        tile_sets: heads with tiles of their own: 1 if all share one mask, else all.
+    """
+
+    target: str
+    objective: str
+    calls: Calls
+    tile_sets: int
+
+    @classmethod
+    def of(cls, report: PlanReport, head_map: np.ndarray) -> Aim:
+        """What the plan with this report and these distinct heads was searched for by."""
+        calls = report.head_dim, report.threads, report.copies
+        tile_sets = len(head_map) if head_map.any() else 1
+        return cls(report.target, report.objective, calls, tile_sets)
+
+    @property
+    def model(self) -> CostModel:
+        """The cost model for such calls."""
+        head_dim, threads, copies = self.calls
+        return cost_model(
+            self.target,
+            head_dim=head_dim,
+            threads=threads,
+            copies=copies,
+            tile_sets=self.tile_sets,
+        )
+
+    def search(self, heads: Sequence[np.ndarray], q_len: int, kv_len: int) -> list[Cover]:
+        """The best cover of each head's bits, uint8 [N, ceil(M / 8)].
+
+        Large heads are searched in as many threads as torch uses; the covers do not depend on it.
+        What takes longer than a few seconds shows its progress on standard error.
+        """
+        pricing: Pricing = Area() if self.objective == "area" else Time(self.model, q_len, kv_len)
+        size = f"head(s) of {q_len} x {kv_len}"
+        lock = ForkSafeLock()
+
+        def search_one(packed: np.ndarray) -> Cover:
+            def go_on(done: int = 0) -> None:
+                with lock:
+                    progress.update(done)
+
+            cover = best_cover(packed, kv_len, pricing, go_on)
+            go_on(1)
+            return cover
+
+        is_large = any(packed.nbytes >= _WORTH_A_THREAD for packed in heads)
+        workers = min(len(heads), torch.get_num_threads()) if is_large else 1
+        with Progress("compiling a mask", len(heads), size, delay=_DELAY) as progress:
+            if workers < 2:
+                return [search_one(packed) for packed in heads]
+            with ThreadPoolExecutor(workers, "sparsebert-compile") as pool:
+                return list(pool.map(search_one, heads))
