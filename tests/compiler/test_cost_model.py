@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 
+from sparsebert import patterns
 from sparsebert.compiler.cost import constants
-from sparsebert.compiler.cost.constants import Term
+from sparsebert.compiler.cost.constants import Term, tile_backends
 from sparsebert.compiler.cost.model import (
     DEFAULT_HEADS,
     PER_CALL,
+    PassCost,
     batches,
     cost_model,
     usual_copies,
 )
-from sparsebert.tiles.outlines import TileOutlines
+from sparsebert.masks import AttentionMask
+from sparsebert.plan import compile_plan
+from sparsebert.tiles.format import HEIGHTS
+from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
+
+TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")
 
 
 def test_tiles_that_overlap_take_the_longer_of_arithmetic_and_gathering() -> None:
@@ -106,3 +114,123 @@ def test_usual_calls() -> None:
     assert cost_model("cpu").copies == usual_copies("cpu", 1)
     assert cost_model("cpu", tile_sets=5).copies == usual_copies("cpu", 5)
     assert cost_model("cpu").head_dim == 64 and cost_model("cpu").threads == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_constants_are_complete_and_sane(target: str) -> None:
+    model = cost_model(target)
+    assert model.source
+    assert ("not fitted" in model.source) == (target != "cpu")
+    for cost in (model.forward, model.backward):
+        assert set(cost.entry) == set(HEIGHTS)
+        values = dataclasses.asdict(cost)
+        entry = values.pop("entry")
+        assert all(value >= 0.0 for value in [*values.values(), *entry.values()])
+        assert cost.dense_entry > 0.0
+    assert model.backward.dense(512, 512) > model.forward.dense(512, 512)
+
+
+def test_an_unknown_target_gets_the_default_and_says_so() -> None:
+    assert "none for sm120" in cost_model("sm120").source
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "sm120", "gfx90a"])
+def test_a_target_is_planned_for_with_its_first_backend(target: str) -> None:
+    names = tile_backends(target)
+    assert cost_model(target) == cost_model(target, backend=names[0])
+    with pytest.raises(ValueError, match=f"backend must be one .*'{names[0]}'.*got 'other'"):
+        cost_model(target, backend="other")
+
+
+def test_a_new_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constants are its own; the machine's and dense attention's are as before."""
+    stored = copy.deepcopy(constants.stored())
+    stored["tiles"]["new"] = {
+        "cpu": copy.deepcopy(stored["tiles"][tile_backends("cpu")[0]]["cpu"])
+    }
+    stored["tiles"]["new"]["cpu"] |= {"source": "made up", "margin": 1.5, "batched": False}
+    stored["tiles"]["new"]["cpu"]["forward"]["call"] = {"once": [12.0, 0.0]}
+    before = cost_model.__wrapped__("cpu", copies=12)
+    monkeypatch.setattr(constants, "stored", lambda: stored)
+    model = cost_model.__wrapped__("cpu", backend="new", copies=12)
+    assert (model.source, model.margin, model.batched) == ("made up", 1.5, False)
+    assert model.forward == dataclasses.replace(before.forward, call=1.0)
+    assert cost_model.__wrapped__("cpu", copies=12) == before  # the first stays the first
+    assert [tile_backends(target)[-1] for target in ("cpu", "sm90")] == ["new", "triton"]
+    with pytest.raises(ValueError, match="'triton', got 'new'"):
+        cost_model.__wrapped__("sm90", backend="new")
+
+
+def test_merging_and_shapes_cost_time() -> None:
+    cost = PassCost(
+        call=1.0, shape=2.0, level=3.0, tile=0.5, row=0.01, column=0.1,
+        entry=dict.fromkeys(HEIGHTS, 0.001), merge=0.25, mixed=0.0, floor_row=0.0,
+        dense_call=0.5, dense_entry=0.01, mask_entry=0.02,
+    )  # fmt: skip
+    model = dataclasses.replace(cost_model("cpu"), forward=cost)
+    rows = np.arange(16, dtype=np.int32)[None]
+    wide, narrow = TileOutlines(rows, np.array([64])), TileOutlines(rows, np.array([16]))
+    alone = 1.0 + 2.0 + 0.5 + 16 * 0.01 + 64 * 0.1 + 16 * 64 * 0.001
+    assert model.cover_us([wide], 16, 64) == pytest.approx(alone)
+    both = alone + 2.0 + 0.5 + 16 * 0.01 + 16 * 0.1 + 16 * 16 * 0.001 + 3.0 + 16 * 0.25
+    assert model.cover_us([wide, narrow], 16, 64) == pytest.approx(both)
+    assert cost.dense(10, 10) == pytest.approx(0.5 + 100 * 0.03)
+    assert cost.dense(10, 10, masked=False) == pytest.approx(0.5 + 100 * 0.01)
+
+
+def test_a_term_is_shared_and_divided() -> None:
+    term = Term(once=(6.0, 24.0), copy=(1.0, 2.0), dim=(0.5, 0.0))
+    assert term.share(head_dim=4, threads=1, sharing=3) == pytest.approx(30 / 3 + 3 + 4 * 0.5)
+    assert term.share(head_dim=4, threads=4, sharing=6) == pytest.approx(12 / 6 + 1.5 + 4 * 0.5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_larger_heads_cost_more_and_less_than_in_proportion(target: str) -> None:
+    small, large = (cost_model(target, head_dim=dim) for dim in (32, 128))
+    for which in ("forward", "backward"):
+        before, after = getattr(small, which), getattr(large, which)
+        for height in HEIGHTS:
+            assert before.entry[height] <= after.entry[height] <= 4 * before.entry[height]
+        assert before.dense(512, 512) < after.dense(512, 512) < 4 * before.dense(512, 512)
+        assert before.column <= after.column <= 4.001 * before.column
+
+
+def test_heads_with_tiles_of_their_own_share_less() -> None:
+    shared, apart = (cost_model("cpu", copies=12, tile_sets=sets) for sets in (1, 12))
+    assert apart.forward.call == shared.forward.call  # comes once for all of them either way
+    rows = np.arange(64, dtype=np.int32)[None]
+    tiles = [TileOutlines(rows, np.array([512]))]
+    assert apart.cover_us(tiles, 64, 512) >= shared.cover_us(tiles, 64, 512)
+    assert cost_model("cpu", copies=48).forward.call < shared.forward.call
+
+
+def test_threads_divide_the_parallel_part_on_a_cpu_alone() -> None:
+    one, two = (cost_model("cpu", threads=count) for count in (1, 2))
+    dense = [model.forward.dense(1024, 1024) for model in (one, two)]
+    assert dense[0] / 2 <= dense[1] < dense[0]
+    assert cost_model("sm90", threads=8).forward == cost_model("sm90").forward
+
+
+def test_batches_are_those_of_the_torch_backend() -> None:
+    """The model's count of shapes, and what tiles are padded to, against a program's buckets."""
+    heads = [patterns.random(200, 0.03), patterns.causal(200), patterns.star(200)]
+    plan = compile_plan(AttentionMask.stack_heads(heads), target="cpu", objective="area")
+    cover = [tiles for head in range(3) for tiles in outlines_of_head(plan.tiles, head)]
+    count, widths = batches(cover)
+    (part,) = plan.program_for("torch", "torch").parts
+    buckets = part.program.buckets
+    assert count == len(buckets) > 3
+    executed = sum(bucket.rows.numel() * bucket.cols.shape[1] for bucket in buckets)
+    priced = sum(
+        int((tiles.real_rows * width).sum()) for tiles, width in zip(cover, widths, strict=True)
+    )
+    assert priced == executed
+    assert batches([]) == (0, [])
+
+
+def test_a_win_within_the_models_error_is_not_taken() -> None:
+    mask = patterns.longformer(1024, 8, 2)
+    model = cost_model("cpu")
+    speedup = compile_plan(mask, target="cpu", threads=1).explain().predicted_speedup
+    assert speedup > model.margin > 1.0
+    assert model.wins(1.0, model.margin * 1.01) and not model.wins(1.0, model.margin * 0.99)

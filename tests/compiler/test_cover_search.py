@@ -7,11 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sparsebert.compiler.cover_search import _Peeling, _Search
-from sparsebert.compiler.orders import Order
+from sparsebert import patterns
+from sparsebert.compiler import bitmatrix
+from sparsebert.compiler.cover_search import _orders, _Peeling, _Search
+from sparsebert.compiler.orders import Order, in_order
 from sparsebert.compiler.pieces import Piece
-from sparsebert.compiler.pricing import Area
+from sparsebert.compiler.pricing import Area, Time
+from sparsebert.masks import AttentionMask
+from sparsebert.masks.bits import pack
+from sparsebert.plan import compile_plan
 from sparsebert.tiles.outlines import TileOutlines
+from tests.compiler.round_costs import a_model
+
+
+def words_with_long_rows() -> np.ndarray:
+    mask = np.abs(np.arange(96)[:, None] - np.arange(96)) <= 2
+    mask[[17, 40]] = True
+    return bitmatrix.to_words(pack(mask))
+
 
 AREA = Area()
 
@@ -73,3 +86,39 @@ def test_the_report_names_the_five_next_best_covers_cheapest_first() -> None:
     found = search.result()
     assert (found.name, found.cost) == ("d", 1.0)
     assert found.tried == (("g", 2.0), ("b", 3.0), ("h", 4.0), ("e", 5.0), ("a", 7.0))
+
+
+def test_patches_begin_behind_the_special_tokens() -> None:
+    """A grid after 3 special tokens is folded as the same grid without them."""
+    mask = patterns.neighborhood_2d(16, 16, 5, num_special=3)
+    words = bitmatrix.to_words(mask.bits[0, 0])
+    plain, _ = _orders(mask.bits[0, 0], words, np.arange(3, 259), 259, Area())
+    patches = next(order for order in plain if "patches 4 wide of a grid 16 wide" in order.name)
+    for group in patches.rows:
+        place = (group[group >= 0] - 3) % 16
+        assert len(set(place // 4)) == 1
+
+
+def test_long_rows_are_tried_apart_at_every_height() -> None:
+    """Apart, the other rows keep to one height or mix them, just as when they are together."""
+    words, time = words_with_long_rows(), Time(a_model(), 96, 96)
+    search = _Search(time)
+    passes = list(search._passes(words, in_order(np.arange(96), 128), time.height_choices))
+    apart = [pieces for pieces in passes if len(pieces) == 2]
+    assert len(apart) == len(time.height_choices) == len(passes) - len(apart)
+    for pieces, heights in zip(apart, time.height_choices, strict=True):
+        assert pieces[0].name == "2 long rows"
+        assert {tiles.height for tiles in pieces[1].tiles} <= set(heights)
+        entries = [bitmatrix.count(piece.words).sum() for piece in pieces]
+        assert sum(entries) == bitmatrix.count(words).sum()
+        assert not (pieces[0].words & pieces[1].words).any()
+        rows = np.concatenate([tiles.rows.reshape(-1) for tiles in pieces[0].tiles])
+        assert set(rows[rows >= 0]) == {17, 40}
+
+
+def test_global_tokens_do_not_widen_their_neighbours() -> None:
+    mask = patterns.sliding_window(512, 4).dense()[0, 0]
+    mask[[100, 300]] = True
+    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    assert "2 long rows" in plan.report.per_head[0].cover
+    assert plan.explain().executed_fraction < 0.1

@@ -147,3 +147,13 @@ def test_splitting_wide_tiles_keeps_every_entry(mask: np.ndarray, limit: int) ->
         check_piece(piece)
         counted += dense_of(piece.words, mask.shape[1])
     assert (counted == mask).all()
+
+
+@pytest.mark.parametrize("limit", [16, 37, 40, 50, 100, 119])
+def test_no_part_of_an_even_tile_is_wider_than_the_limit(limit: int) -> None:
+    full = bitmatrix.to_words(pack(np.ones((16, 120), dtype=bool)))
+    whole = cut(full, in_order(np.arange(16), 16), Area().tile, (16,))
+    parts = list(split_wide((whole,), limit, 120))
+    widths = [int(tiles.width.max()) for piece in parts for tiles in piece.tiles]
+    assert max(widths) <= limit and sum(widths) == 120
+    assert len(widths) == -(-120 // limit)  # and no more parts than it takes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
 from sparsebert.compiler.cost.model import (
     cost_model,
 )
 from sparsebert.compiler.pricing import Area, Time
+from tests.compiler.round_costs import PASS, a_model
 
 AREA = Area()
 
@@ -29,3 +31,10 @@ def test_what_each_objective_may_use() -> None:
     assert Time(busy, 64, 64).split_limits == () == cpu.split_limits
     idle = dataclasses.replace(model, copies=model.programs - 1)
     assert Time(idle, 64, 64).split_limits == (1024, 512, 256, 128)
+
+
+def test_peeled_tiles_pay_for_merging() -> None:
+    time = Time(a_model(), 64, 64)
+    rows, width = np.array([16, 9]), np.array([32, 48])
+    merging = time.peeled_tile(16, rows, width) - time.tile(16, rows, width)
+    assert merging == pytest.approx(rows * PASS.merge)

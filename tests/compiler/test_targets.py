@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sparsebert import patterns
 from sparsebert.compiler.cost.targets import is_target, machine_target
 from sparsebert.kernels.architecture import architecture
+from sparsebert.plan import compile_plan
 
 
 def test_names_of_targets() -> None:
@@ -39,3 +41,11 @@ def test_the_machine_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     architecture.cache_clear()
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert machine_target() == "gfx90a"
+
+
+@pytest.mark.parametrize("target", ["banana", "sm", "h100", "CPU", 90])
+def test_refuses_targets_that_are_no_machines(target):
+    with pytest.raises(
+        ValueError, match=r"target must be 'cpu', 'sm90', 'gfx942'.*got .*leave it"
+    ):
+        compile_plan(patterns.star(32), target=target)

@@ -1,4 +1,4 @@
-"""How the compiler decides: what heads cost, when they fall back, what the search may use."""
+"""The route of each head: what it would cost, when it is dense, and what heads cost each other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from sparsebert import patterns
-from sparsebert.compiler import bitmatrix
-from sparsebert.compiler.cost.model import CostModel, PassCost, cost_model
-from sparsebert.compiler.cover_search import _orders, _Search
-from sparsebert.compiler.orders import in_order
-from sparsebert.compiler.pieces import cut, split_wide
-from sparsebert.compiler.pricing import Area, Time
+from sparsebert.compiler.cost.model import cost_model
 from sparsebert.compiler.report import HeadReport
 from sparsebert.compiler.routes import (
     HeadMask,
@@ -23,27 +18,9 @@ from sparsebert.compiler.routes import (
     report_tiles,
 )
 from sparsebert.masks import AttentionMask
-from sparsebert.masks.bits import pack
 from sparsebert.plan import compile_plan
-from sparsebert.tiles.format import HEIGHTS
 from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
-
-PASS = PassCost(
-    call=1.0, shape=2.0, level=3.0, tile=0.5, row=0.01, column=0.1,
-    entry=dict.fromkeys(HEIGHTS, 0.001), merge=0.25, mixed=0.125, floor_row=0.0,
-    dense_call=0.5, dense_entry=0.01, mask_entry=0.02,
-)  # fmt: skip
-
-
-def a_model(margin: float = 1.0) -> CostModel:
-    """A CPU whose constants are round numbers, the backward pass twice the forward pass."""
-    backward = {
-        name: {h: 2 * t for h, t in value.items()} if name == "entry" else 2 * value
-        for name, value in dataclasses.asdict(PASS).items()
-    }
-    return dataclasses.replace(
-        cost_model("cpu"), forward=PASS, backward=PassCost(**backward), margin=margin
-    )
+from tests.compiler.round_costs import a_model
 
 
 def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> HeadReport:
@@ -57,6 +34,10 @@ def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> 
         dense_us=100.0,
         dense_backward_us=200.0,
     )
+
+
+def rows_of(height: int, width: int) -> list[TileOutlines]:
+    return [TileOutlines(np.arange(height, dtype=np.int32)[None], np.array([width]))]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +91,6 @@ def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
     assert report.merge_share == 1 - 32 / (16 + 8 + 32)
     assert report.predicted_us == a_model().cover_us(cover, 64, 64)
     assert report.predicted_backward_us == a_model().cover_us(cover, 64, 64, backward=True)
-
-
-def rows_of(height: int, width: int) -> list[TileOutlines]:
-    return [TileOutlines(np.arange(height, dtype=np.int32)[None], np.array([width]))]
 
 
 def test_heads_pay_for_each_other() -> None:
@@ -175,65 +152,3 @@ def test_heads_with_masks_of_their_own_share_no_tiles() -> None:
         found = [head.predicted_us for head in plan.report.per_head]
         assert found == pytest.approx(predicted)
     assert cost_model("cpu", copies=4, tile_sets=4) != cost_model("cpu", copies=4, tile_sets=1)
-
-
-# ------------------------------------------------------------------------ the search
-
-
-def test_peeled_tiles_pay_for_merging() -> None:
-    time = Time(a_model(), 64, 64)
-    rows, width = np.array([16, 9]), np.array([32, 48])
-    merging = time.peeled_tile(16, rows, width) - time.tile(16, rows, width)
-    assert merging == pytest.approx(rows * PASS.merge)
-
-
-def test_patches_begin_behind_the_special_tokens() -> None:
-    """A grid after 3 special tokens is folded as the same grid without them."""
-    mask = patterns.neighborhood_2d(16, 16, 5, num_special=3)
-    words = bitmatrix.to_words(mask.bits[0, 0])
-    plain, _ = _orders(mask.bits[0, 0], words, np.arange(3, 259), 259, Area())
-    patches = next(order for order in plain if "patches 4 wide of a grid 16 wide" in order.name)
-    for group in patches.rows:
-        place = (group[group >= 0] - 3) % 16
-        assert len(set(place // 4)) == 1
-
-
-def words_with_long_rows() -> np.ndarray:
-    mask = np.abs(np.arange(96)[:, None] - np.arange(96)) <= 2
-    mask[[17, 40]] = True
-    return bitmatrix.to_words(pack(mask))
-
-
-def test_long_rows_are_tried_apart_at_every_height() -> None:
-    """Apart, the other rows keep to one height or mix them, just as when they are together."""
-    words, time = words_with_long_rows(), Time(a_model(), 96, 96)
-    search = _Search(time)
-    passes = list(search._passes(words, in_order(np.arange(96), 128), time.height_choices))
-    apart = [pieces for pieces in passes if len(pieces) == 2]
-    assert len(apart) == len(time.height_choices) == len(passes) - len(apart)
-    for pieces, heights in zip(apart, time.height_choices, strict=True):
-        assert pieces[0].name == "2 long rows"
-        assert {tiles.height for tiles in pieces[1].tiles} <= set(heights)
-        entries = [bitmatrix.count(piece.words).sum() for piece in pieces]
-        assert sum(entries) == bitmatrix.count(words).sum()
-        assert not (pieces[0].words & pieces[1].words).any()
-        rows = np.concatenate([tiles.rows.reshape(-1) for tiles in pieces[0].tiles])
-        assert set(rows[rows >= 0]) == {17, 40}
-
-
-def test_global_tokens_do_not_widen_their_neighbours() -> None:
-    mask = patterns.sliding_window(512, 4).dense()[0, 0]
-    mask[[100, 300]] = True
-    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
-    assert "2 long rows" in plan.report.per_head[0].cover
-    assert plan.explain().executed_fraction < 0.1
-
-
-@pytest.mark.parametrize("limit", [16, 37, 40, 50, 100, 119])
-def test_no_part_of_an_even_tile_is_wider_than_the_limit(limit: int) -> None:
-    full = bitmatrix.to_words(pack(np.ones((16, 120), dtype=bool)))
-    whole = cut(full, in_order(np.arange(16), 16), Area().tile, (16,))
-    parts = list(split_wide((whole,), limit, 120))
-    widths = [int(tiles.width.max()) for piece in parts for tiles in piece.tiles]
-    assert max(widths) <= limit and sum(widths) == 120
-    assert len(widths) == -(-120 // limit)  # and no more parts than it takes
