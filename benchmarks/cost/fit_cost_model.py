@@ -1,4 +1,4 @@
-"""Fit the cost model's constants for the CPU to measurements of the torch executor.
+"""Fit the cost model's constants for the CPU to measurements of its backend for tiles.
 
     python -m benchmarks.cost.fit_cost_model            # measure, fit, check, write constants.json
     python -m benchmarks.cost.fit_cost_model --dry-run  # measure, fit and check only
@@ -9,7 +9,7 @@ Each row is one mask in given tiles, or dense, with D of 32, 64 or 128, one thre
 forward and backward. Times are the least of several rounds over all rows: with one thread the CPU
 time of that thread, which other work on the machine disturbs little; with two the time that
 passes, so let the machine be idle. (With --threads 1 alone, what threads share is taken from the
-executor's code: all that depends on the tiles, but the adding up of dK and dV.) Constants are
+backend's code: all that depends on the tiles, but the adding up of dK and dV.) Constants are
 fitted to the least absolute relative errors, none of them negative. Then masks that the fit has
 not seen check it (`benchmarks.cost.cost_check`): how far predictions are off, how often the choice
 between tiles and dense was right, and what the wrong choices cost.
@@ -33,8 +33,10 @@ import torch
 from benchmarks.cost.cost_check import check
 from benchmarks.cost.fitting import MeasuredCall, as_json, fit_constants
 from benchmarks.cost.timed_calls import (
+    BACKEND,
     HEADS,
     ROUNDS,
+    TARGET,
     THREADS,
     forward_and_backward,
     least,
@@ -55,7 +57,6 @@ from sparsebert.tiles.outlines import outlines_of_head
 DIMS = (32, 64, 128)
 BERT_BASE = ModelShape(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
 CONSTANTS = Path(constants.__file__).with_name("constants.json")
-BACKEND, TARGET = "torch", "cpu"
 
 
 def gathered_blocks(length: int, rows: int, columns: int) -> AttentionMask:
@@ -179,7 +180,7 @@ def calls_to_measure(head_dim: int, threads: int) -> Iterator[MeasuredCall]:
         )  # fmt: skip
 
     for name, plan in tile_plans():
-        yield call("tiles", name, plan, "torch", tile_counts(plan))
+        yield call("tiles", name, plan, BACKEND, tile_counts(plan))
     for name, plan in mixed_plans():
         dense = dense_counts(plan.q_len, int(plan.dense_heads.sum()), masked=True)
         yield call("mixed", name, plan, "auto", {**tile_counts(plan), **dense})

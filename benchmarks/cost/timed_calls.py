@@ -17,6 +17,7 @@ from benchmarks.harness.rows import RowFile
 from sparsebert.plan import AttentionPlan
 from sparsebert.reporting.timing import own_clock
 
+BACKEND, TARGET = "torch", "cpu"
 HEADS = 12
 ROUNDS = 5
 THREADS = (1, 2)

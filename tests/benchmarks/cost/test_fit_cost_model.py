@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cost import cost_check, fit_cost_model
-from benchmarks.cost.fit_cost_model import BACKEND, CONSTANTS, TARGET, dense_counts, tile_counts
+from benchmarks.cost.fit_cost_model import CONSTANTS, dense_counts, tile_counts
 from benchmarks.cost.fitting import (
     COUNTS,
     DENSE_TERMS,
@@ -25,6 +25,7 @@ from benchmarks.cost.fitting import (
     fit_pass,
     known_split,
 )
+from benchmarks.cost.timed_calls import BACKEND, TARGET
 from benchmarks.harness.origin import RESULTS
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
