@@ -22,7 +22,6 @@ from sparsebert.backends.torch_program import TilesProgram
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan, compile_plan
-from sparsebert.tiles.batching import batch_tiles
 
 
 def scattered(heads: int, rows: int, columns: int) -> AttentionMask:
@@ -139,13 +138,6 @@ def test_buckets_are_of_one_shape_and_little_padding(name: str) -> None:
         real = int((used * tiles.padded_width).sum())
         executed = sum(count * rows * width for count, rows, width in shapes)
         assert real <= executed <= real / 0.8
-
-
-def test_widths_within_a_fifth_of_the_widest_share_a_bucket() -> None:
-    used = np.array([16, 16, 32, 16, 16, 32])
-    width = np.array([80, 100, 48, 79, 64, 48])
-    groups = [group.tolist() for group in batch_tiles(used, width).members()]
-    assert groups == [[2, 5], [1, 0], [3, 4]]  # 64 of 79 is above 0.8, 79 of 100 is not
 
 
 def test_heads_are_parted_by_route() -> None:

@@ -34,3 +34,10 @@ def test_batches_are_taken_from_the_largest_tile_down(shapes: list[tuple[int, in
 def test_no_tiles_make_no_batches() -> None:
     nothing = batch_tiles(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     assert nothing.count == 0 and nothing.members() == []
+
+
+def test_widths_within_a_fifth_of_the_widest_share_a_batch() -> None:
+    used = np.array([16, 16, 32, 16, 16, 32])
+    width = np.array([80, 100, 48, 79, 64, 48])
+    groups = [group.tolist() for group in batch_tiles(used, width).members()]
+    assert groups == [[2, 5], [1, 0], [3, 4]]  # 64 of 79 is above 0.8, 79 of 100 is not
