@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparsebert as sb
 from sparsebert import autograd
-from sparsebert.backends import execution, routing
+from sparsebert.backends import execution, registry, routing
 from sparsebert.backends.program import Program, make_program, unflatten_parts
+from sparsebert.compiler.cost.constants import tile_backends
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.plan import AttentionPlan
 from tests.attention.cases import make_key_mask, run_and_check
@@ -243,3 +244,9 @@ def test_sdpa_serves_padded_dense_calls_of_a_gpu(monkeypatch):
         key_mask = torch.empty(2, 40, dtype=torch.bool, device="cuda")
         sb.sparse_attention(q, k, v, on_gpu, key_mask=key_mask)
     assert len(called) == 1 and called[0] is q
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_plans_are_priced_for_the_backend_that_auto_prefers(device):
+    for target in ("cpu",) if device == "cpu" else ("sm80", "sm90", "sm100", "gfx942"):
+        assert tile_backends(target)[0] == registry.preferred("tiles", device)[0]
