@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sparsebert import dropout
 from sparsebert.api import sparse_attention
+from sparsebert.backends import registry
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
 from sparsebert.testing import Outcome, expected_attention
@@ -24,7 +25,11 @@ QUANTITIES = ("o", "lse", "dq", "dk", "dv")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One comparison; see the options of ``sparsebert verify``."""
+    """One comparison; see the options of ``sparsebert verify``.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
 
     mask: AttentionMask
     batch: int
@@ -36,6 +41,9 @@ class Comparison:
     backend: str
     device: torch.device
     seed: int
+
+    def __post_init__(self) -> None:
+        registry.check_name("verify", self.backend)
 
     def __str__(self) -> str:
         return (

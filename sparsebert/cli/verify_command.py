@@ -52,9 +52,11 @@ def register(commands: Commands) -> None:
         "--dropout", type=share, default=0.0, metavar="P", help="dropout (default: 0)"
     )
     verify.add_argument(
-        "--backend", choices=("auto", "triton", "torch", "dense"), default="auto",
-        help="what runs the plan (default: its own choice)",
-    )  # fmt: skip
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="what runs the plan (default: its choice)",
+    )
     verify.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)"
     )
@@ -79,20 +81,20 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--device {error}") from error
     passed = True
     for index, mask in load_layers(arguments):
-        comparison = Comparison(
-            mask=mask,
-            batch=arguments.batch,
-            heads=arguments.heads or max(mask.num_heads, 2),
-            head_dim=arguments.head_dim,
-            dtype=getattr(torch, arguments.dtype),
-            key_padding=arguments.key_padding,
-            dropout_p=arguments.dropout,
-            backend=arguments.backend,
-            device=device,
-            seed=arguments.seed,
-        )
-        print(f"{arguments.mask}, layer {index}: {comparison}")
         try:
+            comparison = Comparison(
+                mask=mask,
+                batch=arguments.batch,
+                heads=arguments.heads or max(mask.num_heads, 2),
+                head_dim=arguments.head_dim,
+                dtype=getattr(torch, arguments.dtype),
+                key_padding=arguments.key_padding,
+                dropout_p=arguments.dropout,
+                backend=arguments.backend,
+                device=device,
+                seed=arguments.seed,
+            )
+            print(f"{arguments.mask}, layer {index}: {comparison}")
             outcomes = verify(comparison)
         except (TypeError, ValueError) as error:
             raise UsageError.of(error, arguments) from error

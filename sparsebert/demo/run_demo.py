@@ -138,7 +138,7 @@ def _agreement(
     page.say(
         f"Each pattern of {MAX_LENGTH} tokens is swapped in by sparsify, without any training, "
         f"and reads a text of {MAX_LENGTH} tokens, and one of 128 beside a padded one of 96, with "
-        "backend='torch': all in tiles. The "
+        f"backend={agreement.BACKEND!r}: all in tiles. The "
         "reference is the same model with eager attention and a 4-D mask, in fp64. Budget: twice "
         "the larger error of eager attention and SDPA in fp32, plus one rounding step. Errors are "
         "root mean squares over all real tokens. The cosine "

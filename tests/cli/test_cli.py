@@ -101,6 +101,7 @@ def test_version_and_module() -> None:
         ("verify {mask} --head-dim 257", "D must be at most 256, got 257"),
         ("verify {mask} --device nowhere", "cannot be used"),
         ("verify {heads} --heads 3", "H=3"),
+        ("verify {mask} --backend cuda", "--backend: backend must be one of ('auto',"),
         ("demo --lengths 5000", "from 3 to 4096 tokens can be timed"),
         ("demo --sentences 1", "at least 2"),
     ],
