@@ -71,8 +71,9 @@ class Dense(Backend):
 
     def direct(self, call: Call, program: DenseProgram) -> torch.Tensor:
         """By torch's SDPA."""
-        key_mask = call.key_mask
-        k, v = (_without_unused(x, program, call.q.shape[1]) for x in (call.k, call.v))
+        k, v, key_mask = call.k, call.v, call.key_mask
+        if program.unused is not None:
+            k, v = (_without_unused(x, program, call.q.shape[1]) for x in (k, v))
         allowed = allowed_positions(program.mask, key_mask)
         if key_mask is None or allowed is None:
             return _sdpa(call.q, k, v, allowed, call.scale)

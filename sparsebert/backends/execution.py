@@ -34,7 +34,9 @@ def run_directly(call: Call, part: Part) -> torch.Tensor:
     """o of a part's heads, [B, h, N, D]."""
     if call.key_mask is not None:
         call = _without_hidden_keys(_needed(call))
-    return part.backend.direct(_of_heads(call, part.heads), part.program)
+    if part.heads is not None:
+        call = _of_heads(call, part.heads)
+    return part.backend.direct(call, part.program)
 
 
 def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
@@ -57,7 +59,10 @@ def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
 def compose(call: Call, parts: tuple[Part, ...]) -> Forward:
     """As `forward`, by operations for which torch has all rules."""
     call = _without_hidden_keys(_needed(call))
-    results = [part.backend.compose(_of_heads(call, part.heads), part.program) for part in parts]
+    calls = [call if p.heads is None else _of_heads(call, p.heads) for p in parts]
+    results = [
+        part.backend.compose(each, part.program) for part, each in zip(parts, calls, strict=True)
+    ]
     listed = [part.heads for part in parts if part.heads is not None]
     o, lse = results[0]
     if listed:
@@ -137,10 +142,8 @@ def _calls(call: Call, parts: tuple[Part, ...]) -> list[Call]:
     return calls
 
 
-def _of_heads(call: Call, heads: torch.Tensor | None) -> Call:
+def _of_heads(call: Call, heads: torch.Tensor) -> Call:
     """The tensors of some heads alone, each query head with a key head of its own."""
-    if heads is None:
-        return call
     every = call.q.shape[1]
     q, k, v = (expand_heads(x, every).index_select(1, heads) for x in (call.q, call.k, call.v))
     return call._replace(q=q, k=k, v=v, heads=heads, all_heads=every)
