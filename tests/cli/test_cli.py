@@ -314,6 +314,12 @@ def test_verify(options: str, star: str, capsys: Output) -> None:
     assert shown.count(" ok") == 5
 
 
+def test_verify_knows_the_backends_that_are_registered(star: str, capsys: Output) -> None:
+    assert main(["verify", star, "--backend", "quantum"]) == 2
+    known = "('auto', 'triton', 'torch', 'dense'), got 'quantum'"
+    assert f"--backend: backend must be one of {known}" in capsys.readouterr().err
+
+
 def test_verify_all_layers(layered: str, capsys: Output) -> None:
     assert main(["verify", layered, "--backend", "torch"]) == 0
     assert capsys.readouterr().out.count(" ok") == 10
