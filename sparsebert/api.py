@@ -16,16 +16,13 @@ from sparsebert.arguments import as_number, check_call, check_fit, check_tensors
 from sparsebert.backends import execution, routing
 from sparsebert.backends.base import Call
 from sparsebert.backends.program import Program
+from sparsebert.compiler.compile import request_for
 from sparsebert.masks import AttentionMask
-from sparsebert.memory import Shelf
-from sparsebert.plan import AttentionPlan
-from sparsebert.plan_cache import compile_for
+from sparsebert.plan import AttentionPlan, plan_on
+from sparsebert.plan_cache import PlanKey, plans
 from sparsebert.support.tensors import is_transformed
 
 __all__ = ["sparse_attention"]
-
-_plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
-"""Plans of masks that were passed, by content, device and kind of call."""
 
 _LOWERED = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that autocast changes."""
@@ -171,13 +168,11 @@ def _plan_of(mask: AttentionMask, q: torch.Tensor, k: torch.Tensor) -> Attention
             f"sparse_attention: plan is a mask of {mask.num_layers} layers; pass one of them, "
             "mask.layer(i)"
         )
-    heads, head_dim = q.shape[1], q.shape[3]
-    key = mask.fingerprint, mask.positions, q.device, head_dim, heads, torch.get_num_threads()
-    plan = _plans.get(key)
+    request = request_for(mask, q.device, q.shape[3], q.shape[1])
+    plan = plans.get(PlanKey.whole(request, q.device))
     if plan is None:
         check_fit(q, k, mask)  # before what may take long
-        plan = compile_for(mask, q.device, head_dim, heads).to(q.device)
-        _plans.put(key, plan)
+        plan = plan_on(request, q.device)
     return plan
 
 

@@ -6,8 +6,8 @@ those of the arrays and tensors themselves, on every device, each counted once h
 share it. A value that is forgotten but still held elsewhere is found again; what a shelf holds
 goes with its owner.
 
-The newest value of a shelf stays in any case, so that one plan beyond the bound works, and a model
-keeps the plan that each of its layers used last.
+The newest value of a shelf stays in any case, so that one plan beyond the bound works; and so does
+what somebody holds, as each layer of a model holds the plan that it used last.
 
 The bound is the environment variable SPARSEBERT_CACHE_BYTES, or 512 MiB; `set_cache_bytes` changes
 it.
@@ -114,7 +114,7 @@ class Shelf(Generic[Value]):
         self.buffers = buffers
         self._number = next(_numbers)
         self._alive: weakref.WeakValueDictionary[Hashable, Value] = weakref.WeakValueDictionary()
-        self._fixed: set[Hashable] = set()
+        self._held: weakref.WeakKeyDictionary[object, set[Hashable]] = weakref.WeakKeyDictionary()
         self._forgotten: set[Hashable] = set()
         self._newest: Hashable = None
 
@@ -141,14 +141,20 @@ class Shelf(Generic[Value]):
             _ledger.enter((self._number, key), self)
             _ledger.shrink()
 
-    def fix(self, key: Hashable) -> None:
-        """Do not forget this one, as long as the shelf is there."""
+    def hold(self, key: Hashable, owner: object, instead_of: Hashable = None) -> None:
+        """Do not forget this one as long as `owner` is there, or holds another instead of it."""
         with _lock:
-            self._fixed.add(key)
+            held = self._held.setdefault(owner, set())
+            held.add(key)
+            if instead_of is not None:
+                held.discard(instead_of)
+                if instead_of in self.items:  # it was in use until now
+                    _ledger.use((self._number, instead_of))
+                    _ledger.shrink()
 
-    def may_forget(self, key: Hashable) -> bool:
-        """Whether nothing keeps the value but that there is room."""
-        return key != self._newest and key not in self._fixed
+    def kept(self) -> set[Hashable]:
+        """The keys of values that stay whether there is room or not."""
+        return {self._newest}.union(*self._held.values())
 
     def forget(self, key: Hashable) -> None:
         """Drop a value, and remember that it was there, unless there were very many."""
@@ -243,13 +249,17 @@ class _Ledger:
         if self.total <= limit:
             return
         self.drop_dead_shelves()
+        kept: dict[int, set[Hashable]] = {}
         for place, reference in list(self._shelves.items()):
             shelf = reference()
             if self.total <= limit or shelf is None:
                 continue
-            if shelf.may_forget(place[1]):
+            number, key = place
+            if number not in kept:
+                kept[number] = shelf.kept()
+            if key not in kept[number]:
                 self.remove(place)
-                shelf.forget(place[1])
+                shelf.forget(key)
 
     def counted_again(self) -> _Ledger:
         """A ledger of the same entries, from what stands on their shelves."""

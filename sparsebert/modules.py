@@ -29,9 +29,9 @@ from torch import nn
 
 from sparsebert.api import sparse_attention
 from sparsebert.backends import registry
+from sparsebert.mask_plans import MaskPlans, plan_for
 from sparsebert.masks import AttentionMask, as_mask
 from sparsebert.masks.mask_input import kind, numbers_in
-from sparsebert.plan_cache import MaskPlans, plan_for
 from sparsebert.support import checks
 
 _NAME = "SparseSelfAttention"

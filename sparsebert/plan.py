@@ -18,19 +18,25 @@ import torch
 from sparsebert.backends import routing
 from sparsebert.backends.program import Program
 from sparsebert.backends.routing import Routes
-from sparsebert.compiler.compile import check_request, compile_schedule, crop_schedule
+from sparsebert.compiler.compile import (
+    Request,
+    check_request,
+    compile_schedule,
+    crop_schedule,
+    request_for,
+)
 from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.compiler.plan_file import load_plan, save_plan
 from sparsebert.compiler.report import PlanReport
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.compiler.shared_tiles import SharedTiles
 from sparsebert.masks import AttentionMask
-from sparsebert.memory import Shelf, has_grown
+from sparsebert.memory import has_grown
+from sparsebert.plan_cache import CPU, PlanKey, plans
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.untraced import constant_in_graphs, untraced
 from sparsebert.tiles.format import TileSet
 
-_CPU = torch.device("cpu")
 _lowering = ForkSafeLock()
 """Threads that need the same program make it once."""
 
@@ -46,7 +52,7 @@ class AttentionPlan:
     """
 
     schedule: Schedule
-    device: torch.device = _CPU
+    device: torch.device = CPU
     programs: dict[tuple[str, str], Program] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -247,10 +253,6 @@ def _make_program(plan: AttentionPlan, tiles: str, dense: str) -> None:
     vars(plan)[f"{_SEEN_BY_DYNAMO}{tiles}_{dense}"] = plan.make_program(Routes(tiles, dense))
 
 
-_plans: Shelf[AttentionPlan] = Shelf(AttentionPlan.buffers)
-"""Plans by all that they depend on."""
-
-
 def compile_plan(
     mask: AttentionMask,
     *,
@@ -283,9 +285,24 @@ def compile_plan(
     >>> plan.dense().equal(sb.patterns.sliding_window(256, window=8).dense()[0])
     True
     """
-    request = check_request(mask, target, objective, head_dim, threads, copies)
-    plan = _plans.get(request.key)
+    return plan_on(check_request(mask, target, objective, head_dim, threads, copies), CPU)
+
+
+def compile_for(
+    mask: AttentionMask, device: torch.device, head_dim: int, heads: int | None
+) -> AttentionPlan:
+    """The plan of a mask for calls on `device`, not moved there yet."""
+    return plan_on(request_for(mask, device, head_dim, heads), CPU)
+
+
+def plan_on(request: Request, device: torch.device) -> AttentionPlan:
+    """The plan that a request asks for, on `device`; remembered."""
+    key = PlanKey.whole(request, device)
+    plan = plans.get(key)
     if plan is None:
-        plan = AttentionPlan(compile_schedule(request))
-        _plans.put(request.key, plan)
+        if device == CPU:
+            plan = AttentionPlan(compile_schedule(request))
+        else:
+            plan = plan_on(request, CPU).to(device)
+        plans.put(key, plan)
     return plan

@@ -13,8 +13,7 @@ from benchmarks.attention.cases import Case
 from benchmarks.attention.correctness import Tensors
 from benchmarks.harness import gpu_timing
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan
-from sparsebert.plan_cache import compile_for
+from sparsebert.plan import AttentionPlan, compile_for
 
 MOST_SETS = 64
 _CPU_CACHE = 32 * 2**20  # where the system does not say

@@ -29,8 +29,7 @@ from benchmarks.kernels.gpu_cases import (
     KernelCase,
 )
 from sparsebert import dropout
-from sparsebert.plan import AttentionPlan
-from sparsebert.plan_cache import compile_for
+from sparsebert.plan import AttentionPlan, compile_for
 from sparsebert.testing import expected_attention
 
 Results = dict[str, torch.Tensor]

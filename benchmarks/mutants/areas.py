@@ -56,7 +56,7 @@ GROUPS = (
     Group("masks", ("sparsebert/storage.py",), ("tests/storage/test_*.py", "tests/masks/*.py")),
     Group(
         "compiler",
-        ("sparsebert/plan*.py", "sparsebert/memory.py", "sparsebert/support/*.py"),
+        ("sparsebert/*plan*.py", "sparsebert/memory.py", "sparsebert/support/*.py"),
         (*PLANS, "tests/support/test_*.py"),
     ),
     Group(

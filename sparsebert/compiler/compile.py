@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +33,7 @@ from sparsebert.tiles.crop import crop_tiles
 from sparsebert.tiles.outlines import outlines_of_head
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a schedule is compiled by, checked and complete.
 
     Attributes:
@@ -95,6 +95,21 @@ def check_request(
         else checks.integer(name, "copies (batch x heads)", copies, heads),
     )
     return Request(mask, target, objective, calls)
+
+
+def request_for(
+    mask: AttentionMask, device: torch.device, head_dim: int, heads: int | None
+) -> Request:
+    """The request for calls on `device`, whatever other machine may be at hand.
+
+    The batch is left open, so that not every new batch size compiles again.
+    """
+    target = "cpu" if device.type == "cpu" else machine_target()
+    threads = torch.get_num_threads() if target == "cpu" else 1
+    copies = heads if device.type == "cpu" else None
+    if copies is None:
+        copies = usual_copies(target, mask.num_heads)
+    return Request(mask, target, "time", (head_dim, threads, copies))
 
 
 def compile_schedule(request: Request) -> Schedule:

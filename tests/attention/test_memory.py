@@ -10,16 +10,17 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import sparsebert as sb
-from sparsebert import memory, patterns
+from sparsebert import memory, patterns, plan_cache
+from sparsebert.mask_plans import MaskPlans
 from sparsebert.memory import Shelf, remembered_bytes, set_cache_bytes
 from sparsebert.plan import AttentionPlan
-from sparsebert.plan_cache import MaskPlans
 from sparsebert.support.forks import ForkSafeLock
 from tests.backends.cases import ROUTES
 
@@ -32,6 +33,12 @@ def ready(plans: MaskPlans, length: int) -> AttentionPlan:
     plan = plans.get(length, length, CPU)
     plan.program_for(*ROUTES["auto"])
     return plan
+
+
+def remembered_lengths(plans: MaskPlans) -> list[int]:
+    """Of the plans of one mask, those made last at the end."""
+    keys: list[Any] = list(plan_cache.plans.items)
+    return [key.q_len for key in keys if key.request[0] == plans.fingerprint]
 
 
 @pytest.fixture
@@ -83,6 +90,29 @@ def test_a_value_beyond_the_bound_is_kept_while_it_is_used(room: Callable) -> No
     assert shelf.get("large") is large
     shelf.put("next", block(10))
     assert list(shelf.items) == ["next"]
+
+
+def test_what_somebody_holds_stays(room: Callable) -> None:
+    room(0)
+    shelf, one, two = a_shelf(), Holder(), Holder()
+    for key in "abc":
+        shelf.put(key, block(MIB))
+        shelf.hold(key, one)
+    shelf.hold("a", two)
+    shelf.put("d", block(MIB))
+    assert list(shelf.items) == ["a", "b", "c", "d"]
+    shelf.hold("d", one, instead_of="b")
+    shelf.hold("d", one, instead_of="a")  # which the other one holds
+    assert list(shelf.items) == ["a", "c", "d"]
+    del one
+    gc.collect()
+    shelf.put("e", block(MIB))
+    assert list(shelf.items) == ["a", "e"]
+    room(3 * MIB)
+    for key in "fg":
+        shelf.put(key, block(MIB))
+        shelf.hold("f", two, instead_of="a")  # "a" has been in use until now
+    assert list(shelf.items) == ["a", "f", "g"]
 
 
 def test_what_is_held_elsewhere_is_found_again(room: Callable) -> None:
@@ -182,7 +212,7 @@ def test_what_was_compiled_is_counted(room: Callable) -> None:
     arrays = [crop.mask.bits, plans.mask.bits, *(a for each in tiles for a in each.arrays)]
     wanted = sum(array.nbytes for array in arrays)
     programs = sum(x.numel() * x.element_size() for x in crop.program_for(*ROUTES["auto"]).tensors)
-    whole = sum(array.nbytes for array in plans._whole.popitem()[1].tiles.arrays)
+    whole = sum(array.nbytes for array in plans._compiled.popitem()[1][1].tiles.arrays)
     assert wanted <= remembered_bytes() - before <= wanted + programs + whole + 10_000
 
 
@@ -209,11 +239,13 @@ def test_plans_are_bounded_by_bytes_not_by_count(room: Callable, which: str) -> 
             make(step)
         assert remembered_bytes() - before <= bound
     if which == "MaskPlans":
-        assert 2 <= len(plans.by_length) <= 5
-        assert [key[0] for key in plans.by_length][-1] == n - 9
-        first = plans.by_length.copy()
+        lengths = remembered_lengths(plans)
+        assert 2 <= len(lengths) <= 5
+        assert lengths[-1] == n - 9
+        assert [use[0] for use in plans.in_use] == [n - 9]
+        first = plan_cache.plans.items.copy()
         ready(plans, n - 9)
-        assert plans.by_length == first
+        assert plan_cache.plans.items == first
 
 
 def test_compile_plan_finds_a_plan_that_is_in_use_whatever_the_bound(room: Callable) -> None:
@@ -249,7 +281,8 @@ def test_a_model_compiles_once_however_little_room_there_is(
             for plans in layers:
                 assert ready(plans, length).q_len == length
     assert len(searches) == 3
-    assert all(len(plans.by_length) == 1 for plans in layers)
+    assert all(len(plans.in_use) == 1 for plans in layers)
+    assert [remembered_lengths(plans) for plans in layers] == [[100]] * 3
 
 
 def test_a_model_does_not_keep_what_ran_at_full_length(room: Callable) -> None:
@@ -264,7 +297,8 @@ def test_a_model_does_not_keep_what_ran_at_full_length(room: Callable) -> None:
     assert ran() is not None
     ready(plans, 100)
     gc.collect()
-    assert ran() is None and [key[0] for key in plans.by_length] == [100]
+    assert ran() is None and [key[0] for key in plans.in_use] == [100]
+    assert remembered_lengths(plans) == [100]
 
 
 def test_arrays_of_functions_are_remembered_by_their_arguments(room: Callable) -> None:
@@ -291,11 +325,11 @@ def test_plans_of_compiled_graphs_are_not_forgotten(room: Callable) -> None:
     set_cache_bytes(0)
     plans = MaskPlans(patterns.random(64, 0.5, seed=3))
     kept = ready(plans, 40)
-    plans.keep(next(iter(plans.by_length)))
+    plans.keep(next(iter(plans.in_use)))
     for length in (41, 42, 43):
         ready(plans, length)
-    assert [key[0] for key in plans.by_length] == [40, 43]
-    assert next(iter(plans.by_length.values())) is kept
+    assert [key[0] for key in plans.in_use] == remembered_lengths(plans) == [40, 43]
+    assert next(iter(plans.in_use.values())) is kept
 
 
 def test_a_compiled_model_is_not_compiled_again_because_others_need_room(room: Callable) -> None:

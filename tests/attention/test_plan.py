@@ -16,9 +16,9 @@ import sparsebert as sb
 from sparsebert import patterns
 from sparsebert.compiler import aim
 from sparsebert.compiler.cost.model import cost_model
+from sparsebert.mask_plans import MaskPlans
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
-from sparsebert.plan_cache import MaskPlans
 from sparsebert.support.untraced import constant_in_graphs
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.check import check_cover, check_format

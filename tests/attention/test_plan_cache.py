@@ -9,8 +9,9 @@ import torch
 
 from sparsebert import patterns
 from sparsebert.compiler import compile as compile_module
+from sparsebert.mask_plans import MaskPlans, plan_for, rows_for
 from sparsebert.masks import AttentionMask
-from sparsebert.plan_cache import MaskPlans, compile_for, plan_for, rows_for
+from sparsebert.plan import compile_for
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,7 @@ def test_heads_that_do_not_fit():
 
 def test_a_mask_that_does_not_fit_is_not_compiled(monkeypatch):
     """That may take long."""
-    monkeypatch.setattr("sparsebert.api.compile_for", lambda *arguments: pytest.fail("compiled"))
+    monkeypatch.setattr("sparsebert.api.plan_on", lambda *arguments: pytest.fail("compiled"))
     three = sb.AttentionMask.stack_heads([sb.patterns.random(16, 0.3, seed=s) for s in range(3)])
     refuse(ValueError, "q has H=4 heads but the plan has 3", *tensors(), three)
     refuse(ValueError, r"N=12 but .*mask.crop\(12\)", *tensors(length=12), sb.patterns.star(16))

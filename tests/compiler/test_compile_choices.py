@@ -8,9 +8,9 @@ import torch
 
 from sparsebert import patterns
 from sparsebert.compiler.cost.model import cost_model
+from sparsebert.mask_plans import MaskPlans
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
-from sparsebert.plan_cache import MaskPlans
 from sparsebert.tiles.outlines import outlines_of_head
 
 TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")

@@ -112,7 +112,7 @@ def test_modernbert_windows_are_compiled_into_the_plans() -> None:
     assert rules == [[], [4], [4], []]  # local_attention=8 is 4 on each side
     window = sb.patterns.sliding_window(MASK_LENGTH, window=4)
     assert layers[1].ruled[4].mask == layers[1].mask & window
-    (key,) = layers[1].ruled[4].by_length
+    (key,) = layers[1].ruled[4].in_use
     assert key[:3] == (LENGTH, LENGTH, torch.device("cpu"))  # type: ignore[index]
 
 

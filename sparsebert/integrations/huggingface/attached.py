@@ -19,8 +19,8 @@ from sparsebert.integrations.huggingface.discovery import SelfAttention
 from sparsebert.integrations.huggingface.images import unwatch_images
 from sparsebert.integrations.huggingface.model_rules import rule_mask
 from sparsebert.integrations.huggingface.position_check import FirstCall
+from sparsebert.mask_plans import MaskPlans
 from sparsebert.masks import AttentionMask
-from sparsebert.plan_cache import MaskPlans
 from sparsebert.support.untraced import constant_in_graphs
 
 

@@ -30,7 +30,7 @@ from sparsebert.integrations.huggingface.model_rules import (
     sparsebert_mask,
 )
 from sparsebert.integrations.huggingface.padding import ToFront, rows_from_first
-from sparsebert.plan_cache import plan_for, rows_for
+from sparsebert.mask_plans import plan_for, rows_for
 
 # transformers' record of what the caller wants returned; not a public name.
 _collector: Any = getattr(output_capturing, "_active_collector", None)

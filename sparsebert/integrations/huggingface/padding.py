@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from sparsebert.plan_cache import MaskPlans, packed_for
+from sparsebert.mask_plans import MaskPlans, packed_for
 from sparsebert.support.tensors import is_transformed, may_hold_any
 
 
