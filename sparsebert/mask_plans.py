@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsebert import plan_cache
 from sparsebert.compiler.compile import request_for
 from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan, plan_on
-from sparsebert.plan_cache import CPU, PlanKey, plans
+from sparsebert.plan_cache import CPU, PlanKey
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.untraced import constant_in_graphs, untraced
 
@@ -76,7 +77,7 @@ class MaskPlans:
         return self._begin(use) if plan is None else plan
 
     def keep(self, use: Use) -> None:
-        """Hold on to a plan in use for ever: a compiled graph looks it up there."""
+        """Hold on to a plan, once it is in use, for ever: a compiled graph looks it up there."""
         self._of_graphs.add(use)
 
     def _begin(self, use: Use) -> AttentionPlan:
@@ -85,15 +86,15 @@ class MaskPlans:
         with self._lock:
             request, schedule = self._whole(use)
             key = PlanKey(request, q_len, kv_len, device)
-            plan = plans.get(key)
+            plan = plan_cache.plans.get(key)
             if plan is None:
                 plan = AttentionPlan(schedule).crop(q_len, kv_len).to(device)
-                plans.put(key, plan)
+                plan_cache.plans.put(key, plan)
             before, self._newest = self._newest, (use, key)
             if before is None or before[0] == use or before[0] in self._of_graphs:
-                plans.hold(key, self)
+                plan_cache.plans.hold(key, self)
             else:
-                plans.hold(key, self, instead_of=before[1])
+                plan_cache.plans.hold(key, self, instead_of=before[1])
                 del self.in_use[before[0]]
             self.in_use[use] = plan
         return plan
@@ -166,8 +167,8 @@ def _make_plan(
 ) -> int:
     """Make the plan; returns the threads that it is for."""
     threads = _threads(device)
-    plans.get(q_len, kv_len, device, head_dim, heads)
     plans.keep((q_len, kv_len, device, head_dim, heads, threads))
+    plans.get(q_len, kv_len, device, head_dim, heads)
     return threads
 
 

@@ -146,7 +146,7 @@ class Shelf(Generic[Value]):
         with _lock:
             held = self._held.setdefault(owner, set())
             held.add(key)
-            if instead_of is not None:
+            if instead_of not in (None, key):
                 held.discard(instead_of)
                 if instead_of in self.items:  # it was in use until now
                     _ledger.use((self._number, instead_of))

@@ -101,6 +101,7 @@ def test_what_somebody_holds_stays(room: Callable) -> None:
     shelf.hold("a", two)
     shelf.put("d", block(MIB))
     assert list(shelf.items) == ["a", "b", "c", "d"]
+    shelf.hold("d", one, instead_of="d")
     shelf.hold("d", one, instead_of="b")
     shelf.hold("d", one, instead_of="a")  # which the other one holds
     assert list(shelf.items) == ["a", "c", "d"]
