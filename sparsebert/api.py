@@ -181,10 +181,11 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
     Also for tensors of several precisions, as a norm of queries and keys alone leaves them.
     """
-    for x in tensors:  # not yet checked
-        if not isinstance(x, torch.Tensor) or x.dtype not in _LOWERED:
-            return tensors
+    if not isinstance(tensors[0], torch.Tensor):  # they are not checked yet
+        return tensors
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    if any(not isinstance(x, torch.Tensor) or x.dtype not in _LOWERED for x in tensors):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)

@@ -66,8 +66,9 @@ class Dense(Backend):
         """
         if program.dead is not None or call.q.dtype == torch.float64:
             return False
-        in_sight = call.key_mask is None or can_look_at(call.key_mask)
-        return not _op_has_flash(call.q) or (alone and in_sight)
+        if not _op_has_flash(call.q):
+            return True
+        return alone and (call.key_mask is None or can_look_at(call.key_mask))
 
     def direct(self, call: Call, program: DenseProgram) -> torch.Tensor:
         """By torch's SDPA."""

@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 from typing import Literal, NamedTuple
 
-from sparsebert.backends.base import Backend, CallKind
+import torch
+
+from sparsebert.backends.base import Backend
 
 AUTO = "auto"
 """Stands for what the plan chose, by the backends preferred for the call."""
@@ -42,8 +44,8 @@ _entries: dict[str, Entry] = {
     "dense": Entry("sparsebert.backends.dense", "dense"),
 }
 _loaded: dict[str, Backend] = {}
-auto_choices: dict[CallKind, tuple[str, str]] = {}
-"""What `routing` chose for calls with "auto", by their kind; forgotten when backends change."""
+auto_choices: dict[tuple[str, torch.dtype, int, bool], tuple[str, str]] = {}
+"""What `routing` chose for calls with "auto", by `CallKind`; forgotten when backends change."""
 
 
 def register(

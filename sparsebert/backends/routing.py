@@ -40,12 +40,13 @@ def choose(
     Raises ValueError, with every reason, if the backend that was named cannot run such a call, or
     none can; NotImplementedError if only its lack of composed operations is in the way.
     """
-    kind = CallKind(device, dtype, head_dim, composed)
     if backend == registry.AUTO:
-        chosen = registry.auto_choices.get(kind)
+        chosen = registry.auto_choices.get((device, dtype, head_dim, composed))
         if chosen is None:
+            kind = CallKind(device, dtype, head_dim, composed)
             chosen = registry.auto_choices[kind] = _first("tiles", kind), _first("dense", kind)
         return chosen
+    kind = CallKind(device, dtype, head_dim, composed)
     reasons = reasons_against(backend, kind)
     if reasons:
         raise _refusal(backend, kind, reasons)
