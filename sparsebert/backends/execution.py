@@ -15,7 +15,7 @@ import torch
 from sparsebert.backends.base import Call, Forward, Gradients, Upstream
 from sparsebert.backends.program import Part, Program
 from sparsebert.backends.torch_common import expand_heads
-from sparsebert.support.tensors import may_hold_any
+from sparsebert.support.tensors import can_look_at, may_hold_any
 
 
 def direct(call: Call, program: Program) -> torch.Tensor | None:
@@ -108,7 +108,7 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
 def _needed(call: Call) -> Call:
     """The call without a key mask that is seen to hide nothing."""
     key_mask = call.key_mask
-    if key_mask is None or may_hold_any(~key_mask):
+    if key_mask is None or not can_look_at(key_mask) or bool((~key_mask).any()):
         return call
     return call._replace(key_mask=None)
 
