@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,13 @@ OTHER_MEANINGS = {
 
 
 def words(file: Path) -> Iterator[str]:
-    """The string literals of a source file."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+    """The string literals of a source file, and what errors call a backend, but no docstrings."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield str(node.value)
+            yield from re.findall(r"""backend[= ]+["'](\w+)""", str(node.value))
 
 
 def homes(name: str) -> set[str]:
@@ -81,9 +85,12 @@ def test_every_other_meaning_is_still_there() -> None:
 def test_a_name_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "sparsebert" / "plan.py"
     file.parent.mkdir()
-    file.write_text('"""The triton backend."""\nif backend == "triton": ...', encoding="utf-8")
-    assert found(tmp_path) == {("sparsebert/plan.py", "triton")}
-    assert not is_explained("sparsebert/plan.py", "triton")
+    file.write_text('"""Not backend "triton"."""\nif backend == "dense": ...', encoding="utf-8")
+    file.with_name("api.py").write_text(
+        """raise ValueError(f"{x}; pass backend='torch'")""", encoding="utf-8"
+    )
+    assert found(tmp_path) == {("sparsebert/plan.py", "dense"), ("sparsebert/api.py", "torch")}
+    assert not is_explained("sparsebert/plan.py", "dense")
 
 
 @pytest.mark.parametrize("name", registry.names())

@@ -212,7 +212,12 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
         "def f():\n    from sparsebert.masks.a import x",
         "class C:\n    def f(self):\n        if self:\n            import sparsebert.masks.a",
         "import importlib\ndef f(): return importlib.import_module('sparsebert.masks.a')",
+        "def f():\n    return importlib.import_module('.a', __package__)",
+        "__import__('sparsebert.masks.a')",
+        "HOMES = {'x': 'sparsebert.masks.a'}\ndef f(name): return import_module(HOMES[name])",
         "try:\n    from . import a\nexcept ImportError: ...",
+        "from sparsebert.masks.a import *",
+        "if not TYPE_CHECKING:\n    from .a import x",
     ],
 )
 def test_a_lazy_circle_is_seen(tmp_path: Path, lazy: str) -> None:
@@ -251,6 +256,29 @@ def test_a_circle_of_folders_is_seen(tmp_path: Path) -> None:
     )
     assert not circles_of_modules(sources)
     assert len(circles_of_folders(sources)) == 4
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        "def f():\n    from sparsebert import sparse_attention",
+        "from .. import sparse_attention as attend",
+        "import sparsebert as sb\ndef f(q): return sb.sparse_attention(q, q, q)",
+        "import sparsebert\ndef f(q): return sparsebert.sparse_attention(q, q, q)",
+        "import sparsebert.masks\ndef f(q): return sparsebert.api.sparse_attention(q, q, q)",
+    ],
+)
+def test_public_names_are_those_of_their_homes(tmp_path: Path, taken: str) -> None:
+    front = tmp_path / "sparsebert" / "__init__.py"
+    front.parent.mkdir()
+    front.write_text("_HOME = {'sparse_attention': 'sparsebert.api'}", encoding="utf-8")
+    sources = made_up(
+        tmp_path,
+        sparsebert__masks__a=taken,
+        sparsebert__masks__b="from sparsebert import __version__\nx == 'sparsebert.api'",
+        sparsebert__api="",
+    )
+    assert [str(arrow) for arrow in upward(sources)] == ["sparsebert.masks.a -> sparsebert.api"]
 
 
 def test_an_upward_arrow_is_seen(tmp_path: Path) -> None:
