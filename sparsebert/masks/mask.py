@@ -63,7 +63,7 @@ class AttentionMask(PackedMask):
     """An immutable mask [L, H, N, M], one bit a position, 1 = may attend.
 
     Build one with `from_dense`, `from_packed`, `from_mask_mod`, `load` or a function of
-    `sparsebert.masks.patterns`, not with the constructor.
+    `sparsebert.patterns`, not with the constructor.
     """
 
     __slots__ = ()
@@ -73,7 +73,7 @@ class AttentionMask(PackedMask):
         write = "AttentionMask.from_dense({})"
         raise TypeError(
             "AttentionMask: masks are made by AttentionMask.from_dense, from_packed, "
-            "from_mask_mod, load, or a function of sparsebert.masks.patterns"
+            "from_mask_mod, load, or a function of sparsebert.patterns"
             + (f"; got {kind(came)}: {remedy(came, write)}" if arguments or options else "")
         )
 

@@ -84,7 +84,7 @@ def kind(value: object) -> str:
 def remedy(value: Any, write: str = "{}") -> str:
     """How to make a mask of what came; see `refused`."""
     if value is None:
-        return "sparsebert.masks.patterns has masks to begin with, for example patterns.star(512)"
+        return "sparsebert.patterns has masks to begin with, for example patterns.star(512)"
     for parent in type(value).__mro__:
         if parent.__name__ in _OWN_TYPES:
             return _OWN_TYPES[parent.__name__]

@@ -185,7 +185,7 @@ def ones(*shape: int) -> torch.Tensor:
         ([torch.zeros(24, 24).fill_diagonal_(-1e9)] * 2, TypeError, r"masks\[0\] .* mask == 0$"),
         (ones(24, 24).numpy() * 1.0, TypeError, "mask != 0 if 1 means may attend"),
         (lambda b, h, q, k: q >= k, TypeError, "from_mask_mod"),
-        (None, TypeError, "got NoneType; sparsebert.masks.patterns"),
+        (None, TypeError, "got NoneType; sparsebert.patterns"),
         (ones(2, 24).long(), TypeError, "mask of padding, .* in the model's call"),
         (ones(2, 24), ValueError, "square .* mask of padding, .* as attention_mask"),
         (ones(5, 4, 24, 24), ValueError, r"\[B, H, N, N\], is not static: .* as attention_mask"),
