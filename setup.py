@@ -45,7 +45,7 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir={"sparsebert": "sparsebert", "sparsebert.kernels": "kernels"},
-    package_data={"sparsebert": ["py.typed"], "sparsebert.compiler": ["cost/constants.json"]},
+    package_data={"sparsebert": ["py.typed"], "sparsebert.compiler.cost": ["constants.json"]},
     include_package_data=False,
     zip_safe=False,
     install_requires=["torch>=2.11", "numpy>=2.0", "safetensors>=0.4.5", "tqdm>=4.66"],

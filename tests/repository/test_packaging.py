@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,30 @@ def test_built_package_is_complete(tmp_path: Path) -> None:
     elsewhere.mkdir()
     code = "import sparsebert.cli, sparsebert.kernels as k; print(list(k.__path__))"
     assert python(code, elsewhere, built) == str([str(built / "sparsebert" / "kernels")])
+
+
+def test_source_archive_is_complete(tmp_path: Path) -> None:
+    """What the tests need is in it, too: the scripts to copy, and the committed results."""
+    pytest.importorskip("setuptools")
+    source, folders = tmp_path / "source", ("benchmarks", "docs", "examples", "tests")
+    source.mkdir()
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, source)
+    for name in (*folders, "sparsebert", "kernels"):
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    expected = {
+        path.relative_to(source) for name in folders for path in source.glob(f"{name}/**/*.*")
+    }
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "sdist", "--formats=tar"],
+        cwd=source, check=True, capture_output=True,
+    )  # fmt: skip
+    (archive,) = (source / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        held = {Path(*Path(name).parts[1:]) for name in file.getnames()}
+    assert not expected - held
 
 
 @pytest.mark.parametrize("name", MODULES)
