@@ -2,7 +2,7 @@
 
 Plain torch on the full [B, H, N, M] score matrix, differentiable to any order, in the precision
 of its inputs (fp64 in, fp64 throughout; fp16 and bf16 are computed in fp32). It shares no code
-with the executors and kernels that it judges, so a bug in one cannot hide in the other.
+with the backends and kernels that it judges, so a bug in one cannot hide in the other.
 """
 
 from __future__ import annotations
