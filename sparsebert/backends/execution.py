@@ -32,10 +32,10 @@ def direct(call: Call, program: Program) -> torch.Tensor | None:
 
 def run_directly(call: Call, part: Part) -> torch.Tensor:
     """o of a part's heads, [B, h, N, D]."""
-    if call.key_mask is not None:
-        call = _without_hidden_keys(_needed(call))
     if part.heads is not None:
         call = _of_heads(call, part.heads)
+    if call.key_mask is not None:
+        call = _without_hidden_keys(_needed(call))
     return part.backend.direct(call, part.program)
 
 
@@ -96,9 +96,10 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
             _joined(list(pieces), parts, heads, 0.0) for pieces in zip(*results, strict=True)
         )
     dk, dv = (_summed(x, call.k.shape[1]) for x in (dk, dv))
-    if not all(part.backend.skips_padding for part in parts):
-        dk, dv = (_without_padding(x, key_mask) for x in (dk, dv))
     dq, dk, dv = (_memory_order(x.to(call.q.dtype)) for x in (dq, dk, dv))
+    if key_mask is not None and not all(part.backend.skips_padding for part in parts):
+        hidden = ~key_mask[:, :, None, None]  # filled in the order of memory, which it keeps
+        dk, dv = (x.transpose(1, 2).masked_fill(hidden, 0.0).transpose(1, 2) for x in (dk, dv))
     return dq, dk, dv
 
 
@@ -108,7 +109,7 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
 def _needed(call: Call) -> Call:
     """The call without a key mask that is seen to hide nothing."""
     key_mask = call.key_mask
-    if key_mask is None or not can_look_at(key_mask) or bool((~key_mask).any()):
+    if key_mask is None or not can_look_at(key_mask) or not bool(key_mask.all()):
         return call
     return call._replace(key_mask=None)
 
@@ -117,13 +118,9 @@ def _without_hidden_keys(call: Call) -> Call:
     """The call with zeros in the rows of k and v that its key mask hides."""
     if call.key_mask is None:
         return call
-    k, v = (_without_padding(x, call.key_mask) for x in (call.k, call.v))
+    hidden = ~call.key_mask[:, None, :, None]
+    k, v = (x.masked_fill(hidden, 0.0) for x in (call.k, call.v))
     return call._replace(k=k, v=v)
-
-
-def _without_padding(x: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
-    """x [B, H, M, D] with zeros in the rows that the key mask hides."""
-    return x if key_mask is None else x.masked_fill(~key_mask[:, None, :, None], 0.0)
 
 
 # ------------------------------------------------------------------------------ heads

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 import sparsebert as sb
 from sparsebert import dropout
 from sparsebert.backends import dense, execution
-from sparsebert.backends.base import Call, Upstream
+from sparsebert.backends.base import Backend, Call, Upstream
+from sparsebert.backends.dense import DenseProgram
+from sparsebert.backends.program import Part
 from tests.backends.cases import OPTIONS, PLANS, ROUTES
 
 DEVICES = ["meta", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -143,3 +145,80 @@ def test_models(need_weights, device):
     with OneDevice():
         result = model(ids, attention_mask=padding, output_attentions=need_weights)
     check_on(device, result.last_hidden_state, *(result.attentions or ()))
+
+
+class Counted(TorchDispatchMode):
+    """The operations that a GPU would launch something for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and "empty" not in func.name():
+            self.names.append(func.name().removeprefix("aten::"))
+        return func(*args, **kwargs or {})
+
+
+class Kernels(Backend):
+    """Stands for kernels that do everything themselves; what is counted is around them."""
+
+    name = "kernels"
+    Program = DenseProgram
+
+    def __init__(self, skips_padding):
+        self.skips_padding = skips_padding
+
+    def lower(self, schedule, heads):
+        raise NotImplementedError
+
+    def forward(self, call, program):
+        batch, heads, rows, dim = call.q.shape
+        lse = call.q.new_empty(batch, heads, rows)
+        return call.q.new_empty(batch, rows, heads, dim).transpose(1, 2), lse
+
+    def backward(self, call, program, upstream):
+        return tuple(self.forward(call._replace(q=x), None)[0] for x in (call.q, call.k, call.v))
+
+    def direct(self, call, program):
+        return self.forward(call, None)[0]
+
+
+@pytest.mark.parametrize(
+    ("skips_padding", "around_forward", "around_backward"),
+    [
+        (True, [], ["eq", "masked_fill", "masked_fill"]),
+        (
+            False,
+            ["bitwise_not", "masked_fill", "masked_fill"],
+            ["eq", *["masked_fill"] * 2, *["bitwise_not", "masked_fill", "masked_fill"] * 2],
+        ),
+    ],
+)
+def test_no_launch_is_wasted_around_a_backend(skips_padding, around_forward, around_backward):
+    """On a GPU nothing is read, so a key mask costs what applies it alone."""
+    q, k, v = (make("meta", 2, n, 4, 16).detach().transpose(1, 2) for n in (33, 40, 40))
+    key_mask = make("meta", 2, 40, dtype=torch.bool)
+    parts = (Part(Kernels(skips_padding), None, None),)
+    for mask, forward, backward in (
+        (None, [], []),
+        (key_mask, around_forward, around_backward),
+    ):
+        call = Call(q, k, v, mask, None, 0.25, 0.0)
+        with Counted() as counted:
+            o, lse = execution.forward(call, parts)
+        assert [name.split(".")[0] for name in counted.names] == forward
+        with Counted() as counted:
+            execution.backward(call, parts, Upstream(o, lse, o, None))
+        assert [name.split(".")[0] for name in counted.names] == backward
+
+
+def test_padding_is_hidden_in_the_heads_that_run_alone():
+    """And not in those of all others, too."""
+    q, k, v = (make("meta", 2, n, 4, 16).detach().transpose(1, 2) for n in (33, 40, 40))
+    heads = torch.tensor([2], device="meta")
+    call = Call(q, k, v, make("meta", 2, 40, dtype=torch.bool), None, 0.25, 0.0)
+    with Counted() as counted:
+        execution.run_directly(call, Part(Kernels(False), heads, None))
+    names = [name.split(".")[0] for name in counted.names]
+    assert names == ["index_select"] * 3 + ["bitwise_not", "masked_fill", "masked_fill"]
