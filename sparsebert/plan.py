@@ -153,7 +153,7 @@ class AttentionPlan:
         """
         if torch.compiler.is_compiling():  # Dynamo runs this without looking into it
             _make_program(self, tiles, dense)
-            program: Program = getattr(self, f"{_SEEN_BY_DYNAMO}{tiles}_{dense}")
+            program: Program = getattr(self, _seen_by_dynamo(tiles, dense))
             return program
         found = self.programs.get((tiles, dense))
         return self.make_program(Routes(tiles, dense)) if found is None else found
@@ -241,16 +241,18 @@ class AttentionPlan:
         )
 
 
-_SEEN_BY_DYNAMO = "_program_"
-"""Begins the attributes of a plan with programs that torch.compile asked for.
+def _seen_by_dynamo(tiles: str, dense: str) -> str:
+    """The attribute of a plan with a program that torch.compile asked for.
 
-Dynamo reads an attribute when it comes to it, but a dict once: it would miss what is made later.
-"""
+    Dynamo reads an attribute when it comes to it, but a dict once: it would miss what is made
+    later.
+    """
+    return f"_program_{len(tiles)}_{tiles}_{dense}"  # no two pairs of names share one
 
 
 @constant_in_graphs
 def _make_program(plan: AttentionPlan, tiles: str, dense: str) -> None:
-    vars(plan)[f"{_SEEN_BY_DYNAMO}{tiles}_{dense}"] = plan.make_program(Routes(tiles, dense))
+    vars(plan)[_seen_by_dynamo(tiles, dense)] = plan.make_program(Routes(tiles, dense))
 
 
 def compile_plan(

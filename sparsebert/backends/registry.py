@@ -12,7 +12,7 @@ Its module holds a `base.Backend` called `BACKEND`.
 from __future__ import annotations
 
 import importlib
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -54,13 +54,17 @@ def register(
     """Add a backend, preferred to those that are there.
 
     Args:
-        name: what users write as `backend=`.
+        name: what users write as `backend=`, an identifier; its `BACKEND` has the same name.
         module: dotted name of the module with its `BACKEND`, imported when first needed.
         runs: "tiles" or "dense".
         devices: where "auto" takes it ("cpu", "cuda"); None means anywhere, () nowhere.
 
-    Raises ValueError for a name that is taken.
+    Raises ValueError for a name that is taken or no identifier, and for other `runs`.
     """
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"register: name must be an identifier, like 'my_backend', got {name!r}")
+    if runs not in get_args(Route):
+        raise ValueError(f"register: runs must be one of {get_args(Route)}, got {runs!r}")
     if name == AUTO or name in _entries:
         raise ValueError(f"register: there is a backend {name!r} already; choose another name")
     others = dict(_entries)
@@ -90,7 +94,14 @@ def get(name: str) -> Backend:
     """The backend, imported if that is not done yet."""
     backend = _loaded.get(name)
     if backend is None:
-        backend = _loaded[name] = importlib.import_module(_entries[name].module).BACKEND
+        module = _entries[name].module
+        backend = importlib.import_module(module).BACKEND
+        if backend.name != name:
+            raise ValueError(
+                f"backend {name!r}: {module}.BACKEND calls itself {backend.name!r}; register it "
+                "by that name"
+            )
+        _loaded[name] = backend
     return backend
 
 

@@ -136,15 +136,33 @@ def test_names_are_taken_once():
         sb.sparse_attention(*torch.randn(3, 1, 1, 4, 8), sb.patterns.star(4), backend="referense")
 
 
+def test_what_cannot_be_a_backend_is_refused():
+    for name in ("a+b", "my-backend", "", 3):
+        with pytest.raises(ValueError, match=r"register: name must be an identifier.*, got "):
+            registry.register(name, "new_backend")
+    with pytest.raises(ValueError, match=r"runs must be one of \('tiles', 'dense'\), got 'both'"):
+        registry.register("mine", "new_backend", runs="both")
+    registry.register("mine", "new_backend")
+    try:
+        inputs = torch.randn(3, 1, 1, 4, 8)
+        with pytest.raises(ValueError, match=r"'mine': new_backend\.BACKEND calls itself 'ref"):
+            sb.sparse_attention(*inputs, sb.patterns.star(4), backend="mine")
+    finally:
+        registry.unregister("mine")
+
+
 def test_no_backend_for_a_call_tells_each_ones_reason(monkeypatch):
     plan = sb.compile_plan(random_mask(2, 33, 40), target="cpu", objective="area")
-    torch_backend = registry.get("torch")
-    monkeypatch.setattr(type(torch_backend), "refuses", lambda self, kind: ["is on holiday"])
+    others = [name for name in registry.preferred("tiles", "cpu") if name != NAME]
+    for name in others:
+        backend = type(registry.get(name))
+        monkeypatch.setattr(backend, "refuses", lambda self, kind: ["is on holiday"])
     inputs = [torch.randn(1, 2, n, 8).bfloat16() for n in (33, 40, 40)]
     told = (
         r"no backend can run this call; 'reference' takes fp32 and fp64, got torch\.bfloat16; "
-        "convert the tensors; 'torch' is on holiday"
+        "convert the tensors" + "".join(f"; '{name}' is on holiday" for name in others)
     )
+    assert others
     with pytest.raises(ValueError, match=told):
         sb.sparse_attention(*inputs, plan)
 
