@@ -171,7 +171,9 @@ def write_page(folder: Path) -> Path:
 
 def main() -> None:
     """Measure all rows and write them; or only the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cost.compile_table", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--no-timing", action="store_true", help="leave the measured times out")
     parser.add_argument("--report", action="store_true", help="only make the page of the rows")

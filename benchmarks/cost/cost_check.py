@@ -8,6 +8,7 @@ took, and what was predicted. A choice is right if no route is faster by more th
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,9 @@ def summarise(rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     """Check the constants at hand and write the rows."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.cost.cost_check", description=(__doc__ or "").splitlines()[0]
+    ).parse_args()
     write_csv(RESULTS / "cost_check.csv", check(ROUNDS, THREADS))
 
 

@@ -209,7 +209,9 @@ def measure(rounds: int, thread_counts: Sequence[int]) -> list[MeasuredCall]:
 def main() -> None:
     """Measure, fit, check, report, and write."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.cost.fit_cost_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dry-run", action="store_true", help="do not write constants.json")
     parser.add_argument("--quick", action="store_true", help="one round only")

@@ -237,7 +237,10 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; the exit status says whether all compiles, fits and does not spill."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels.codegen_report",
+        description=(__doc__ or "").splitlines()[0],
+    )
     parser.add_argument("--arch", nargs="+", default=["sm90"], choices=list(codegen.TARGETS))
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))

@@ -222,7 +222,9 @@ def _in_interpreter() -> Steps:
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; exit status 0, 1 if a result was wrong, 2 without a GPU."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.kernels.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
     parser.add_argument("--one-case", action="store_true", help="a single small check")

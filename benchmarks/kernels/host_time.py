@@ -29,7 +29,9 @@ from sparsebert.reporting.timing import side_by_side
 
 def main() -> None:
     """Measure programs of one and of two tile heights, forward and backward."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels.host_time", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--repeats", type=int, default=500)
     repeats = parser.parse_args().repeats
     triton.runtime.driver.set_active(StubDriver())

@@ -209,7 +209,10 @@ def _large_call(case: LaunchEntry) -> Callable[[], object]:
 
 def main() -> int:
     """List or tune; the exit status is 2 where there is no GPU."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels.tune_kernels",
+        description=(__doc__ or "").splitlines()[0],
+    )
     parser.add_argument("--list", action="store_true", help="print what would be tried first")
     parser.add_argument("--arch", help="with --list: for which GPU (default: this one, or sm90)")
     parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=_KERNELS)
