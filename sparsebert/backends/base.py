@@ -113,6 +113,7 @@ class Backend(abc.ABC):
     def refuses(self, kind: CallKind) -> list[str]:
         """Every reason against running such a call, each to follow "it"; [] if it can.
 
+        It goes by `kind` alone: what "auto" chose is remembered for the next call of the kind.
         A reason says what came, and what to do: "needs CUDA tensors, got cpu; move them".
         """
         return []
@@ -151,6 +152,3 @@ class Backend(abc.ABC):
     def compose(self, call: Call, program: Any) -> Forward:
         """As `forward`, by operations for which torch has all rules; needs `composes`."""
         raise NotImplementedError(f"backend {self.name!r} has no composed operations")
-
-    def __reduce__(self) -> str:
-        return "BACKEND"  # of its module; plans hold backends, and are pickled

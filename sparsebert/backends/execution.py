@@ -8,6 +8,7 @@ Results lie in memory as [B, N, H, D], the order of HuggingFace models.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -161,13 +162,19 @@ def _joined(
     pieces: list[torch.Tensor], parts: tuple[Part, ...], heads: int, nothing: float
 ) -> torch.Tensor:
     """The results of all parts in one tensor of all heads; `nothing` fills those of no part."""
-    whole = next((piece for piece in pieces if piece.shape[1] == heads), None)
+    whole = next(
+        (y for y, part in zip(pieces, parts, strict=True) if part.backend.picks_heads), None
+    )
     if whole is None:
         batch, _, rows, *dim = pieces[0].shape
-        whole = pieces[0].new_full((batch, rows, heads, *dim), nothing).transpose(1, 2)
+        widest = functools.reduce(torch.promote_types, (piece.dtype for piece in pieces))
+        whole = pieces[0].new_full((batch, rows, heads, *dim), nothing, dtype=widest)
+        whole = whole.transpose(1, 2)
     for piece, part in zip(pieces, parts, strict=True):
-        if piece.shape[1] != heads:
+        if piece is not whole:
             assert part.heads is not None
+            if part.backend.picks_heads:
+                piece = piece.index_select(1, part.heads)
             whole.index_copy_(1, part.heads, piece.to(whole.dtype))
     return whole
 

@@ -58,7 +58,14 @@ class Program(NamedTuple):
     def to(self, device: torch.device | str) -> Program:
         """The same program with its tensors on `device`."""
         tensors = [_storable(x).to(device) for x in self.tensors]
-        return make_program(unflatten_parts(tensors, self.numbers, self.names))
+        return _from_flat(tensors, self.numbers, self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_flat, self.flat  # backends are the registry's, wherever this is read
+
+
+def _from_flat(tensors: list[torch.Tensor], numbers: list[int], names: str) -> Program:
+    return make_program(unflatten_parts(tensors, numbers, names))
 
 
 def make_program(parts: tuple[Part, ...]) -> Program:

@@ -44,6 +44,9 @@ _entries: dict[str, Entry] = {
     "dense": Entry("sparsebert.backends.dense", "dense"),
 }
 _loaded: dict[str, Backend] = {}
+_modules = {name: entry.module for name, entry in _entries.items()}
+"""Where the backend of each name that was ever registered is: plans may hold its programs."""
+
 auto_choices: dict[tuple[str, torch.dtype, int, bool], tuple[str, str]] = {}
 """What `routing` chose for calls with "auto", by `CallKind`; forgotten when backends change."""
 
@@ -59,7 +62,8 @@ def register(
         runs: "tiles" or "dense".
         devices: where "auto" takes it ("cpu", "cuda"); None means anywhere, () nowhere.
 
-    Raises ValueError for a name that is taken or no identifier, and for other `runs`.
+    Raises ValueError for a name that is taken, no identifier, or was another module's before, and
+    for other `runs`.
     """
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"register: name must be an identifier, like 'my_backend', got {name!r}")
@@ -67,6 +71,11 @@ def register(
         raise ValueError(f"register: runs must be one of {get_args(Route)}, got {runs!r}")
     if name == AUTO or name in _entries:
         raise ValueError(f"register: there is a backend {name!r} already; choose another name")
+    if _modules.setdefault(name, module) != module:
+        raise ValueError(
+            f"register: {name!r} was the backend of {_modules[name]!r} before, whose programs "
+            "plans may hold; choose another name"
+        )
     others = dict(_entries)
     _entries.clear()
     _entries.update({name: Entry(module, runs, devices), **others})
@@ -74,7 +83,7 @@ def register(
 
 
 def unregister(name: str) -> None:
-    """Forget a backend; plans that hold programs for it keep them."""
+    """Forget a backend; plans keep its programs, and run them when it is registered again."""
     del _entries[name]
     _loaded.pop(name, None)
     auto_choices.clear()
@@ -91,9 +100,16 @@ def entry(name: str) -> Entry:
 
 
 def get(name: str) -> Backend:
-    """The backend, imported if that is not done yet."""
+    """The backend, imported if that is not done yet.
+
+    Raises ValueError if there is none of this name, or its module's has another.
+    """
     backend = _loaded.get(name)
     if backend is None:
+        if name not in _entries:
+            raise ValueError(
+                f"there is no backend {name!r}; register it, as it was when what needs it was made"
+            )
         module = _entries[name].module
         backend = importlib.import_module(module).BACKEND
         if backend.name != name:
