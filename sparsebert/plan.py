@@ -131,10 +131,6 @@ class AttentionPlan:
             programs = {routes: program.to(device) for routes, program in made}
         return dataclasses.replace(self, device=device, programs=programs)
 
-    def without_programs(self) -> AttentionPlan:
-        """The same plan that runs nothing yet, and shares what was compiled."""
-        return dataclasses.replace(self, programs={})
-
     def buffers(self) -> Iterator[np.ndarray | torch.Tensor]:
         """The arrays and tensors that the plan keeps alive."""
         yield from self.schedule.buffers()
