@@ -54,7 +54,7 @@ def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
     if parts[0].heads is not None:
         o = _joined([o for o, _ in results], parts, heads, 0.0)
         lse = _joined([lse for _, lse in results], parts, heads, -math.inf)
-    return _memory_order(o), lse.contiguous()
+    return _laid_out(o), lse.contiguous()
 
 
 def compose(call: Call, parts: tuple[Part, ...]) -> Forward:
@@ -97,7 +97,7 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
             _joined(list(pieces), parts, heads, 0.0) for pieces in zip(*results, strict=True)
         )
     dk, dv = (_summed(x, call.k.shape[1]) for x in (dk, dv))
-    dq, dk, dv = (_memory_order(x.to(call.q.dtype)) for x in (dq, dk, dv))
+    dq, dk, dv = (_laid_out(x.to(call.q.dtype)) for x in (dq, dk, dv))
     if key_mask is not None and not all(part.backend.skips_padding for part in parts):
         hidden = ~key_mask[:, :, None, None]  # filled in the order of memory, which it keeps
         dk, dv = (x.transpose(1, 2).masked_fill(hidden, 0.0).transpose(1, 2) for x in (dk, dv))
@@ -185,6 +185,13 @@ def _summed(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
         return x
     summed: torch.Tensor = x.transpose(1, 2).unflatten(2, (kv_heads, -1)).sum(3)
     return summed.transpose(1, 2)
+
+
+def _laid_out(x: torch.Tensor) -> torch.Tensor:
+    """`_memory_order` of a result that is not traced; two views less where it is so already."""
+    _, heads, rows, dim = x.shape
+    in_order = x.stride() == (rows * heads * dim, dim, heads * dim, 1)
+    return x if in_order else _memory_order(x)
 
 
 def _memory_order(x: torch.Tensor) -> torch.Tensor:
