@@ -59,7 +59,11 @@ def main() -> None:
         figure, axes = plt.subplots(1, 2, figsize=(8, 4.3), layout="constrained")
         for axis, tiles, title in (
             (axes[0], blocks, f"blocks of {BLOCK}: {(blocks != NOT_COMPUTED).mean():.3f}"),
-            (axes[1], tile_map(plan), f"{plan.explain().per_head[0].cover}: {executed:.3f}"),
+            (
+                axes[1],
+                tile_map(plan.schedule),
+                f"{plan.explain().per_head[0].cover}: {executed:.3f}",
+            ),
         ):
             axis.imshow(tile_colours(tiles), interpolation="nearest")
             axis.set(xticks=[], yticks=[])

@@ -101,7 +101,7 @@ def draw_tiles(plans: Mapping[int, AttentionPlan], title: str, path: Path) -> No
         axis.set_axis_off()
     for axis, (label, plan, report) in zip(axes.flat, panels, strict=False):
         step = step_for(plan.q_len, plan.kv_len, 1024)
-        image = mean_cells(tile_colours(tile_map(plan, report.heads[0])), step)
+        image = mean_cells(tile_colours(tile_map(plan.schedule, report.heads[0])), step)
         drawing.draw_cells(axis, image, step, plan.q_len, plan.kv_len, most=1024)
         axis.set_title(
             f"{label}: {report.executed_fraction:.1%} of the scores computed\n"

@@ -222,12 +222,12 @@ class AttentionPlan:
     def _tiles_html(self) -> str:
         from sparsebert.compiler.plan_html import tiles_html
 
-        return tiles_html(self)
+        return tiles_html(self.schedule)
 
     def _repr_html_(self) -> str:
         from sparsebert.compiler.plan_html import plan_html
 
-        return plan_html(self)
+        return plan_html(self.schedule)
 
     def __repr__(self) -> str:
         return (

@@ -12,27 +12,27 @@ from sparsebert.tiles.images import tile_image
 
 if TYPE_CHECKING:
     from sparsebert.compiler.report import PlanReport
-    from sparsebert.plan import AttentionPlan
+    from sparsebert.compiler.schedule import Schedule
 
 _LARGEST = 4096 * 4096  # positions of a head whose tiles are drawn; larger ones show their mask
 
 
-def plan_html(plan: AttentionPlan) -> str:
+def plan_html(schedule: Schedule) -> str:
     """The plan's report, with its tiles as pictures."""
-    return report_html(plan.report, tiles_html(plan))
+    return report_html(schedule.report, tiles_html(schedule))
 
 
-def tiles_html(plan: AttentionPlan) -> str:
+def tiles_html(schedule: Schedule) -> str:
     """The tiles of the plan's different heads: colours are tiles, grey is computed in vain."""
-    heads = plan.report.per_head
+    mask, heads = schedule.mask, schedule.report.per_head
     dots = dots_of(len(heads))
     pictures = []
     for head in heads[:MOST_HEADS]:
         first = head.heads[0]
-        if plan.q_len * plan.kv_len > _LARGEST:
-            image = mask_image(plan.mask.bits[0, first], plan.kv_len, dots)
+        if mask.q_len * mask.kv_len > _LARGEST:
+            image = mask_image(mask.bits[0, first], mask.kv_len, dots)
         else:
-            image = tile_image(tile_map(plan, first), dots)
+            image = tile_image(tile_map(schedule, first), dots)
         text = f"{head.label}: {head.route}, {head.executed_fraction:.1%} computed"
         pictures.append(picture(image, text, dots))
     legend = "colours: tiles; grey: computed in vain; white: skipped"

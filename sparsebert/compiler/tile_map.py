@@ -10,11 +10,11 @@ import numpy.typing as npt
 from sparsebert.tiles.images import NOT_COMPUTED, WASTE
 
 if TYPE_CHECKING:
-    from sparsebert.plan import AttentionPlan
+    from sparsebert.compiler.schedule import Schedule
 
 
-def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:
-    """Which tile covers each position of one head: int32 [N, M].
+def tile_map(schedule: Schedule, head: int = 0) -> npt.NDArray[np.int32]:
+    """Which tile covers each position of one head of a plan's schedule: int32 [N, M].
 
     A position holds the number of the tile (0, 1, ... among the head's tiles, those with the most
     rows first) that covers it, `NOT_COMPUTED` where no tile has it, and `WASTE` where a tile
@@ -26,18 +26,18 @@ def tile_map(plan: AttentionPlan, head: int = 0) -> npt.NDArray[np.int32]:
 
     >>> import sparsebert as sb
     >>> plan = sb.compile_plan(sb.patterns.block_local(64, 32), objective="area", target="cpu")
-    >>> tile_map(plan)[[0, 0, 32, 63], [31, 32, 31, 63]].tolist()
+    >>> tile_map(plan.schedule)[[0, 0, 32, 63], [31, 32, 31, 63]].tolist()
     [0, -1, -1, 1]
     """
-    heads = len(plan.head_map)
+    heads = len(schedule.head_map)
     if not 0 <= head < heads:
         raise IndexError(f"tile_map: head {head} but the plan has {heads} head(s)")
-    distinct = int(plan.head_map[head])
-    if plan.dense_heads[distinct]:
-        allowed = plan.mask.head(head).dense()[0, 0].numpy()
+    distinct = int(schedule.head_map[head])
+    if schedule.dense_heads[distinct]:
+        allowed = schedule.mask.head(head).dense()[0, 0].numpy()
         return np.where(allowed, np.int32(0), np.int32(WASTE))
-    found = np.full((plan.mask.q_len, plan.mask.kv_len), NOT_COMPUTED, dtype=np.int32)
-    tiles = plan.tiles
+    found = np.full((schedule.mask.q_len, schedule.mask.kv_len), NOT_COMPUTED, dtype=np.int32)
+    tiles = schedule.tiles
     for number, tile in enumerate(np.flatnonzero(tiles.head == distinct).tolist()):
         slots, width = tiles.row_slots(tile), int(tiles.width[tile])
         rows = slots[slots >= 0]

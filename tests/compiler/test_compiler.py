@@ -265,12 +265,12 @@ def test_merged_rows_equal_the_reference(name: str, hide_keys: bool) -> None:
 def test_tile_map_shows_what_each_tile_covers() -> None:
     mask = patterns.strided(128, 11)
     plan = compile_plan(mask, objective="area", target="cpu")
-    shown = tile_map(plan)
+    shown = tile_map(plan.schedule)
     assert ((shown >= 0) == mask.dense()[0, 0].numpy()).all()
     assert set(np.unique(shown[shown >= 0])) == set(range(plan.tiles.num_tiles))
     computed = (shown != NOT_COMPUTED).mean()
     assert computed <= plan.explain().executed_fraction
-    dense = tile_map(compile_plan(patterns.random(64, 0.5), target="cpu"))
+    dense = tile_map(compile_plan(patterns.random(64, 0.5), target="cpu").schedule)
     assert set(np.unique(dense)) == {0, WASTE}
     with pytest.raises(IndexError, match="head 3"):
-        tile_map(plan, 3)
+        tile_map(plan.schedule, 3)

@@ -26,7 +26,7 @@ def test_a_report_shows_the_tiles() -> None:
         assert len(found) == 2 and "executed fraction" in text and "least area" in text
         for head, picture in enumerate(found):
             skipped = (picture[..., :3] == 1).all(axis=-1)
-            assert np.array_equal(skipped, tile_map(plan, head) == NOT_COMPUTED)
+            assert np.array_equal(skipped, tile_map(plan.schedule, head) == NOT_COMPUTED)
     assert pictures_of(plan.report._repr_html_()) == []
 
 
