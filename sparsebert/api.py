@@ -168,7 +168,8 @@ def _plan_of(mask: AttentionMask, q: torch.Tensor, k: torch.Tensor) -> Attention
             f"sparse_attention: plan is a mask of {mask.num_layers} layers; pass one of them, "
             "mask.layer(i)"
         )
-    request = request_for(mask, q.device, q.shape[3], q.shape[1])
+    heads, head_dim = int(q.shape[1]), int(q.shape[3])  # tensors under torch.jit.trace
+    request = request_for(mask, q.device, head_dim, heads)
     plan = plans.get(PlanKey.whole(request, q.device))
     if plan is None:
         check_fit(q, k, mask)  # before what may take long

@@ -82,7 +82,9 @@ class MaskPlans:
 
     def _begin(self, use: Use) -> AttentionPlan:
         """Find or make a plan, and hold on to it instead of the one that was used before."""
-        q_len, kv_len, device = use[:3]
+        q_len, kv_len, head_dim = map(int, (use[0], use[1], use[3]))  # tensors in torch.jit.trace
+        device, heads, threads = use[2], None if use[4] is None else int(use[4]), use[5]
+        use = q_len, kv_len, device, head_dim, heads, threads
         with self._lock:
             request, schedule = self._whole(use)
             key = PlanKey(request, q_len, kv_len, device)

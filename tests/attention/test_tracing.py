@@ -186,3 +186,21 @@ def test_traces_run_and_can_be_saved(name):
     key_mask[0, 30:] = False
     assert traced(q, k, v, key_mask).equal(module(q, k, v, key_mask))
     assert torch.jit.trace(module, (q, k, v))(q, k, v).equal(module(q, k, v))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("what", ["mask", "module", "model"])
+def test_traces_compile_the_masks_that_they_meet(what):
+    """Sizes are tensors while torch.jit.trace looks on, and plans are found by sizes."""
+    mask = sb.AttentionMask.from_dense(torch.rand(50, 50) < 0.3)
+    if what == "mask":
+        inputs = tuple(torch.randn(3, 2, 4, 50, 16))
+        run = lambda q, k, v: sb.sparse_attention(q, k, v, mask)  # noqa: E731
+    elif what == "module":
+        inputs, run = (torch.randn(2, 50, 16),), sb.SparseSelfAttention(16, 4, mask)
+    else:
+        inputs, model = (torch.randint(50, (2, 30)),), small_bert("auto")
+        run = lambda ids: model(ids).last_hidden_state  # noqa: E731
+    with torch.no_grad():
+        traced = torch.jit.trace(run, inputs, check_trace=False)
+        torch.testing.assert_close(traced(*inputs), run(*inputs))
