@@ -17,7 +17,10 @@ Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 def alone(call: Call) -> dict[str, float]:
-    """Milliseconds of a call at the 20, 50 and 80 % quantiles, as columns of a row."""
+    """Milliseconds of a call with a cold L2: its 20, 50 and 80 % quantiles, as columns of a row.
+
+    `do_bench` clears the cache before each call, and raises whatever the call raises.
+    """
     from triton.testing import do_bench
 
     found = do_bench(call, quantiles=[0.2, 0.5, 0.8])

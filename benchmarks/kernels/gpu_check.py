@@ -70,6 +70,7 @@ class Record:
         self.file = RowFile(path, origin=origin)
         self.rows: list[Row] = []
         self.earlier = self.file.of_this_run() if origin["tree"] == "clean" else []
+        self.file.append([])  # a folder that cannot be written to is an error now, not later
 
     def known(self) -> dict[tuple[Any, ...], Row]:
         """Cases that an earlier run with this file found right."""

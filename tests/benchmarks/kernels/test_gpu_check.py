@@ -145,6 +145,15 @@ def test_a_run_that_is_cut_short_loses_nothing_and_goes_on(tmp_path):
     assert [row["n"] for row in rows if row["check"] == "correct"] == [1, 2, 3, 4]
 
 
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_anything_runs(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        gpu_check.Record(tmp_path / "file" / "rows.jsonl", ORIGIN)
+    path = tmp_path / "new" / "rows.jsonl"
+    gpu_check.Record(path, ORIGIN)
+    assert path.read_text() == ""
+
+
 @pytest.mark.parametrize("change", [{"tree": "dirty"}, {"commit": "d"}, {"processor": "B"}])
 def test_only_rows_of_the_same_run_count_as_done(tmp_path, change):
     path = tmp_path / "rows.jsonl"
