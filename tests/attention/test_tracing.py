@@ -200,6 +200,7 @@ def test_traces_compile_the_masks_that_they_meet(what):
         inputs, run = (torch.randn(2, 50, 16),), sb.SparseSelfAttention(16, 4, mask)
     else:
         inputs, model = (torch.randint(50, (2, 30)),), small_bert("auto")
+        model.requires_grad_(False)  # a constant of the trace
         run = lambda ids: model(ids).last_hidden_state  # noqa: E731
     with torch.no_grad():
         traced = torch.jit.trace(run, inputs, check_trace=False)
