@@ -146,6 +146,7 @@ def test_programs_are_made_when_they_are_asked_for() -> None:
     moved = plan.crop(100).to("meta")
     assert moved.program_for(*ROUTES["auto"]).tensors[0].device == META
     assert plan.programs == {} and ROUTES["auto"] in moved.programs
+    assert len({id(program) for program in moved.programs.values()}) == 1
     assert plan.to("cpu") is plan and moved.to(META) is moved
 
 

@@ -7,7 +7,8 @@ import pickle
 import pytest
 import torch
 
-from sparsebert import patterns
+from sparsebert import patterns, sparse_attention
+from sparsebert.backends import registry
 from sparsebert.compiler import compile as compile_module
 from sparsebert.mask_plans import MaskPlans, plan_for, rows_for
 from sparsebert.masks import AttentionMask
@@ -40,6 +41,10 @@ def test_plans_are_made_for_each_length_and_kind_of_call_once() -> None:
     plans = MaskPlans(patterns.sliding_window(64, 3))
     plan = plan_for(plans, 40, 40, CPU)
     assert plans.get(40, 40, CPU) is plan
+    inputs = torch.randn(3, 1, 2, 40, 8)
+    for backend in registry.on_device("cpu") * 2:  # whose programs stand beside each other
+        sparse_attention(*inputs, plans.get(40, 40, CPU), backend=backend)
+    assert {(name, name) for name in registry.on_device("cpu")} <= set(plan.programs)
     others = [
         plans.get(40, 41, CPU),
         plans.get(41, 40, CPU),

@@ -6,7 +6,7 @@ import pickle
 import sys
 import types
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -80,6 +80,24 @@ def test_two_backends_that_pick_their_heads(name: str, padding: str, dropout_p: 
     run_and_check(
         q, k, v, plan.mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("auto",)
     )
+
+
+@pytest.mark.usefixtures("picky")
+def test_gradients_of_hidden_keys_are_none_of_a_backends_business(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A backend that reads padding may leave anything there."""
+    backward = Picky.backward
+
+    def leaves_garbage(self: Picky, call: Call, *rest: Any) -> Gradients:
+        dq, dk, dv = backward(self, call, *rest)
+        hidden = ~call.key_mask[:, None, :, None]
+        return dq, dk.masked_fill(hidden, torch.nan), dv.masked_fill(hidden, 7.0)
+
+    monkeypatch.setattr(Picky, "backward", leaves_garbage)
+    plan, key_mask = PLANS["tiles"](), make_key_mask("middle", 2, 40)
+    q, k, v = torch.randn(2, 4, 33, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    run_and_check(q, k, v, plan.mask, plan, key_mask=key_mask, dropout_p=0.0, backends=("picky",))
 
 
 @pytest.mark.usefixtures("picky")
