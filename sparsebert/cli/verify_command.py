@@ -55,7 +55,7 @@ def register(commands: Commands) -> None:
         "--backend",
         default="auto",
         metavar="NAME",
-        help="what runs the plan (default: its choice)",
+        help="what runs the plan; an unknown name lists them (default: its choice)",
     )
     verify.add_argument(
         "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)"
