@@ -31,7 +31,6 @@ class Routes(NamedTuple):
     dense: str
 
 
-@constant_in_graphs
 def choose(
     backend: str, device: str, dtype: torch.dtype, head_dim: int, composed: bool
 ) -> tuple[str, str]:
@@ -40,6 +39,17 @@ def choose(
     Raises ValueError, with every reason, if the backend that was named cannot run such a call, or
     none can; NotImplementedError if only its lack of composed operations is in the way.
     """
+    if torch.compiler.is_compiling():
+        chosen, unable, told = _choose_in_graph(backend, device, dtype, head_dim, composed)
+        if told:  # raised here, where Dynamo sees it: else callers would get an error of Dynamo's
+            raise NotImplementedError(told) if unable else ValueError(told)
+        return chosen
+    return _choose(backend, device, dtype, head_dim, composed)
+
+
+def _choose(
+    backend: str, device: str, dtype: torch.dtype, head_dim: int, composed: bool
+) -> tuple[str, str]:
     if backend == registry.AUTO:
         chosen = registry.auto_choices.get((device, dtype, head_dim, composed))
         if chosen is None:
@@ -51,6 +61,17 @@ def choose(
     if reasons:
         raise _refusal(backend, kind, reasons)
     return backend, backend
+
+
+@constant_in_graphs
+def _choose_in_graph(
+    backend: str, device: str, dtype: torch.dtype, head_dim: int, composed: bool
+) -> tuple[tuple[str, str], bool, str]:
+    """What `choose` finds outside of graphs; or why it refuses, True for NotImplementedError."""
+    try:
+        return _choose(backend, device, dtype, head_dim, composed), False, ""
+    except (ValueError, NotImplementedError) as error:
+        return ("", ""), isinstance(error, NotImplementedError), str(error)
 
 
 def reasons_against(name: str, kind: CallKind) -> list[str]:

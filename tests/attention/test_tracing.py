@@ -205,3 +205,13 @@ def test_traces_compile_the_masks_that_they_meet(what):
     with torch.no_grad():
         traced = torch.jit.trace(run, inputs, check_trace=False)
         torch.testing.assert_close(traced(*inputs), run(*inputs))
+
+
+def test_a_compiled_call_refuses_as_others_do(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    plan, inputs = PLANS["mixed"](), [torch.randn(2, h, n, 16) for h, n in ((4, 33), (2, 40))]
+    run = torch.compile(
+        lambda q, k: sb.sparse_attention(q, k, k, plan, backend="triton"), backend="eager"
+    )
+    with pytest.raises(ValueError, match="sparse_attention: backend 'triton' needs"):
+        run(*inputs)
