@@ -127,8 +127,9 @@ class AttentionPlan:
             device = torch.empty(0, device=device).device  # "cuda" is its current one
             if device == self.device:
                 return self
-            made = list(self.programs.items())
-            programs = {routes: program.to(device) for routes, program in made}
+            made = dict(self.programs)  # some of them are the same under two names
+            moved = {id(program): program.to(device) for program in made.values()}
+            programs = {routes: moved[id(program)] for routes, program in made.items()}
         return dataclasses.replace(self, device=device, programs=programs)
 
     def buffers(self) -> Iterator[np.ndarray | torch.Tensor]:

@@ -6,10 +6,14 @@ from torch.autograd import forward_ad
 
 import sparsebert as sb
 from sparsebert import dropout
+from sparsebert.backends import registry
 from tests.backends.cases import PLANS
 
 ABOVE_ROUNDING = 1e-11  # of chains of some hundred fp64 operations on values of size 1
-BACKENDS = ("auto", "torch", "dense")
+BACKENDS = (
+    registry.AUTO,
+    *(name for name in registry.composing() if name in registry.on_device("cpu")),
+)
 
 
 def case(name, dtype=torch.float64, batch=1):
