@@ -6,6 +6,7 @@ ones with `make test PYTEST_ARGS=--hypothesis-profile=search`.
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -29,6 +30,14 @@ if not torch.cuda.is_available():
 
 # Tests run two processes at a time; more threads only get in the way.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def _kernels_run_as_before() -> Iterator[None]:
+    """No test leaves another answer to whether Triton interprets; those after it would follow."""
+    before = os.environ.get("TRITON_INTERPRET")
+    yield
+    assert os.environ.get("TRITON_INTERPRET") == before
 
 
 @pytest.fixture(autouse=True)
