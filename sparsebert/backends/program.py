@@ -88,7 +88,7 @@ def unflatten_parts(
     parts = []
     for name in names.split(_SEPARATOR):
         backend = registry.get(name)
-        heads = next(remaining) if next(counts) else None
+        heads = _read_optional(remaining, counts)
         parts.append(Part(backend, heads, _layout(backend.Program).read(remaining, counts)))
     return tuple(parts)
 
@@ -148,9 +148,7 @@ def _make_layout(kind: Any) -> _Layout:
             lambda x, tensors, numbers: numbers.append(int(x)),
         )
     if isinstance(kind, types.UnionType) and set(kind.__args__) == {torch.Tensor, type(None)}:
-        return _Layout(
-            lambda tensors, numbers: next(tensors) if next(numbers) else None, _write_optional
-        )
+        return _Layout(_read_optional, _write_optional)
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,):
         return _many(_layout(typing.get_args(kind)[0]))
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
@@ -160,6 +158,10 @@ def _make_layout(kind: Any) -> _Layout:
         f"a backend's program holds a field of type {kind}; use tensors, tensors or None, int, "
         "bool, NamedTuples of these, and tuple[..., ...] of these"
     )
+
+
+def _read_optional(tensors: Tensors, numbers: Numbers) -> torch.Tensor | None:
+    return next(tensors) if next(numbers) else None
 
 
 def _write_optional(

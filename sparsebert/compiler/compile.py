@@ -84,17 +84,13 @@ def check_request(
             f"leave it out for the machine at hand; {about_targets(target)}"
         )
     target = machine_target() if target is None else target
-    name, heads = "compile_plan", mask.num_heads
-    calls = (
-        checks.integer(name, "head_dim", head_dim, 1),
-        checks.integer(name, "threads", torch.get_num_threads() if threads is None else threads, 1)
-        if target == "cpu"
-        else 1,
-        usual_copies(target, heads)
-        if copies is None
-        else checks.integer(name, "copies (batch x heads)", copies, heads),
-    )
-    return Request(mask, target, objective, calls)
+    name = "compile_plan"
+    head_dim = checks.integer(name, "head_dim", head_dim, 1)
+    if target == "cpu" and threads is not None:
+        threads = checks.integer(name, "threads", threads, 1)
+    if copies is not None:
+        copies = checks.integer(name, "copies (batch x heads)", copies, mask.num_heads)
+    return _complete(mask, target, objective, head_dim, threads, copies)
 
 
 def request_for(
@@ -104,12 +100,27 @@ def request_for(
 
     The batch is left open, so that not every new batch size compiles again.
     """
-    target = "cpu" if device.type == "cpu" else machine_target()
-    threads = torch.get_num_threads() if target == "cpu" else 1
-    copies = heads if device.type == "cpu" else None
+    if device.type == "cpu":
+        return _complete(mask, "cpu", "time", head_dim, None, heads)
+    return _complete(mask, machine_target(), "time", head_dim, None, None)
+
+
+def _complete(
+    mask: AttentionMask,
+    target: str,
+    objective: str,
+    head_dim: int,
+    threads: int | None,
+    copies: int | None,
+) -> Request:
+    """The request, with what is left open filled in; threads count on a CPU only."""
+    if target != "cpu":
+        threads = 1
+    elif threads is None:
+        threads = torch.get_num_threads()
     if copies is None:
         copies = usual_copies(target, mask.num_heads)
-    return Request(mask, target, "time", (head_dim, threads, copies))
+    return Request(mask, target, objective, (head_dim, threads, copies))
 
 
 def compile_schedule(request: Request) -> Schedule:
