@@ -1,0 +1,194 @@
+// The backward pass of groups of rows: dq of each row, and what it adds to dk and dv.
+//
+// With p = 2^(s - LSE), P the kept p times 1 / (1 - dropout), dp = g . v and
+// delta = g . o - grad_lse: ds = p * (kept dp - delta) * scale; dq += ds k, dk += ds q, dv += P g.
+#pragma once
+#include "group.h"
+
+namespace sb::SB_ISA {
+
+// What a group's rows bring along: LSE in base 2, and delta.
+struct RowTerms {
+  alignas(64) float lse[GROUP];
+  alignas(64) float delta[GROUP];
+  float score;  // factor of q . k in base 2
+  float scale;
+};
+
+// The tile of a group: dq of its rows, in w.o, and their parts of dk and dv.
+template <int DC>
+static void differentiate_tile(const Group& g, Work& w, const RowTerms& t, float* dk, float* dv) {
+  transpose_16(w.q, g.D, w.qt);
+  transpose_16(w.g, g.D, w.gt);
+  const vf zero = set1(0.f), score = set1(t.score), scale = set1(t.scale);
+  Columns tile = g.tile();
+  const int32_t* cols;
+  const uint16_t* words;
+  bool first = true;
+  while (const int n = tile.next(w, CHUNK, cols, words)) {
+    scores<DC>(w.qt, g.k, g.k_row, cols, n, g.D, w.s);
+    scores<DC>(w.gt, g.v, g.v_row, cols, n, g.D, w.ds);
+    for (int c = 0; c < n; c++) {
+      const uint32_t kept = g.drops ? g.kept(w, cols[c]) : 0;
+#pragma GCC unroll 4
+      for (int i = 0; i < GV; i++) {
+        float *s = w.s + c * GROUP + i * W, *ds = w.ds + c * GROUP + i * W;
+        vf p = exp2(fma(load(s), score, zero - load(t.lse + i * W)));
+        vf dp = load(ds);
+        vf weight = p;
+        if (g.drops) {
+          weight = keep(p * set1(g.factor), kept, i * W, zero);
+          dp = keep(dp * set1(g.factor), kept, i * W, zero);
+        }
+        // Selected and not multiplied by 0: what stands elsewhere may not be finite.
+        store(s, keep(weight, words[c], i * W, zero));
+        store(ds, keep(p * (dp - load(t.delta + i * W)) * scale, words[c], i * W, zero));
+      }
+    }
+    if (first)
+      weigh<DC, true>(w.ds, g.k, g.k_row, cols, n, g.D, w.o, g.live);
+    else
+      weigh<DC, false>(w.ds, g.k, g.k_row, cols, n, g.D, w.o, g.live);
+    spread<DC>(w.ds, w.q, cols, n, g.D, dk, g.live);
+    spread<DC>(w.s, w.g, cols, n, g.D, dv, g.live);
+    first = false;
+  }
+  if (first) clear(w.o, GROUP * g.D);
+}
+
+// Some single entries of row r; with dk = 0 only its dq.
+template <int DC>
+static inline void differentiate_entries(const Group& g, Work& w, const RowTerms& t, int r,
+                                         const int32_t* cols, int n, float* dk, float* dv) {
+  entry_scores<DC>(w.q + r * g.D, g.k, g.k_row, cols, n, g.D, w.e);
+  entry_scores<DC>(w.g + r * g.D, g.v, g.v_row, cols, n, g.D, w.de);
+  const vf zero = set1(0.f), lse = set1(t.lse[r]), delta = set1(t.delta[r]);
+  alignas(64) int32_t last[W] = {};
+  for (int i = 0; i < n; i += W) {
+    vf p = exp2(fma(load(w.e + i), set1(t.score), zero - lse)), dp = load(w.de + i), weight = p;
+    if (g.drops) {
+      const int32_t* from = cols + i;
+      if (i + W > n) from = (const int32_t*)memcpy(last, from, (n - i) * sizeof(int32_t));
+      const uint32_t kept = g.kept_of_row(r, from);
+      weight = keep(p * set1(g.factor), kept, 0, zero);
+      dp = keep(dp * set1(g.factor), kept, 0, zero);
+    }
+    store(w.e + i, weight);
+    store(w.de + i, p * (dp - delta) * set1(t.scale));
+  }
+  float* dq = w.o + r * g.D;
+  if (dk)
+    entry_spread<DC>(w.e, w.de, g.k, g.k_row, cols, n, g.D, w.q + r * g.D, w.g + r * g.D, dq, dk,
+                     dv);
+  else
+    entry_weigh<DC>(w.de, g.k, g.k_row, cols, n, g.D, dq, 1.f);
+}
+
+template <int DC>
+static void backward_group(const Task& t, int64_t index, Work& w, float* dk, float* dv) {
+  const SbCall& c = *t.call;
+  const Group g(t, index);
+  const int64_t size = bytes_of(c.dtype), first = (t.b * c.H + t.h) * c.N;
+  RowTerms terms;
+  terms.scale = (float)c.scale;
+  terms.score = (float)(c.scale * 1.4426950408889634);
+  for (int r = 0; r < GROUP; r++) {
+    float *q = w.q + r * g.D, *go = w.g + r * g.D;
+    if (r >= g.live) {
+      clear(q, g.D), clear(go, g.D);
+      terms.lse[r] = INF, terms.delta[r] = 0.f;
+      continue;
+    }
+    const int32_t row = g.rows[r];
+    load_row(row_of(c.q, size, t.b, t.h, row), c.dtype, (int)c.D, g.D, 1.f, q);
+    load_row(row_of(c.grad_o, size, t.b, t.h, row), c.dtype, (int)c.D, g.D, 1.f, go);
+    load_row(row_of(c.o, size, t.b, t.h, row), c.dtype, (int)c.D, g.D, 1.f, w.o);
+    vf sum = set1(0.f);
+    for (int d = 0; d < g.D; d += W) sum = fma(load(go + d), load(w.o + d), sum);
+    const float lse = c.lse[first + row];
+    terms.lse[r] = lse == -INF ? INF : lse * LOG2E;  // of a dead row: 2^(s - INF) = 0
+    terms.delta[r] = sum_of(sum) - (c.grad_lse ? c.grad_lse[first + row] : 0.f);
+  }
+  if (g.drops) g.list_rows(w);
+
+  // In a tile a row meets columns that are not its own: as 0 * what is there, which may be NaN.
+  const bool by_rows =
+      g.has_tile() && !(are_finite(w.q, g.live, g.D) && are_finite(w.g, g.live, g.D));
+  bool again = false;  // dq alone, for the same reason
+  if (g.has_tile() && !by_rows) {
+    differentiate_tile<DC>(g, w, terms, dk, dv);
+    again = !are_finite(w.o, g.live, g.D);
+  }
+  if (!g.has_tile() || by_rows || again) clear(w.o, GROUP * g.D);
+  if (by_rows || again)
+    for (int r = 0; r < g.live; r++) {
+      Columns tile = g.tile();
+      while (const int n = tile.next_of_row(w, r))
+        differentiate_entries<DC>(g, w, terms, r, w.cols, n, again ? nullptr : dk, dv);
+    }
+  if (g.has_entries())
+    for (int r = 0; r < g.live; r++) {
+      Columns entries = g.entries(r);
+      const int32_t* cols;
+      const uint16_t* none;
+      while (const int n = entries.next(w, ENTRIES, cols, none))
+        differentiate_entries<DC>(g, w, terms, r, cols, n, dk, dv);
+    }
+
+  if (g.plan.slot[index] >= 0) {
+    const int64_t floats = slot_floats(c.D);
+    float* to = t.slots + g.plan.slot[index] * floats;
+    for (int r = 0; r < g.live; r++) memcpy(to + r * floats, w.o + r * g.D, g.D * sizeof(float));
+    return;
+  }
+  for (int r = 0; r < g.live; r++)
+    store_row((void*)row_of(c.dq, size, t.b, t.h, g.rows[r]), c.dtype, (int)c.D, w.o + r * g.D,
+              1.f);
+}
+
+template <int DC>
+static void backward(const Task& t, int64_t from, int64_t to, void* memory, float* dk, float* dv) {
+  Work w(memory, t.call->D);
+  for (int64_t g = from; g < to; g++) backward_group<DC>(t, g, w, dk, dv);
+}
+
+// dq of the rows that several groups have.
+static void merge_dq(const Task& t) {
+  const SbCall& c = *t.call;
+  const HeadPlan& p = *t.plan;
+  const int64_t floats = slot_floats(c.D);
+  const int D = (int)padded(c.D);
+  alignas(64) float sum[256];
+  for (int64_t i = 0; i < p.merged; i++) {
+    clear(sum, D);
+    for (int32_t s = p.merged_start[i]; s < p.merged_start[i + 1]; s++) {
+      const float* part = t.slots + p.merged_slots[s] * floats;
+      for (int d = 0; d < D; d += W) store(sum + d, load(sum + d) + load(part + d));
+    }
+    store_row((void*)row_of(c.dq, bytes_of(c.dtype), t.b, t.h, p.merged_rows[i]), c.dtype,
+              (int)c.D, sum, 1.f);
+  }
+}
+
+static void write_gradients(const SbCall& c, int64_t b, int64_t head, int64_t from, int64_t to,
+                            const float* buffers, int64_t count) {
+  const int D = (int)padded(c.D);
+  const int64_t size = bytes_of(c.grad_dtype), all = c.M * D;
+  alignas(64) float sum[256];
+  for (int which = 0; which < 2; which++) {
+    const SbTensor& x = which ? c.dv : c.dk;
+    for (int64_t j = from; j < to; j++) {
+      const float* row = buffers + which * all + j * D;
+      if (count > 1) {
+        memcpy(sum, row, D * sizeof(float));
+        for (int64_t n = 1; n < count; n++)
+          for (int d = 0; d < D; d += W)
+            store(sum + d, load(sum + d) + load(row + n * 2 * all + d));
+        row = sum;
+      }
+      store_row((void*)row_of(x, size, b, head, j), c.grad_dtype, (int)c.D, row, 1.f);
+    }
+  }
+}
+
+}  // namespace sb::SB_ISA

@@ -1,0 +1,417 @@
+// Checks a call, chooses the instruction set, cuts the work into parts, runs them on torch's
+// threads. Compiled for the oldest processor that there may be.
+//
+// What a result is does not depend on the number of threads: groups of rows are independent of
+// each other in the forward pass, and dk and dv are added up in units and an order that the call
+// alone decides.
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "abi.h"
+#include "kernels.h"
+
+#ifndef SB_BUILD
+#define SB_BUILD ""
+#endif
+
+namespace sb {
+namespace {
+
+struct Isa {
+  const char* name;
+  const Kernels* (*kernels)(int64_t D, int64_t dtype);
+  bool bf16;
+};
+
+std::vector<Isa> find_isas() {
+  std::vector<Isa> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#ifdef SB_HAS_AVX512
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma")) {
+#ifdef SB_HAS_AVX512_BF16
+    if (__builtin_cpu_supports("avx512bf16"))
+      found.push_back({"avx512", avx512_bf16::kernels, true});
+    else
+#endif
+      found.push_back({"avx512", avx512::kernels, false});
+  }
+#endif
+#ifdef SB_HAS_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    found.push_back({"avx2", avx2::kernels, false});
+#endif
+#endif
+#ifdef SB_HAS_NEON
+  found.push_back({"neon", neon::kernels, false});
+#endif
+  found.push_back({"generic", generic::kernels, false});
+  return found;
+}
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> found = find_isas();
+  return found;
+}
+size_t in_use = 0;
+
+int64_t round_up(int64_t x) { return (x + 63) / 64 * 64; }
+int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+// A plan image, read.
+struct Plan {
+  const ImageHeader* header;
+  const HeadHeader* distinct;
+  std::vector<HeadPlan> heads;  // distinct ones
+  const int32_t *head_map, *listed;
+  int64_t count;  // heads that run
+
+  int64_t head(int64_t i) const { return listed ? listed[i] : i; }
+  const HeadPlan& plan(int64_t i) const { return heads[head_map ? head_map[i] : 0]; }
+};
+
+int64_t read_plan(const SbCall& c, Plan& p) {
+  const char* base = (const char*)c.plan;
+  p.header = (const ImageHeader*)base;
+  if (!base || c.plan_bytes < (int64_t)sizeof(ImageHeader)) return SB_WRONG_PLAN;
+  const ImageHeader& h = *p.header;
+  if (h.magic != IMAGE_MAGIC || h.version != SPARSEBERT_CPU_VERSION || h.bytes != c.plan_bytes ||
+      h.rows != c.N || h.columns != c.M)
+    return SB_WRONG_PLAN;
+  p.count = h.heads ? h.heads : c.H;
+  if (p.count > c.H || (h.heads && !h.listed && h.heads != c.H)) return SB_WRONG_PLAN;
+  p.distinct = (const HeadHeader*)(base + sizeof(ImageHeader));
+  p.head_map = h.heads ? (const int32_t*)(base + h.head_map) : nullptr;
+  p.listed = h.listed ? (const int32_t*)(base + h.listed) : nullptr;
+  if (p.listed && p.count && p.listed[p.count - 1] >= c.H) return SB_WRONG_PLAN;
+  for (int64_t u = 0; u < h.distinct; u++) {
+    const HeadHeader& d = p.distinct[u];
+    auto at = [&](int64_t offset) { return (const int32_t*)(base + offset); };
+    p.heads.push_back({d.groups, at(d.rows), at(d.tile_start), at(d.tile_cols),
+                       (const uint16_t*)(base + d.tile_words), at(d.entry_start),
+                       at(d.entry_cols), at(d.slot), d.slots, d.merged, at(d.merged_rows),
+                       at(d.merged_start), at(d.merged_slots), (const int64_t*)(base + d.cost),
+                       d.loads});
+  }
+  return SB_OK;
+}
+
+int64_t check(const SbCall& c, bool backward) {
+  if (c.version != SPARSEBERT_CPU_VERSION) return SB_WRONG_VERSION;
+  if (c.B < 0 || c.H < 1 || c.H_kv < 1 || c.H % c.H_kv || c.N < 1 || c.M < 1 || c.D < 1 ||
+      c.D > 256 || c.dtype < 0 || c.dtype > SB_FLOAT16 || c.grad_dtype < 0 ||
+      c.grad_dtype > SB_FLOAT16)
+    return SB_WRONG_CALL;
+  if (backward && c.grad_heads != c.H && c.grad_heads != c.H_kv) return SB_WRONG_CALL;
+  return SB_OK;
+}
+
+// A batch and head that runs, or in the backward pass all those of a key head, and its cost.
+struct Layout {
+  std::vector<int64_t> cost;   // before each head that runs; the sum of a batch at the end
+  std::vector<int64_t> slots;  // likewise, in floats
+  int64_t pairs;               // batch x heads that run
+};
+
+Layout lay_out(const SbCall& c, const Plan& p) {
+  Layout l;
+  l.cost.push_back(0), l.slots.push_back(0);
+  for (int64_t i = 0; i < p.count; i++) {
+    const HeadPlan& h = p.plan(i);
+    l.cost.push_back(l.cost.back() + std::max<int64_t>(1, h.cost[h.groups]));
+    l.slots.push_back(l.slots.back() + h.slots * slot_floats(c.D));
+  }
+  l.pairs = c.B * p.count;
+  return l;
+}
+
+// How k and v are read.
+enum Packing {
+  IN_PLACE,
+  BY_THREAD,  // each thread copies the rows of the key head that it works on
+  BEFORE,     // all are copied first, for there are too few key heads for the threads
+};
+
+struct Memory {  // parts of the scratch, in bytes
+  Packing packing;
+  int64_t threads;
+  int64_t work, pack, packed, slots, buffer, buffers;
+  int64_t pieces;  // into which a key head's work is cut in the backward pass
+  int64_t total;
+};
+
+constexpr int64_t FEW_LOADS = 6;  // of each row of k and v: below, copying does not pay
+constexpr int64_t LEAST_UNITS = 8;
+
+Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernels& k,
+                   bool backward) {
+  Memory m{};
+  int64_t loads = 0;
+  for (int64_t i = 0; i < p.count; i++) loads += p.plan(i).loads;
+  const bool dense_rows = c.k.row == padded(c.D) && c.v.row == padded(c.D);
+  const bool packs = k.packs_always ||
+                     (!dense_rows && loads * (backward ? 2 : 1) > FEW_LOADS * c.M * c.H_kv);
+  m.threads = std::max<int64_t>(1, std::min<int64_t>(c.threads, l.pairs * 64));
+  m.packing = !packs ? IN_PLACE
+              : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD : BEFORE;
+  m.work = round_up(k.work_bytes(c.D));
+  m.pack = packs ? round_up(2 * c.M * padded(c.D) * k.packed_bytes) : 0;
+  m.packed = m.packing == BEFORE ? m.pack * c.B * c.H_kv
+             : m.packing == BY_THREAD ? m.pack * m.threads : 0;
+  m.slots = round_up(l.slots.back() * c.B * (int64_t)sizeof(float));
+  if (backward) {
+    const int64_t units = c.B * std::min(c.grad_heads, p.count);
+    m.pieces = units ? std::max<int64_t>(1, up(LEAST_UNITS, units)) : 1;
+    m.buffer = round_up(2 * c.M * padded(c.D) * (int64_t)sizeof(float));
+    m.buffers = m.pieces == 1 ? m.threads : c.B * c.grad_heads * m.pieces;
+  }
+  m.total = m.work * m.threads + m.packed + m.slots + m.buffer * m.buffers + 64;
+  return m;
+}
+
+template <class F>
+void run(const SbCall& c, int64_t items, F f) {
+  if (items <= 0) return;
+  if (items == 1 || c.threads <= 1 || !c.parallel_for) {
+    for (int64_t i = 0; i < items; i++) f(i);
+    return;
+  }
+  c.parallel_for(0, items, 1, [](int64_t begin, int64_t end, void* context) {
+    for (int64_t i = begin; i < end; i++) (*(F*)context)(i);
+  }, &f);
+}
+
+// A call about to run: where everything is.
+struct Run {
+  const SbCall& c;
+  Plan plan;
+  Layout layout;
+  const Kernels* k;
+  Memory memory;
+  char *work, *packed, *buffers;
+  float* slots;
+
+  explicit Run(const SbCall& call) : c(call) {}
+
+  int64_t prepare(bool backward) {
+    if (int64_t wrong = check(c, backward)) return wrong;
+    if (int64_t wrong = read_plan(c, plan)) return wrong;
+    k = isas()[in_use].kernels(c.D, c.dtype);
+    layout = lay_out(c, plan);
+    memory = plan_memory(c, plan, layout, *k, backward);
+    return SB_OK;
+  }
+  int64_t place() {
+    if (c.scratch_bytes < memory.total || !c.scratch) return SB_NO_MEMORY;
+    char* p = (char*)(((uintptr_t)c.scratch + 63) / 64 * 64);
+    work = p, p += memory.work * memory.threads;
+    packed = p, p += memory.packed;
+    slots = (float*)p, p += memory.slots;
+    buffers = p;
+    return SB_OK;
+  }
+
+  Task task(int64_t b, int64_t i, char* pack) const {
+    const int64_t h = plan.head(i), h_kv = h / (c.H / c.H_kv);
+    Task t{&c, &plan.plan(i), b, h, h_kv, nullptr, nullptr, 0, 0, nullptr};
+    t.slots = slots + b * layout.slots.back() + layout.slots[i];
+    if (memory.packing == IN_PLACE) {
+      t.k = (const float*)c.k.data + b * c.k.batch + h_kv * c.k.head, t.k_row = c.k.row;
+      t.v = (const float*)c.v.data + b * c.v.batch + h_kv * c.v.head, t.v_row = c.v.row;
+    } else {
+      if (memory.packing == BEFORE) pack = packed + (b * c.H_kv + h_kv) * memory.pack;
+      t.k = pack, t.v = pack + memory.pack / 2;
+      t.k_row = t.v_row = padded(c.D);
+    }
+    return t;
+  }
+
+  void pack_before() {
+    constexpr int64_t ROWS = 256;
+    const int64_t per = up(c.M, ROWS);
+    if (memory.packing == BEFORE)
+      run(c, c.B * c.H_kv * per, [&](int64_t i) {
+        const int64_t b = i / per / c.H_kv, h = i / per % c.H_kv, from = i % per * ROWS;
+        char* to = packed + (b * c.H_kv + h) * memory.pack;
+        k->pack(c, b, h, from, std::min(c.M, from + ROWS), to, to + memory.pack / 2);
+      });
+  }
+  // Thread number `thread` gets k and v of a key head, if it has not got them already.
+  char* pack_for(int64_t thread, int64_t b, int64_t h_kv, int64_t& has) const {
+    char* to = packed + thread * memory.pack;
+    if (memory.packing == BY_THREAD && has != b * c.H_kv + h_kv) {
+      has = b * c.H_kv + h_kv;
+      k->pack(c, b, h_kv, 0, c.M, to, to + memory.pack / 2);
+    }
+    return to;
+  }
+
+  // f(pair, from, to) for groups of the pairs, of cost [begin, end) in all.
+  template <class F>
+  void groups_in(int64_t begin, int64_t end, F f) const {
+    const int64_t batch = layout.cost.back();
+    for (int64_t pair = 0; pair < layout.pairs; pair++) {
+      const int64_t i = pair % plan.count, first = pair / plan.count * batch + layout.cost[i];
+      const int64_t last = first + layout.cost[i + 1] - layout.cost[i];
+      if (first >= end) break;
+      if (last <= begin) continue;
+      const HeadPlan& h = plan.plan(i);
+      auto group = [&](int64_t cost) {
+        if (cost <= 0) return (int64_t)0;
+        return std::lower_bound(h.cost, h.cost + h.groups, cost) - h.cost;
+      };
+      const int64_t from = group(begin - first), to = last <= end ? h.groups : group(end - first);
+      if (from < to) f(pair, from, to);
+    }
+  }
+
+  void forward() {
+    pack_before();
+    const int64_t all = layout.cost.back() * c.B, threads = memory.threads;
+    run(c, threads, [&](int64_t thread) {
+      int64_t has = -1;
+      groups_in(all * thread / threads, all * (thread + 1) / threads,
+                [&](int64_t pair, int64_t from, int64_t to) {
+                  const int64_t b = pair / plan.count, i = pair % plan.count;
+                  const int64_t h_kv = plan.head(i) / (c.H / c.H_kv);
+                  char* pack = pack_for(thread, b, h_kv, has);
+                  k->forward(task(b, i, pack), from, to, work + thread * memory.work);
+                });
+    });
+    if (layout.slots.back())
+      run(c, layout.pairs, [&](int64_t pair) {
+        const Task t = task(pair / plan.count, pair % plan.count, packed);
+        if (t.plan->merged) k->merge(t);
+      });
+  }
+
+  // In units of a batch and head of dk and dv, cut into pieces where these are few.
+  struct Unit {
+    int64_t b, head, first, last, piece;  // heads that run: [first, last)
+    int64_t begin, end;                   // of the cost of its heads
+  };
+  std::vector<Unit> units() const {
+    std::vector<Unit> found;
+    const int64_t group = c.H / c.grad_heads;
+    for (int64_t b = 0; b < c.B; b++)
+      for (int64_t first = 0, last; first < plan.count; first = last) {
+        const int64_t head = plan.head(first) / group;
+        for (last = first; last < plan.count && plan.head(last) / group == head;) last++;
+        const int64_t cost = layout.cost[last] - layout.cost[first];
+        for (int64_t piece = 0; piece < memory.pieces; piece++)
+          found.push_back({b, head, first, last, piece, cost * piece / memory.pieces,
+                           cost * (piece + 1) / memory.pieces});
+      }
+    return found;
+  }
+  void backward() {
+    pack_before();
+    const std::vector<Unit> all = units();
+    std::vector<int64_t> before{0};
+    for (const Unit& u : all) before.push_back(before.back() + u.end - u.begin);
+    const int64_t threads = memory.threads, floats = c.M * padded(c.D);
+    run(c, threads, [&](int64_t thread) {
+      int64_t has = -1;
+      for (size_t n = 0; n < all.size(); n++) {
+        // A unit is the thread's in whose share its middle lies.
+        const int64_t middle = before[n] + before[n + 1];
+        if (std::min(threads - 1, middle * threads / std::max<int64_t>(1, 2 * before.back())) !=
+            thread)
+          continue;
+        const Unit& u = all[n];
+        char* to = buffers + memory.buffer * (memory.pieces == 1
+                                                  ? thread
+                                                  : (u.b * c.grad_heads + u.head) * memory.pieces +
+                                                        u.piece);
+        float* dk = (float*)to;
+        memset(dk, 0, 2 * floats * sizeof(float));
+        for (int64_t i = u.first; i < u.last; i++) {
+          const HeadPlan& h = plan.plan(i);
+          const int64_t first = layout.cost[i] - layout.cost[u.first];
+          const int64_t last = layout.cost[i + 1] - layout.cost[u.first];
+          if (first >= u.end || last <= u.begin) continue;
+          auto group = [&](int64_t cost) {
+            if (cost <= 0) return (int64_t)0;
+            return std::lower_bound(h.cost, h.cost + h.groups, cost) - h.cost;
+          };
+          const int64_t from = group(u.begin - first),
+                        end = last <= u.end ? h.groups : group(u.end - first);
+          const int64_t h_kv = plan.head(i) / (c.H / c.H_kv);
+          char* pack = pack_for(thread, u.b, h_kv, has);
+          k->backward(task(u.b, i, pack), from, end, work + thread * memory.work, dk,
+                      dk + floats);
+        }
+        if (memory.pieces == 1) k->write_gradients(c, u.b, u.head, 0, c.M, dk, 1);
+      }
+    });
+    if (memory.pieces > 1) sum_pieces(all);
+    if (layout.slots.back())
+      run(c, layout.pairs, [&](int64_t pair) {
+        const Task t = task(pair / plan.count, pair % plan.count, packed);
+        if (t.plan->merged) k->merge_dq(t);
+      });
+  }
+  void sum_pieces(const std::vector<Unit>& all) {
+    constexpr int64_t ROWS = 256;
+    const int64_t per = up(c.M, ROWS), heads = (int64_t)all.size() / memory.pieces;
+    run(c, heads * per, [&](int64_t n) {
+      const Unit& u = all[n / per * memory.pieces];
+      const int64_t from = n % per * ROWS;
+      const char* at = buffers + memory.buffer * (u.b * c.grad_heads + u.head) * memory.pieces;
+      k->write_gradients(c, u.b, u.head, from, std::min(c.M, from + ROWS), (const float*)at,
+                         memory.pieces);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace sb
+
+using namespace sb;
+
+#define SB_EXPORT extern "C" __attribute__((visibility("default")))
+
+SB_EXPORT int64_t sparsebert_cpu_version(void) { return SPARSEBERT_CPU_VERSION; }
+SB_EXPORT const char* sparsebert_cpu_build(void) { return SB_BUILD; }
+SB_EXPORT const char* sparsebert_cpu_isas(void) {
+  static const std::string names = [] {
+    std::string all;
+    for (const Isa& isa : isas()) all += (all.empty() ? "" : " ") + std::string(isa.name);
+    return all;
+  }();
+  return names.c_str();
+}
+SB_EXPORT int64_t sparsebert_cpu_use(const char* name) {
+  for (size_t i = 0; i < isas().size(); i++)
+    if (!strcmp(isas()[i].name, name)) {
+      in_use = i;
+      return SB_OK;
+    }
+  return SB_WRONG_CALL;
+}
+SB_EXPORT const char* sparsebert_cpu_features(void) { return isas()[in_use].bf16 ? "bf16" : ""; }
+
+SB_EXPORT int64_t sparsebert_cpu_scratch(const SbCall* call, int64_t backward) {
+  Run r(*call);
+  if (int64_t wrong = r.prepare(backward)) return -wrong;
+  return r.memory.total;
+}
+SB_EXPORT int64_t sparsebert_cpu_forward(const SbCall* call) {
+  Run r(*call);
+  if (int64_t wrong = r.prepare(false)) return wrong;
+  if (int64_t wrong = r.place()) return wrong;
+  r.forward();
+  return SB_OK;
+}
+SB_EXPORT int64_t sparsebert_cpu_backward(const SbCall* call) {
+  Run r(*call);
+  if (int64_t wrong = r.prepare(true)) return wrong;
+  if (int64_t wrong = r.place()) return wrong;
+  r.backward();
+  return SB_OK;
+}

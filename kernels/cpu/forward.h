@@ -1,0 +1,191 @@
+// The forward pass: o and LSE of groups of rows, and the merge of partial results.
+//
+// Scores are in base 2: scale * log2(e) is a factor of q. A row's maximum m, its sum l of
+// 2^(s - m) and its o = sum of 2^(s - m) v are brought up to date piece by piece.
+#pragma once
+#include "group.h"
+
+namespace sb::SB_ISA {
+
+// The tile of a group: m, l and o of its rows.
+template <int DC>
+static void attend_tile(const Group& g, Work& w) {
+  transpose_16(w.q, g.D, w.qt);
+  vf m[GV], l[GV];
+  for (int i = 0; i < GV; i++) m[i] = set1(-INF), l[i] = set1(0.f);
+  Columns tile = g.tile();
+  const int32_t* cols;
+  const uint16_t* words;
+  bool first = true;
+  while (const int n = tile.next(w, CHUNK, cols, words)) {
+    scores<DC>(w.qt, g.k, g.k_row, cols, n, g.D, w.s);
+    vf most[GV], base[GV];
+    for (int i = 0; i < GV; i++) most[i] = m[i];
+    for (int c = 0; c < n; c++)
+#pragma GCC unroll 4
+      for (int i = 0; i < GV; i++) {
+        float* s = w.s + c * GROUP + i * W;
+        vf x = keep(load(s), words[c], i * W, set1(-INF));
+        most[i] = max(most[i], x);
+        store(s, x);
+      }
+    for (int i = 0; i < GV; i++) base[i] = max(most[i], set1(LEAST));
+    if (!first) {
+      for (int i = 0; i < GV; i++) {
+        vf a = exp2(m[i] - base[i]);
+        l[i] = l[i] * a;
+        store(w.a + i * W, a);
+      }
+      for (int r = 0; r < g.live; r++)
+        for (int d = 0; d < g.D; d += W) {
+          float* o = w.o + r * g.D + d;
+          store(o, load(o) * set1(w.a[r]));
+        }
+    }
+    for (int c = 0; c < n; c++)
+#pragma GCC unroll 4
+      for (int i = 0; i < GV; i++) {
+        float* s = w.s + c * GROUP + i * W;
+        vf x = exp2(load(s) - base[i]);
+        l[i] = l[i] + x;
+        store(s, x);
+      }
+    if (g.drops)
+      for (int c = 0; c < n; c++) {
+        const uint32_t kept = g.kept(w, cols[c]);
+        for (int i = 0; i < GV; i++) {
+          float* s = w.s + c * GROUP + i * W;
+          store(s, keep(load(s), kept, i * W, set1(0.f)));
+        }
+      }
+    for (int i = 0; i < GV; i++) m[i] = most[i];
+    if (first)
+      weigh<DC, true>(w.s, g.v, g.v_row, cols, n, g.D, w.o, g.live);
+    else
+      weigh<DC, false>(w.s, g.v, g.v_row, cols, n, g.D, w.o, g.live);
+    first = false;
+  }
+  if (first) clear(w.o, GROUP * g.D);
+  for (int i = 0; i < GV; i++) store(w.m + i * W, m[i]), store(w.l + i * W, l[i]);
+}
+
+// Some single entries of row r: m, l and o brought up to date.
+template <int DC>
+static inline void attend_entries(const Group& g, Work& w, int r, const int32_t* cols, int n) {
+  entry_scores<DC>(w.q + r * g.D, g.k, g.k_row, cols, n, g.D, w.e);
+  const int whole = (n + W - 1) / W * W;
+  for (int i = n; i < whole; i++) w.e[i] = -INF;
+  vf most = load(w.e);
+  for (int i = W; i < whole; i += W) most = max(most, load(w.e + i));
+  const float m = w.m[r], l = w.l[r];
+  const float now = std::max(m, max_of(most)), base = std::max(now, LEAST);
+  vf sum = set1(0.f);
+  for (int i = 0; i < whole; i += W) {
+    vf x = exp2(load(w.e + i) - set1(base));
+    sum = sum + x;
+    store(w.e + i, x);
+  }
+  if (g.drops) {
+    alignas(64) int32_t last[W] = {};
+    for (int i = 0; i < whole; i += W) {
+      const int32_t* from = cols + i;
+      if (i + W > n) from = (const int32_t*)memcpy(last, from, (n - i) * sizeof(int32_t));
+      store(w.e + i, keep(load(w.e + i), g.kept_of_row(r, from), 0, set1(0.f)));
+    }
+  }
+  const float alpha = l == 0.f ? 0.f : exp2f(m - base);
+  w.l[r] = l * alpha + sum_of(sum);
+  w.m[r] = now;
+  entry_weigh<DC>(w.e, g.v, g.v_row, cols, n, g.D, w.o + r * g.D, alpha);
+}
+
+template <int DC>
+static void forward_group(const Task& t, int64_t index, Work& w) {
+  const SbCall& c = *t.call;
+  const Group g(t, index);
+  const int64_t size = bytes_of(c.dtype);
+  for (int r = 0; r < g.live; r++)
+    load_row(row_of(c.q, size, t.b, t.h, g.rows[r]), c.dtype, (int)c.D, g.D,
+             (float)(c.scale * 1.4426950408889634), w.q + r * g.D);
+  if (g.live < GROUP) clear(w.q + g.live * g.D, (GROUP - g.live) * g.D);
+  if (g.drops) g.list_rows(w);
+
+  bool by_rows = false;  // one after another, each with its own entries alone
+  if (g.has_tile()) {
+    attend_tile<DC>(g, w);
+    // A row that does not attend to a column has a probability of 0 for it, but 0 * NaN is NaN.
+    by_rows = !are_finite(w.o, g.live, g.D);
+  }
+  if (!g.has_tile() || by_rows) {
+    clear(w.o, GROUP * g.D);
+    for (int r = 0; r < GROUP; r++) w.m[r] = -INF, w.l[r] = 0.f;
+  }
+  if (by_rows)
+    for (int r = 0; r < g.live; r++) {
+      Columns tile = g.tile();
+      while (const int n = tile.next_of_row(w, r)) attend_entries<DC>(g, w, r, w.cols, n);
+    }
+  if (g.has_entries())
+    for (int r = 0; r < g.live; r++) {
+      Columns entries = g.entries(r);
+      const int32_t* cols;
+      const uint16_t* none;
+      while (const int n = entries.next(w, ENTRIES, cols, none))
+        attend_entries<DC>(g, w, r, cols, n);
+    }
+
+  if (g.plan.slot[index] >= 0) {
+    const int64_t floats = slot_floats(c.D);
+    float* to = t.slots + g.plan.slot[index] * floats;
+    for (int r = 0; r < g.live; r++, to += floats) {
+      memcpy(to, w.o + r * g.D, g.D * sizeof(float));
+      to[g.D] = w.m[r], to[g.D + 1] = w.l[r];
+    }
+    return;
+  }
+  float* lse = c.lse + (t.b * c.H + t.h) * c.N;
+  for (int r = 0; r < g.live; r++) {
+    const float l = w.l[r], inverse = l == 0.f ? 0.f : g.factor / l;
+    store_row((void*)row_of(c.o, size, t.b, t.h, g.rows[r]), c.dtype, (int)c.D, w.o + r * g.D,
+              inverse);
+    lse[g.rows[r]] = l == 0.f ? -INF : (w.m[r] + log2f(l)) * LN2;
+  }
+}
+
+template <int DC>
+static void forward(const Task& t, int64_t from, int64_t to, void* memory) {
+  Work w(memory, t.call->D);
+  for (int64_t g = from; g < to; g++) forward_group<DC>(t, g, w);
+}
+
+// o and LSE of the rows that several groups have.
+static void merge(const Task& t) {
+  const SbCall& c = *t.call;
+  const HeadPlan& p = *t.plan;
+  const int64_t floats = slot_floats(c.D);
+  const int D = (int)padded(c.D);
+  float* lse = c.lse + (t.b * c.H + t.h) * c.N;
+  const float factor = c.dropout_keys ? (float)c.dropout_factor : 1.f;
+  alignas(64) float o[256];
+  for (int64_t i = 0; i < p.merged; i++) {
+    const int32_t *begin = p.merged_slots + p.merged_start[i],
+                  *end = p.merged_slots + p.merged_start[i + 1];
+    float m = -INF, l = 0.f;
+    for (const int32_t* s = begin; s < end; s++) m = std::max(m, t.slots[*s * floats + D]);
+    const float base = std::max(m, LEAST);
+    clear(o, D);
+    for (const int32_t* s = begin; s < end; s++) {
+      const float* part = t.slots + *s * floats;
+      const float a = part[D + 1] == 0.f ? 0.f : exp2f(part[D] - base);
+      l += a * part[D + 1];
+      if (a != 0.f)  // what the others hold may not be finite
+        for (int d = 0; d < D; d += W) store(o + d, fma(set1(a), load(part + d), load(o + d)));
+    }
+    const int32_t row = p.merged_rows[i];
+    store_row((void*)row_of(c.o, bytes_of(c.dtype), t.b, t.h, row), c.dtype, (int)c.D, o,
+              l == 0.f ? 0.f : factor / l);
+    lse[row] = l == 0.f ? -INF : (m + log2f(l)) * LN2;
+  }
+}
+
+}  // namespace sb::SB_ISA

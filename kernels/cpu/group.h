@@ -1,0 +1,148 @@
+// What the passes share: the memory of one thread, and the columns of a group piece by piece.
+#pragma once
+#include <cmath>
+
+#include "entries.h"
+#include "kernels.h"
+
+namespace sb::SB_ISA {
+
+constexpr int CHUNK = 128;    // columns of a tile whose scores are held at once
+constexpr int ENTRIES = 512;  // single entries of a row likewise
+
+// The memory that one thread works in.
+struct Work {
+  float *q, *g;    // [16, D], rows of the group
+  float *qt, *gt;  // [D, 16]
+  float* o;        // [16, D], unnormalised; in the backward pass dq
+  float *s, *ds;   // [CHUNK, 16]
+  float *e, *de;   // [ENTRIES]
+  float *m, *l, *a;
+  int32_t* cols;   // [ENTRIES], columns that were picked
+  uint16_t* words; // [CHUNK]
+  uint32_t* rows;  // [16]
+
+  static int64_t bytes(int64_t D) {
+    return 4 * (5 * GROUP * padded(D) + 2 * CHUNK * GROUP + 2 * (ENTRIES + 64) + 3 * GROUP +
+                ENTRIES + 64 + GROUP) + 2 * CHUNK + 64;
+  }
+  Work(void* memory, int64_t D) {
+    float* p = (float*)memory;
+    const int64_t block = GROUP * padded(D);
+    auto take = [&](int64_t n) { float* from = p; p += n; return from; };
+    q = take(block), g = take(block), qt = take(block), gt = take(block), o = take(block);
+    s = take(CHUNK * GROUP), ds = take(CHUNK * GROUP);
+    e = take(ENTRIES + 64), de = take(ENTRIES + 64);
+    m = take(GROUP), l = take(GROUP), a = take(GROUP);
+    cols = (int32_t*)take(ENTRIES + 64), rows = (uint32_t*)take(GROUP);
+    words = (uint16_t*)p;
+  }
+};
+
+// Columns of a group, in pieces, without those that the key mask hides.
+struct Columns {
+  const int32_t* cols;
+  const uint16_t* words;  // 0 for single entries
+  int64_t at, end;
+  const uint8_t* visible;  // of the batch, [M], or 0
+
+  // The next piece: its columns and words, and how many there are; 0 at the end.
+  int next(Work& w, int most, const int32_t*& c, const uint16_t*& word) {
+    if (!visible) {
+      const int n = (int)std::min<int64_t>(most, end - at);
+      c = cols + at, word = words ? words + at : nullptr;
+      at += n;
+      return n;
+    }
+    int n = 0;
+    for (; at < end && n < most; at++)
+      if (visible[cols[at]]) {
+        w.cols[n] = cols[at];
+        if (words) w.words[n] = words[at];
+        n++;
+      }
+    c = w.cols, word = w.words;
+    return n;
+  }
+
+  // The next columns that row r of the group attends to.
+  int next_of_row(Work& w, int r) {
+    int n = 0;
+    for (; at < end && n < ENTRIES; at++)
+      if ((words[at] >> r & 1) && (!visible || visible[cols[at]])) w.cols[n++] = cols[at];
+    return n;
+  }
+};
+
+// A group of a task: its rows and columns, and where k and v are.
+struct Group {
+  const int32_t* rows;
+  int live;  // rows that it has
+  int D;     // padded
+  const float *k, *v;
+  int64_t k_row, v_row;
+  const uint8_t* visible;
+  const HeadPlan& plan;
+  int64_t index;
+  bool drops;
+  uint32_t head_key, threshold;
+  float factor;  // of what dropout keeps
+
+  Group(const Task& t, int64_t g) : plan(*t.plan), index(g) {
+    const SbCall& c = *t.call;
+    rows = plan.rows + g * GROUP;
+    for (live = 0; live < GROUP && rows[live] >= 0;) live++;
+    D = (int)padded(c.D);
+    k = (const float*)t.k, v = (const float*)t.v, k_row = t.k_row, v_row = t.v_row;
+    visible = c.key_mask ? c.key_mask + t.b * c.M : nullptr;
+    drops = c.dropout_keys != nullptr;
+    head_key = drops ? (uint32_t)c.dropout_keys[t.b * c.H + t.h] : 0;
+    threshold = (uint32_t)c.dropout_threshold;
+    factor = drops ? (float)c.dropout_factor : 1.f;
+  }
+  Columns tile() const {
+    return {plan.tile_cols, plan.tile_words, plan.tile_start[index], plan.tile_start[index + 1],
+            visible};
+  }
+  Columns entries(int r) const {
+    const int32_t* start = plan.entry_start + index * GROUP + r;
+    return {plan.entry_cols, nullptr, start[0], start[1], visible};
+  }
+  bool has_tile() const { return plan.tile_start[index + 1] > plan.tile_start[index]; }
+  bool has_entries() const {
+    const int32_t* start = plan.entry_start + index * GROUP;
+    return start[GROUP] > start[0];
+  }
+  void list_rows(Work& w) const {
+    for (int r = 0; r < GROUP; r++) w.rows[r] = (uint32_t)std::max(rows[r], 0);
+  }
+  // Which of the rows keep a column in dropout's draw: bit r of it.
+  uint32_t kept(const Work& w, int32_t column) const {
+    uint32_t word = 0;
+    for (int i = 0; i < GV; i++)
+      word |= is_kept(head_key, load_u32(w.rows + i * W), set1_u32((uint32_t)column), threshold)
+              << (i * W);
+    return word;
+  }
+  // Which of the W columns from `cols` on row r keeps.
+  uint32_t kept_of_row(int r, const int32_t* cols) const {
+    return is_kept(head_key, set1_u32((uint32_t)rows[r]), load_u32((const uint32_t*)cols),
+                   threshold);
+  }
+};
+
+// Whether all of n rows of D floats are finite.
+static inline bool are_finite(const float* x, int n, int D) {
+  vf sum = set1(0.f);
+  for (int64_t i = 0; i < (int64_t)n * D; i += W) sum = fma(load(x + i), set1(0.f), sum);
+  return sum_of(sum) == 0.f;
+}
+
+static inline void clear(float* x, int64_t n) { memset(x, 0, n * sizeof(float)); }
+
+static inline const char* row_of(const SbTensor& x, int64_t size, int64_t b, int64_t h,
+                                 int64_t row) {
+  return (const char*)x.data + (b * x.batch + h * x.head + row * x.row) * size;
+}
+
+}  // namespace sb::SB_ISA

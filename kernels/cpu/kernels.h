@@ -1,0 +1,81 @@
+// What the driver knows of an instruction set: one table of functions.
+#pragma once
+#include <cstddef>
+
+#include "abi.h"
+#include "plan.h"
+
+namespace sb {
+
+// The plan of one distinct head, found in the image.
+struct HeadPlan {
+  int64_t groups;
+  const int32_t* rows;
+  const int32_t* tile_start;
+  const int32_t* tile_cols;
+  const uint16_t* tile_words;
+  const int32_t* entry_start;
+  const int32_t* entry_cols;
+  const int32_t* slot;
+  int64_t slots;
+  int64_t merged;
+  const int32_t* merged_rows;
+  const int32_t* merged_start;
+  const int32_t* merged_slots;
+  const int64_t* cost;
+  int64_t loads;
+};
+
+// One batch and query head of a call.
+struct Task {
+  const SbCall* call;
+  const HeadPlan* plan;
+  int64_t b, h, h_kv;
+  const void *k, *v;       // rows of k and v: those of the call, or packed ones
+  int64_t k_row, v_row;    // elements from one row to the next
+  float* slots;            // partial results of its rows, see `slot_floats`
+};
+
+struct Kernels {
+  int64_t packed_bytes;  // of an element of packed k and v
+  bool packs_always;     // it cannot read the call's own k and v
+  // Bytes that one thread works in.
+  int64_t (*work_bytes)(int64_t D);
+  // Copy rows [from, to) of k and v of one batch and key head, padded; those that the key mask
+  // hides are left out.
+  void (*pack)(const SbCall&, int64_t b, int64_t h_kv, int64_t from, int64_t to, void* k, void* v);
+  // Groups [from, to): o and LSE, or partial results in slots.
+  void (*forward)(const Task&, int64_t from, int64_t to, void* work);
+  void (*merge)(const Task&);
+  // Groups [from, to): dq, or partial ones in slots; dk and dv, fp32 [M, padded D], are added to.
+  void (*backward)(const Task&, int64_t from, int64_t to, void* work, float* dk, float* dv);
+  void (*merge_dq)(const Task&);
+  // Rows [from, to) of dk and dv of one batch and head: the sum of `count` buffers, each of which
+  // has all of dk and then all of dv.
+  void (*write_gradients)(const SbCall&, int64_t b, int64_t head, int64_t from, int64_t to,
+                          const float* buffers, int64_t count);
+};
+
+static inline int64_t padded(int64_t D) { return (D + 15) / 16 * 16; }
+// o (not normalised), then the maximum and the sum of a partial result; or dq.
+static inline int64_t slot_floats(int64_t D) { return padded(D) + 16; }
+
+#define SB_DECLARE(isa) \
+  namespace isa {       \
+  const Kernels* kernels(int64_t D, int64_t dtype); \
+  }
+SB_DECLARE(generic)
+#ifdef SB_HAS_AVX512
+SB_DECLARE(avx512)
+#endif
+#ifdef SB_HAS_AVX512_BF16
+SB_DECLARE(avx512_bf16)
+#endif
+#ifdef SB_HAS_AVX2
+SB_DECLARE(avx2)
+#endif
+#ifdef SB_HAS_NEON
+SB_DECLARE(neon)
+#endif
+
+}  // namespace sb
