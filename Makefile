@@ -17,22 +17,23 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test test-isa check format bench bench-quick mutants kernels-report gpu clean distclean
+.PHONY: help demo learn test test-isa check format native native-if-possible \
+  bench bench-quick mutants kernels-report gpu clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) $(ENCODER)  ## run a real encoder on sparse masks, check it, time it -> out/demo/
+demo: $(INSTALLED) $(ENCODER) native-if-possible  ## run a real encoder on sparse masks, check it, time it -> out/demo/
 	$(BIN)/python -m sparsebert demo
 
-learn: $(INSTALLED)  ## learn a mask on Python's own text, compare it, report -> out/learn/
+learn: $(INSTALLED) native-if-possible  ## learn a mask on Python's own text, compare it, report -> out/learn/
 	$(BIN)/python -m sparsebert learn
 
-test: $(INSTALLED) $(ENCODER)  ## run the tests, JOBS=2 at a time
+test: $(INSTALLED) $(ENCODER) native-if-possible  ## run the tests, JOBS=2 at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-test-isa: $(INSTALLED) $(ENCODER)  ## run the numeric tests as on other processors, 1 and 2 threads
+test-isa: $(INSTALLED) $(ENCODER) native-if-possible  ## run the numeric tests as on other processors, 1 and 2 threads
 	$(BIN)/python tests/isa.py --jobs $(JOBS) $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, then the tests
@@ -45,11 +46,17 @@ format: $(INSTALLED)  ## rewrite the files in the project's format and fix what 
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## time attention and whole models on this machine, and report; 15 minutes
+native: $(BIN)/python  ## compile the native CPU kernels, if their sources changed
+	$(BIN)/python kernels/cpu/build.py
+
+native-if-possible: $(INSTALLED)
+	@$(BIN)/python kernels/cpu/build.py --if-possible
+
+bench: $(INSTALLED) native-if-possible  ## time attention and whole models on this machine, and report; 15 minutes
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks.end_to_end
 
-bench-quick: $(INSTALLED)  ## a look at attention's times on this machine, under a minute
+bench-quick: $(INSTALLED) native-if-possible  ## a look at attention's times on this machine, under a minute
 	$(BIN)/python -m benchmarks run --quick
 
 mutants: $(INSTALLED)  ## put small faults into a copy of the code: how many do the tests notice?

@@ -93,6 +93,7 @@ GROUPS = (
         ("kernels/*.py",),
         ("tests/kernels/test_*.py", "tests/benchmarks/kernels/test_codegen_report.py"),
     ),
+    Group("kernels", ("kernels/cpu/*.py",), ("tests/native/test_*.py",)),
     Group("dam", ("sparsebert/dam/*.py",), ("tests/dam/test_*.py",)),
     Group(
         "integrations",

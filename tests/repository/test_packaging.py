@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import shutil
@@ -23,7 +24,9 @@ MODULES = [
         if not module.name.startswith(("sparsebert.kernels", "sparsebert.__main__"))
     ),
 ]
-KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
+KERNELS = sorted(
+    path.relative_to(ROOT / "kernels").as_posix() for path in (ROOT / "kernels").rglob("*.py")
+)
 
 
 def python(code: str, cwd: Path, *path: Path) -> str:
@@ -147,13 +150,16 @@ def test_transformers_imports_beside_our_kernels_folder() -> None:
 def test_checkout_finds_the_kernels(file: str) -> None:
     from importlib.util import find_spec
 
-    spec = find_spec(f"sparsebert.kernels.{Path(file).stem}")
+    spec = find_spec("sparsebert.kernels." + ".".join(Path(file).with_suffix("").parts))
     assert spec is not None and spec.origin is not None
     assert Path(spec.origin) == ROOT / "kernels" / file
 
 
 def test_built_package_is_complete(tmp_path: Path) -> None:
-    """What `pip install .` would copy: all modules and data, the kernels, not the shim."""
+    """What `pip install .` would copy: all modules and data, the kernels, not the shim.
+
+    Nor a native library that lies in the checkout; tests/native/test_install.py builds it anew.
+    """
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
     source.mkdir()
@@ -163,10 +169,11 @@ def test_built_package_is_complete(tmp_path: Path) -> None:
         shutil.copytree(
             ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
         )
+    (source / "kernels" / "cpu" / "libsparsebert_cpu.so").touch()
     built = tmp_path / "built"
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build", f"--build-lib={built}"],
-        cwd=source, check=True, capture_output=True,
+        cwd=source, env={**os.environ, "SPARSEBERT_NATIVE": "0"}, check=True, capture_output=True,
     )  # fmt: skip
 
     shim = Path("sparsebert/kernels/__init__.py")
@@ -193,7 +200,10 @@ def test_source_archive_is_complete(tmp_path: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__", ".*")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     expected = {
-        path.relative_to(source) for name in folders for path in source.glob(f"{name}/**/*.*")
+        path.relative_to(source)
+        for name in (*folders, "kernels")
+        for path in source.glob(f"{name}/**/*.*")
+        if path.suffix != ".so"
     }
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "sdist", "--formats=tar"],

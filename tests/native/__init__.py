@@ -1,0 +1,1 @@
+"""The native CPU library: how it is built, found, checked and installed."""
