@@ -35,8 +35,10 @@ INSTALL_A_COMPILER = (
 
 _COMMON = (
     "-O3", "-fPIC", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-    "-Wall", "-Wextra",
 )  # fmt: skip
+_STRICT = ("-Wall", "-Wextra", "-Werror")
+# GCC's own headers set these off, by the thousand, wherever they are used for AVX-512.
+_FALSE_ALARMS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (
     "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c",
@@ -57,7 +59,7 @@ class Unit(NamedTuple):
 UNITS: dict[str, tuple[Unit, ...]] = {
     "x86_64": (
         Unit("attention.cpp", "avx512", _AVX512),
-        Unit("attention_bf16.cpp", "avx512bf16", (*_AVX512, "-mavx512bf16")),
+        Unit("attention_bf16.cpp", "avx512_bf16", (*_AVX512, "-mavx512bf16")),
         Unit("attention.cpp", "avx2", _AVX2),
         Unit("attention.cpp", "generic"),
     ),
@@ -238,36 +240,43 @@ def build(
     names = tuple(unit.isa for unit in units)
     if not (force or strict) and _is_made_of(out, about):
         return Built(out, compiler.name, names, left_out, 0.0)
-    common = [*compiler.command, *_COMMON, *(["-Werror"] if strict else [])]
-    runtime = ["-static-libgcc", "-static-libstdc++"]
+    extra = [*(_STRICT if strict else ())]
+    # C++'s own library stays shared: torch loads it anyway, and a copy of this system's would need
+    # its glibc, however old the rest of the code is content with.
+    runtime = []
     if sanitize:
         checks = f"-fsanitize={','.join(sanitize)}"
-        common += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", checks]
+        extra += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", checks]
         runtime = [checks, *(["-shared-libsan"] if "clang" in compiler.name else [])]
-    driver = [_DRIVER, f'-DSB_BUILD="{about}"', *(f"-DSB_HAS_{n.upper()}" for n in names)]
-    # Hidden names are called directly; the driver's are those that _EXPORTS lets out.
-    # Of an inline function that several units hold the linker keeps the first one: that of the
-    # least set, else what an old processor calls could be code for a newer one.
-    rest = [
-        [u.source, f"-DSB_ISA={u.isa}", "-fvisibility=hidden", *u.flags] for u in reversed(units)
-    ]
     with tempfile.TemporaryDirectory(prefix="sparsebert-native-") as name:
         folder = Path(name)
         commands = [
-            [*common, *unit, "-c", "-o", str(folder / f"{place}.o")]
-            for place, unit in enumerate([driver, *rest])
+            [*compiler.command, *_COMMON, *extra, *flags, "-c", "-o", str(folder / f"{place}.o")]
+            for place, flags in enumerate(_compilations(compiler, units, about))
         ]
         with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
-            said = list(pool.map(_run, commands))
+            list(pool.map(_run, commands))
         exports, linked = folder / "exports", folder / LIBRARY
         exports.write_text(_EXPORTS, encoding="utf-8")
         objects = [command[-1] for command in commands]
         script = f"-Wl,--version-script={exports}"
-        link = [*compiler.command, "-shared", *runtime, script, "-o", str(linked), *objects]
-        said.append(_run(link))
+        _run([*compiler.command, "-shared", *runtime, script, "-o", str(linked), *objects])
         _write(out, sealed(linked.read_bytes()))
-    print("".join(said), end="", file=sys.stderr)
     return Built(out, compiler.name, names, left_out, time.monotonic() - began)
+
+
+def _compilations(compiler: Compiler, units: Sequence[Unit], about: str) -> list[list[str]]:
+    """Source and flags of each, in the order of linking: the driver, then the least set first.
+
+    Of an inline function that several of them hold the linker keeps the first one; another order
+    could make old processors call what was compiled for newer ones.
+    """
+    found = [[_DRIVER, f'-DSB_BUILD="{about}"', *(f"-DSB_HAS_{u.isa.upper()}" for u in units)]]
+    quiet = _FALSE_ALARMS if compiler.knows(_FALSE_ALARMS) else ()
+    for unit in reversed(units):
+        flags = [unit.source, f"-DSB_ISA={unit.isa}", "-fvisibility=hidden", *unit.flags]
+        found.append([*flags, *(quiet if unit.isa.startswith("avx512") else ())])
+    return found
 
 
 def _is_made_of(library: Path, about: str) -> bool:

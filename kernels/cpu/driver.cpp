@@ -4,6 +4,10 @@
 // What a result is does not depend on the number of threads: groups of rows are independent of
 // each other in the forward pass, and dk and dv are added up in units and an order that the call
 // alone decides.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -25,6 +29,20 @@ struct Isa {
   bool bf16;
 };
 
+#if defined(__x86_64__)
+// __builtin_cpu_supports does not know these two in Clang and GCC of a few years ago.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#ifdef SB_HAS_AVX512_BF16
+bool has_avx512_bf16() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+#endif
+#endif
+
 std::vector<Isa> find_isas() {
   std::vector<Isa> found;
 #if defined(__x86_64__)
@@ -34,7 +52,7 @@ std::vector<Isa> find_isas() {
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("fma")) {
 #ifdef SB_HAS_AVX512_BF16
-    if (__builtin_cpu_supports("avx512bf16"))
+    if (has_avx512_bf16())
       found.push_back({"avx512", avx512_bf16::kernels, true});
     else
 #endif
@@ -42,8 +60,7 @@ std::vector<Isa> find_isas() {
   }
 #endif
 #ifdef SB_HAS_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
     found.push_back({"avx2", avx2::kernels, false});
 #endif
 #endif

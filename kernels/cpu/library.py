@@ -14,6 +14,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch  # before the library is loaded, which shares C++'s own library with it
+
 from .build import FOLDER, INSTALL_A_COMPILER, LIBRARY, is_sealed, source_hash
 
 VERSION = 1  # SPARSEBERT_CPU_VERSION in abi.h
@@ -151,8 +153,6 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 def _parallel_for() -> int:
     """The address of the function by which torch's own threads run work."""
-    import torch
-
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         function = ctypes.CDLL(str(path)).torch_parallel_for

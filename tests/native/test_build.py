@@ -81,8 +81,8 @@ def test_a_set_that_the_compiler_does_not_know_is_left_out(
         pytest.skip(f"needs a compiler for x86-64, not for {target}")
     cxx = fake_compiler(tmp_path / "old", target, refused="-mavx512bf16")
     built = build.build(out, cxx=cxx)
-    assert (built.isas, built.left_out) == (("avx512", "avx2", "generic"), ("avx512bf16",))
-    assert "avx512 avx2 generic, without avx512bf16; by " in str(built)
+    assert (built.isas, built.left_out) == (("avx512", "avx2", "generic"), ("avx512_bf16",))
+    assert "avx512 avx2 generic, without avx512_bf16; by " in str(built)
 
 
 def test_only_the_interface_is_let_out(folder: Path, out: Path) -> None:
@@ -149,12 +149,11 @@ def test_a_build_that_fails_leaves_the_library_as_it_was(folder: Path, out: Path
     assert out.read_bytes() == before and list(out.parent.iterdir()) == [out]
 
 
-def test_warnings_are_errors_if_asked(folder: Path, out: Path, capfd: Output) -> None:
+def test_warnings_are_errors_if_asked(folder: Path, out: Path) -> None:
     """Not in a user's installation, whose compiler may know more of them."""
     with (folder / "attention.cpp").open("a", encoding="utf-8") as file:
         file.write("static int unused;\n")
     build.build(out)
-    assert "unused" in capfd.readouterr().err
     with pytest.raises(build.BuildError, match="unused"):
         build.build(out, strict=True)
 
