@@ -93,7 +93,11 @@ GROUPS = (
         ("kernels/*.py",),
         ("tests/kernels/test_*.py", "tests/benchmarks/kernels/test_codegen_report.py"),
     ),
-    Group("kernels", ("kernels/cpu/*.py",), ("tests/native/test_*.py",)),
+    Group(
+        "kernels",
+        ("kernels/cpu/*.py",),
+        ("tests/native/test_build.py", "tests/native/test_library.py"),
+    ),
     Group("dam", ("sparsebert/dam/*.py",), ("tests/dam/test_*.py",)),
     Group(
         "integrations",

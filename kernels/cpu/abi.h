@@ -56,7 +56,7 @@ struct SbCall {
 int64_t sparsebert_cpu_version(void);
 
 // What this library was built of and by, as "key=value" pairs with "; " between them:
-// "sources=<first 16 digits of their SHA-256>; compiler=<name and version>".
+// "sources=<first 16 digits of their SHA-256>; compiler=<name and version>; target=<of the code>".
 const char* sparsebert_cpu_build(void);
 
 // The instruction sets that the library has and this processor can run, best first, with spaces

@@ -231,7 +231,7 @@ def build(
             f"no instruction set {unknown[0]!r} for {compiler.target}; it has {known}"
         )
     units = [unit for unit in all_units if not isas or unit.isa in isas]
-    about = f"sources={source_hash(FOLDER)}; compiler={compiler.name}"
+    about = f"sources={source_hash(FOLDER)}; compiler={compiler.name}; target={compiler.target}"
     about += f"; isas={' '.join(unit.isa for unit in units)}" if isas else ""
     about += f"; sanitize={' '.join(sanitize)}" if sanitize else ""
 

@@ -45,7 +45,7 @@ class Native:
         isas: the instruction sets that it has and this processor can run, best first.
         isa: the one in use.
         features: what that one has beside: "bf16".
-        build: what the library was built of and by: "sources", "compiler".
+        build: what the library was built of, by and for: "sources", "compiler", "target".
         parallel_for: the address of torch's `torch_parallel_for`.
     """
 

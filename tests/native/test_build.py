@@ -51,6 +51,7 @@ def test_a_build_says_what_it_is_of(folder: Path, out: Path) -> None:
     content = out.read_bytes()
     assert build.is_sealed(content)
     about = f"sources={build.source_hash(folder)}; compiler={compiler.name}"
+    about += f"; target={compiler.target}"
     assert about.encode() + b"\0" in content
     assert built.path == out and built.compiler == compiler.name and built.seconds > 0
     assert list(out.parent.iterdir()) == [out]
