@@ -16,9 +16,8 @@ from sparsebert.arguments import as_number, check_call, check_fit, check_tensors
 from sparsebert.backends import execution, routing
 from sparsebert.backends.base import Call
 from sparsebert.backends.program import Program
-from sparsebert.compiler.compile import request_for
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, plan_on
+from sparsebert.plan import AttentionPlan, plan_on, request_for
 from sparsebert.plan_cache import PlanKey, plans
 from sparsebert.support.tensors import is_transformed
 

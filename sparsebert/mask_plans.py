@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from sparsebert import plan_cache
-from sparsebert.compiler.compile import request_for
 from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, plan_on
+from sparsebert.plan import AttentionPlan, plan_on, request_for
 from sparsebert.plan_cache import CPU, PlanKey
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.untraced import constant_in_graphs, untraced

@@ -21,9 +21,10 @@ from sparsebert.backends.routing import Routes
 from sparsebert.compiler.compile import (
     Request,
     check_request,
+    check_target,
     compile_schedule,
+    complete,
     crop_schedule,
-    request_for,
 )
 from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.compiler.plan_file import load_plan, save_plan
@@ -114,7 +115,8 @@ class AttentionPlan:
     def fingerprint(self) -> str:
         """Identifies the mask and everything that shaped the plan."""
         calls = f"d{self.report.head_dim}-t{self.report.threads}-c{self.report.copies}"
-        return f"{self.mask.fingerprint}-{self.target}-{self.objective}-{calls}"
+        made_for = "-".join(filter(None, (self.target, self.report.backend, self.report.isa)))
+        return f"{self.mask.fingerprint}-{made_for}-{self.objective}-{calls}"
 
     @property
     def transposed(self) -> TileSet:
@@ -284,7 +286,47 @@ def compile_plan(
     >>> plan.dense().equal(sb.patterns.sliding_window(256, window=8).dense()[0])
     True
     """
-    return plan_on(check_request(mask, target, objective, head_dim, threads, copies), CPU)
+    return compile_for_backend(
+        mask,
+        None,
+        target=target,
+        objective=objective,
+        head_dim=head_dim,
+        threads=threads,
+        copies=copies,
+    )
+
+
+def compile_for_backend(
+    mask: AttentionMask,
+    backend: str | None,
+    *,
+    target: str | None = None,
+    objective: str = "time",
+    head_dim: int = DEFAULT_HEAD_DIM,
+    threads: int | None = None,
+    copies: int | None = None,
+) -> AttentionPlan:
+    """`compile_plan` for a backend with constants for the target, see `tile_backends`.
+
+    None means the one that runs calls with "auto", see `routing.planned_for`.
+    """
+    target = check_target(target)
+    backend = routing.planned_for(target) if backend is None else backend
+    request = check_request(mask, target, objective, head_dim, threads, copies, backend)
+    return plan_on(request, CPU)
+
+
+def request_for(
+    mask: AttentionMask, device: torch.device, head_dim: int, heads: int | None
+) -> Request:
+    """The request for calls on `device`, whatever other machine may be at hand.
+
+    The batch is left open, so that not every new batch size compiles again.
+    """
+    target = "cpu" if device.type == "cpu" else check_target(None)
+    copies = heads if target == "cpu" else None
+    return complete(mask, target, "time", head_dim, None, copies, routing.planned_for(target))
 
 
 def compile_for(

@@ -131,6 +131,7 @@ class CheckedFile:
         error: what `read` raises.
         remedy: ends its errors.
         oldest: version that is read.
+        since: the version from which on files have an array, of arrays that older ones have not.
         framework: "numpy" or "pt", what `read` makes of the arrays.
         sums_inside: as mask files have them: the header's sum is one of its fields, over the
             others, and the arrays' is over their bytes alone, not their names and shapes.
@@ -159,6 +160,7 @@ class CheckedFile:
     error: type[ValueError] = ValueError
     remedy: str = ""
     oldest: int = 1
+    since: Mapping[str, int] = dataclasses.field(default_factory=dict)
     framework: str = "numpy"
     sums_inside: bool = False
     before_sums: bool = False
@@ -197,8 +199,9 @@ class CheckedFile:
             with open(path, "rb"), safe_open(os.fspath(path), framework=self.framework) as file:
                 header = self._header(path, file.metadata() or {})
                 names = file.keys()
-                self._check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
-                arrays = {name: file.get_tensor(name) for name in self.arrays}
+                types = {name: file.get_slice(name).get_dtype() for name in names}
+                self._check_types(path, types, header["version"])
+                arrays = {name: file.get_tensor(name) for name in types}
         except SafetensorError as error:
             what = _why_refused(path, self.name, error)
             raise self.wrong(path, what) from error
@@ -261,13 +264,16 @@ class CheckedFile:
             raise self.wrong(path, "is altered: the header does not match its SHA-256 sum")
         return header
 
-    def _check_types(self, path: str | os.PathLike[str], types: dict[str, str]) -> None:
-        if types.keys() != self.arrays.keys():
-            named = ", ".join(map(repr, sorted(self.arrays)))
+    def _check_types(
+        self, path: str | os.PathLike[str], types: dict[str, str], version: int
+    ) -> None:
+        known = {n: of for n, of in self.arrays.items() if self.since.get(n, 1) <= version}
+        if types.keys() != known.keys():
+            named = ", ".join(map(repr, sorted(known)))
             raise self.wrong(
                 path, f"is malformed: it holds the tensors {sorted(types)}, not just {named}"
             )
-        for name, allowed in self.arrays.items():
+        for name, allowed in known.items():
             if types[name] not in allowed:
                 wanted = " or ".join(allowed)
                 raise self.wrong(

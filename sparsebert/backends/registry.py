@@ -49,6 +49,8 @@ _modules = {name: entry.module for name, entry in _entries.items()}
 
 auto_choices: dict[tuple[str, torch.dtype, int, bool], tuple[str, str]] = {}
 """What `routing` chose for calls with "auto", by `CallKind`; forgotten when backends change."""
+planned: dict[str, str] = {}
+"""What `routing` found plans to be made for, by target; likewise."""
 
 
 def register(
@@ -80,6 +82,7 @@ def register(
     _entries.clear()
     _entries.update({name: Entry(module, runs, devices), **others})
     auto_choices.clear()
+    planned.clear()
 
 
 def unregister(name: str) -> None:
@@ -87,6 +90,7 @@ def unregister(name: str) -> None:
     del _entries[name]
     _loaded.pop(name, None)
     auto_choices.clear()
+    planned.clear()
 
 
 def names() -> tuple[str, ...]:

@@ -15,6 +15,8 @@ import torch
 from sparsebert.backends import registry
 from sparsebert.backends.base import CallKind
 from sparsebert.backends.program import Part, Program, make_program
+from sparsebert.compiler.cost.constants import tile_backends
+from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.support.untraced import constant_in_graphs
 
@@ -72,6 +74,25 @@ def _choose_in_graph(
         return _choose(backend, device, dtype, head_dim, composed), False, ""
     except (ValueError, NotImplementedError) as error:
         return ("", ""), isinstance(error, NotImplementedError), str(error)
+
+
+def planned_for(target: str) -> str:
+    """The backend that plans for a target have in mind.
+
+    Of those with constants for the target (`tile_backends`), the one that "auto" prefers there and
+    that can be used here; the first of them if none can.
+    """
+    planned = registry.planned.get(target)
+    if planned is None:
+        known, device = tile_backends(target), "cpu" if target == "cpu" else "cuda"
+        kind = CallKind(device, torch.float32, DEFAULT_HEAD_DIM)
+        usable = (
+            name
+            for name in registry.preferred("tiles", device)
+            if name in known and not reasons_against(name, kind)
+        )
+        planned = registry.planned[target] = next(usable, known[0])
+    return planned
 
 
 def reasons_against(name: str, kind: CallKind) -> list[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from sparsebert.compiler.cost.constants import tile_backend, tile_backends
+from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cost.model import CostModel, cost_model
 from sparsebert.compiler.cover_search import Cover, best_cover
-from sparsebert.compiler.pricing import Area, Pricing, Time
+from sparsebert.compiler.group_search import best_groups
+from sparsebert.compiler.pricing import Area, GroupArea, GroupPricing, GroupTime, Pricing, Time
 from sparsebert.compiler.report import PlanReport
 from sparsebert.support.forks import ForkSafeLock
 from sparsebert.support.progress import Progress
@@ -34,19 +37,41 @@ class Aim:
         target, objective: of the plan.
         calls: the calls to come.
         tile_sets: heads with tiles of their own: 1 if all share one mask, else all.
+        backend: what runs the tiles.
+        isa: the instruction set that it has in mind, "" if that does not matter.
     """
 
     target: str
     objective: str
     calls: Calls
     tile_sets: int
+    backend: str
+    isa: str
 
     @classmethod
     def of(cls, report: PlanReport, head_map: np.ndarray) -> Aim:
         """What the plan with this report and these distinct heads was searched for by."""
         calls = report.head_dim, report.threads, report.copies
         tile_sets = len(head_map) if head_map.any() else 1
-        return cls(report.target, report.objective, calls, tile_sets)
+        return cls(report.target, report.objective, calls, tile_sets, report.backend, report.isa)
+
+    @property
+    def singles(self) -> bool:
+        """Whether entries may stand alone in its covers."""
+        return self.model.singles
+
+    def towards(self, *, singles: bool) -> Aim:
+        """This aim if it allows for single entries or not, as asked; else that of a backend which
+        does: one for the same target if there is one, else for the CPU.
+        """
+        if singles == self.singles:
+            return self
+        for target in (self.target, "cpu"):
+            for backend in tile_backends(target):
+                isa = isa_for(target, backend)
+                if tile_backend(target, backend, isa).singles == singles:
+                    return dataclasses.replace(self, target=target, backend=backend, isa=isa)
+        raise AssertionError(f"no backend with singles={singles} has constants")
 
     @property
     def model(self) -> CostModel:
@@ -54,6 +79,8 @@ class Aim:
         head_dim, threads, copies = self.calls
         return cost_model(
             self.target,
+            backend=self.backend,
+            isa=self.isa,
             head_dim=head_dim,
             threads=threads,
             copies=copies,
@@ -66,7 +93,7 @@ class Aim:
         Large heads are searched in as many threads as torch uses; the covers do not depend on it.
         What takes longer than a few seconds shows its progress on standard error.
         """
-        pricing: Pricing = Area() if self.objective == "area" else Time(self.model, q_len, kv_len)
+        best = self._search(q_len, kv_len)
         size = f"head(s) of {q_len} x {kv_len}"
         lock = ForkSafeLock()
 
@@ -75,7 +102,7 @@ class Aim:
                 with lock:
                     progress.update(done)
 
-            cover = best_cover(packed, kv_len, pricing, go_on)
+            cover = best(packed, go_on)
             go_on(1)
             return cover
 
@@ -86,3 +113,14 @@ class Aim:
                 return [search_one(packed) for packed in heads]
             with ThreadPoolExecutor(workers, "sparsebert-compile") as pool:
                 return list(pool.map(search_one, heads))
+
+    def _search(
+        self, q_len: int, kv_len: int
+    ) -> Callable[[np.ndarray, Callable[[], None]], Cover]:
+        """The search for the cover of one head's bits."""
+        by_area, model = self.objective == "area", self.model
+        if self.singles:
+            groups: GroupPricing = GroupArea() if by_area else GroupTime(model, q_len, kv_len)
+            return lambda packed, go_on: best_groups(packed, kv_len, groups, go_on)
+        pricing: Pricing = Area() if by_area else Time(model, q_len, kv_len)
+        return lambda packed, go_on: best_cover(packed, kv_len, pricing, go_on)

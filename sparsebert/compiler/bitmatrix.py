@@ -39,11 +39,12 @@ def take(words: Words, slots: np.ndarray) -> Words:
     return taken
 
 
-def columns_with(rows: Words, at_least: int) -> Words:
+def columns_with(rows: Words, at_least: int | np.ndarray) -> Words:
     """Columns that at least `at_least` of the rows have: [..., R, words] -> [..., words].
 
-    R and `at_least` are powers of two. Rows are added up column by column in carry-save form:
-    plane p of a sum is a row of bits, bit p of each column's count.
+    R is a power of two, `at_least` is 1 or more, for all or for each [...]. Rows are added up
+    column by column in carry-save form: plane p of a sum is a row of bits, bit p of each column's
+    count. Counts are compared by subtracting: what borrows in the end is less.
     """
     planes = [rows]
     while planes[0].shape[-2] > 1:
@@ -55,10 +56,15 @@ def columns_with(rows: Words, at_least: int) -> Words:
             total.append(either ^ carry)
             carry = (a & b) | (carry & either)
         planes = [*total, carry]
-    result = np.zeros_like(planes[0][..., 0, :])
-    for plane in planes[at_least.bit_length() - 1 :]:
-        result |= plane[..., 0, :]
-    return result
+    needed = np.asarray(at_least)[..., None]
+    less = np.zeros_like(planes[0][..., 0, :])
+    for place in range(int(needed.max(initial=0)).bit_length()):
+        bit = np.where(needed >> place & 1, ~np.uint64(0), np.uint64(0))
+        absent = ~planes[place][..., 0, :] if place < len(planes) else ~np.uint64(0)
+        less = (absent & (bit | less)) | (bit & less)
+    for plane in planes[int(needed.max(initial=0)).bit_length() :]:
+        less &= ~plane[..., 0, :]
+    return ~less
 
 
 def column_range(start: int, stop: int, num_words: int) -> Words:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from sparsebert.compiler.aim import Aim, Calls
+from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cost.model import CostModel, usual_copies
 from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
 from sparsebert.compiler.cover_search import Cover
+from sparsebert.compiler.group_search import count_singles
 from sparsebert.compiler.pieces import all_tiles
 from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.compiler.report import HeadReport, PlanReport
@@ -30,7 +32,7 @@ from sparsebert.masks.mask_input import refused
 from sparsebert.support import checks
 from sparsebert.tiles.assemble import without_heads
 from sparsebert.tiles.crop import crop_tiles
-from sparsebert.tiles.outlines import outlines_of_head
+from sparsebert.tiles.outlines import NO_SINGLES, outlines_of_head, singles_of_head
 
 
 class Request(NamedTuple):
@@ -38,13 +40,15 @@ class Request(NamedTuple):
 
     Attributes:
         mask: one layer.
-        target, objective, calls: see `Aim`.
+        target, objective, calls, backend, isa: see `Aim`.
     """
 
     mask: AttentionMask
     target: str
     objective: str
     calls: Calls
+    backend: str
+    isa: str = ""
 
     @property
     def key(self) -> tuple[Hashable, ...]:
@@ -52,21 +56,32 @@ class Request(NamedTuple):
 
         Equal bits over other positions make a schedule that is cropped in another way.
         """
-        mask = self.mask
-        return mask.fingerprint, mask.positions, self.target, self.objective, *self.calls
+        mask, others = self.mask, self[1:]
+        return mask.fingerprint, mask.positions, *others
+
+
+def check_target(target: str | None) -> str:
+    """Refuse what is no target of `compile_plan`; None is the machine at hand."""
+    if target is not None and not is_target(target):
+        raise ValueError(
+            f"compile_plan: target must be 'cpu', 'sm90', 'gfx942' or the like, got {target!r}; "
+            f"leave it out for the machine at hand; {about_targets(target)}"
+        )
+    return machine_target() if target is None else target
 
 
 def check_request(
     mask: AttentionMask,
-    target: str | None,
+    target: str,
     objective: str,
     head_dim: int,
     threads: int | None,
     copies: int | None,
+    backend: str,
 ) -> Request:
-    """Refuse what is not such a mask, target or objective, and fill in what is left open.
+    """Refuse what is not such a mask or objective, and fill in what is left open.
 
-    The arguments, and the errors, are those of `compile_plan`.
+    The arguments, and the errors, are those of `compile_plan`; `backend` is what the plan is for.
     """
     if not isinstance(mask, AttentionMask):
         wanted, write = "an AttentionMask", "AttentionMask.from_dense({})"
@@ -78,40 +93,23 @@ def check_request(
         )
     if objective not in OBJECTIVES:
         raise ValueError(f"compile_plan: objective must be one of {OBJECTIVES}, got {objective!r}")
-    if target is not None and not is_target(target):
-        raise ValueError(
-            f"compile_plan: target must be 'cpu', 'sm90', 'gfx942' or the like, got {target!r}; "
-            f"leave it out for the machine at hand; {about_targets(target)}"
-        )
-    target = machine_target() if target is None else target
     name = "compile_plan"
     head_dim = checks.integer(name, "head_dim", head_dim, 1)
     if target == "cpu" and threads is not None:
         threads = checks.integer(name, "threads", threads, 1)
     if copies is not None:
         copies = checks.integer(name, "copies (batch x heads)", copies, mask.num_heads)
-    return _complete(mask, target, objective, head_dim, threads, copies)
+    return complete(mask, target, objective, head_dim, threads, copies, backend)
 
 
-def request_for(
-    mask: AttentionMask, device: torch.device, head_dim: int, heads: int | None
-) -> Request:
-    """The request for calls on `device`, whatever other machine may be at hand.
-
-    The batch is left open, so that not every new batch size compiles again.
-    """
-    if device.type == "cpu":
-        return _complete(mask, "cpu", "time", head_dim, None, heads)
-    return _complete(mask, machine_target(), "time", head_dim, None, None)
-
-
-def _complete(
+def complete(
     mask: AttentionMask,
     target: str,
     objective: str,
     head_dim: int,
     threads: int | None,
     copies: int | None,
+    backend: str,
 ) -> Request:
     """The request, with what is left open filled in; threads count on a CPU only."""
     if target != "cpu":
@@ -120,7 +118,8 @@ def _complete(
         threads = torch.get_num_threads()
     if copies is None:
         copies = usual_copies(target, mask.num_heads)
-    return Request(mask, target, objective, (head_dim, threads, copies))
+    calls = head_dim, threads, copies
+    return Request(mask, target, objective, calls, backend, isa_for(target, backend))
 
 
 def compile_schedule(request: Request) -> Schedule:
@@ -130,7 +129,7 @@ def compile_schedule(request: Request) -> Schedule:
     head_map = _head_map(mask)
     distinct = range(int(head_map.max()) + 1)
     tile_sets = len(head_map) if len(distinct) > 1 else 1
-    aim = Aim(request.target, objective, request.calls, tile_sets)
+    aim = Aim(request.target, objective, request.calls, tile_sets, request.backend, request.isa)
     model = aim.model
     head_masks = [
         HeadMask.of(mask, tuple(np.flatnonzero(head_map == u).tolist())) for u in distinct
@@ -156,6 +155,8 @@ def compile_schedule(request: Request) -> Schedule:
         head_dim=model.head_dim,
         threads=model.threads,
         copies=model.copies,
+        backend=request.backend,
+        isa=request.isa,
     )
     return Schedule.create(mask, head_map, dense_heads, tiles, report)
 
@@ -163,8 +164,9 @@ def compile_schedule(request: Request) -> Schedule:
 def _report_head(cover: Cover, mask: HeadMask, model: CostModel, objective: str) -> HeadReport:
     """The report of one distinct head, which says on which route it runs."""
     tiles = all_tiles(cover.pieces)
+    singles = NO_SINGLES if cover.singles is None else count_singles(cover.singles)
     reason = f"least {'area' if objective == 'area' else 'forward time'} of the covers tried"
-    report = report_tiles(mask, tiles, cover.name, cover.tried, reason, model)
+    report = report_tiles(mask, tiles, singles, cover.name, cover.tried, reason, model)
     return dense_unless_tiles_win(report, mask, model) if objective == "time" else report
 
 
@@ -180,7 +182,8 @@ def crop_schedule(whole: Schedule, mask: AttentionMask) -> Schedule:
             report = report_dense(head_mask, (), f"cropped; {was.reason}", model)
         else:
             rest = outlines_of_head(tiles, head)
-            report = report_tiles(head_mask, rest, was.cover, (), f"cropped; {was.reason}", model)
+            singles, reason = singles_of_head(tiles, head), f"cropped; {was.reason}"
+            report = report_tiles(head_mask, rest, singles, was.cover, (), reason, model)
             if objective == "time":
                 report = dense_unless_tiles_win(report, head_mask, model)
         head_masks.append(head_mask)

@@ -58,12 +58,20 @@ class Cover:
         pieces: the pieces; those that were peeled off come first.
         cost: by the pricing that chose it (microseconds, or executed entries).
         tried: name and cost of the other covers that came close, cheapest first.
+        singles: the entries that stand alone, words like those of the pieces; None if none may.
     """
 
     name: str
     pieces: tuple[Piece, ...]
     cost: float
     tried: tuple[tuple[str, float], ...] = ()
+    singles: bitmatrix.Words | None = None
+
+
+def close_ones(tried: dict[str, float], best: str) -> tuple[tuple[str, float], ...]:
+    """Name and cost of the covers that came close to the best, cheapest first."""
+    others = sorted((cost, other) for other, cost in tried.items() if other != best)
+    return tuple((other, cost) for cost, other in others[:_REPORTED])
 
 
 def best_cover(
@@ -101,12 +109,12 @@ def _orders(
         peeling.append(folded(rows, stride, 1, 0, size))
         offset = len(words) % stride  # special tokens stand before the grid
         plain += [folded(rows, stride, s, offset, size) for s in _STRIPS if s < stride]
-    usual, long = _long_rows(words, rows)
+    usual, long = long_rows(words, rows)
     peeling.append(union_growth(words, usual, long, pricing.greedy_height))
     return plain, peeling
 
 
-def _long_rows(words: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def long_rows(words: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into usual and long ones."""
     counts = bitmatrix.count(words[rows])
     is_long = counts > _LONG_ROW * np.median(counts)
@@ -135,10 +143,8 @@ class _Search:
 
     def result(self) -> Cover:
         """The best cover found."""
-        name = _name(self._best)
-        others = sorted((cost, other) for other, cost in self._tried.items() if other != name)
-        tried = tuple((other, cost) for cost, other in others[:_REPORTED])
-        return Cover(name, self._best, self._cost, tried)
+        name = name_of(self._best)
+        return Cover(name, self._best, self._cost, close_ones(self._tried, name))
 
     def one_pass(self, words: np.ndarray, order: Order) -> None:
         """Try to cover everything in one order."""
@@ -165,14 +171,14 @@ class _Search:
         choices = [self._best]
         for limit in self._pricing.split_limits:
             choices.append(tuple(split_wide(self._best, limit, columns)))
-        self._tried[_name(self._best)] = self._pricing.balanced_total(self._best)
+        self._tried[name_of(self._best)] = self._pricing.balanced_total(self._best)
         self._best = min(choices, key=self._pricing.balanced_total)
         self._cost = self._pricing.balanced_total(self._best)
 
     def _offer(self, pieces: tuple[Piece, ...]) -> float:
         self._go_on()
         cost = self._pricing.total(pieces)
-        name = _name(pieces)
+        name = name_of(pieces)
         self._tried[name] = min(cost, self._tried.get(name, np.inf))
         if cost < self._cost:
             self._best, self._cost = pieces, cost
@@ -185,7 +191,7 @@ class _Search:
         price = self._pricing.tile
         for piece in cut_variants(words, order, price, choices):
             yield (piece,)
-        _, long = _long_rows(words, np.flatnonzero(words.any(axis=1)))
+        _, long = long_rows(words, np.flatnonzero(words.any(axis=1)))
         if not len(long):
             return
         of_long = np.zeros_like(words)
@@ -222,5 +228,6 @@ class _Search:
             yield _Peeling(cost, pieces, state.rest ^ part)
 
 
-def _name(pieces: Iterable[Piece]) -> str:
+def name_of(pieces: Iterable[Piece]) -> str:
+    """How the rows of some pieces are grouped, in words."""
     return " + ".join(dict.fromkeys(piece.name for piece in pieces if piece.tiles))

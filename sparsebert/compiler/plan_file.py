@@ -1,11 +1,11 @@
 """The plan file: a compiled plan in one safetensors file, proved right before it is used.
 
-A file holds the arrays of the plan's tiles, and in the safetensors metadata, under the key
-"sparsebert-plan", a JSON object: format version, the mask's fingerprint, target, objective, the
-report, and the SHA-256 sum of all arrays. The SHA-256 sum of that JSON text stands beside it,
-under "sparsebert-plan-sha256". The mask is not in the file: a plan is loaded for a mask at hand,
-and is refused unless its tiles cover exactly that mask, entry by entry, and its report is about
-them. So a damaged plan is never run; compiling the mask again replaces it.
+A file holds the arrays of the plan's tiles and single entries, and in the safetensors metadata,
+under the key "sparsebert-plan", a JSON object: format version, the mask's fingerprint, target,
+objective, the report, and the SHA-256 sum of all arrays. The SHA-256 sum of that JSON text stands
+beside it, under "sparsebert-plan-sha256". The mask is not in the file: a plan is loaded for a mask
+at hand, and is refused unless they cover exactly that mask, entry by entry, and its report is
+about them. So a damaged plan is never run; compiling the mask again replaces it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from sparsebert.compiler.cost.constants import tile_backends
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.compiler.report_check import check_report
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.storage import CheckedFile
 from sparsebert.tiles.check import check_cover, check_format
+from sparsebert.tiles.entries import no_entries
 from sparsebert.tiles.format import TileSet
 
 _TILE_ARRAYS = {
     "head": np.int32, "height": np.int32, "row_start": np.int64, "rows": np.int32,
     "full": np.int32, "width": np.int32, "col_start": np.int64, "cols": np.int32,
-    "word_start": np.int64, "words": np.uint8,
+    "word_start": np.int64, "words": np.uint8, "entry_start": np.int64, "entry_cols": np.int32,
 }  # fmt: skip
 _ARRAYS = {**_TILE_ARRAYS, "head_map": np.int64, "dense_heads": np.bool_}
 _NAMES = {np.int32: "I32", np.int64: "I64", np.uint8: "U8", np.bool_: "BOOL"}
@@ -41,8 +43,9 @@ class PlanFileError(ValueError):
 PLAN_FILE = CheckedFile(
     name="plan file",
     key="sparsebert-plan",
-    version=2,
+    version=3,
     oldest=2,
+    since={"entry_start": 3, "entry_cols": 3},
     fields=frozenset({"fingerprint", "target", "objective", "report"}),
     arrays={name: (_NAMES[dtype],) for name, dtype in _ARRAYS.items()},
     writer="AttentionPlan.save",
@@ -81,6 +84,8 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> Schedule:
     if header["fingerprint"] != mask.fingerprint:
         raise PLAN_FILE.wrong(path, "is the plan of another mask: their fingerprints differ")
     try:
+        if header["version"] == 2:
+            _bring_up_to_date(header, arrays)
         report = _report(header["report"])
         _check_heads(arrays, report, mask)
         head_map, dense_heads = arrays["head_map"], arrays["dense_heads"]
@@ -97,6 +102,13 @@ def load_plan(path: str | os.PathLike[str], mask: AttentionMask) -> Schedule:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise PLAN_FILE.wrong(path, f"is damaged: {error}") from error
     return Schedule.create(mask, head_map, dense_heads, tiles, report)
+
+
+def _bring_up_to_date(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Give a plan of version 2 what it has not: no single entries, and its target's backend."""
+    rows = header["report"]["q_len"] * len(arrays["dense_heads"])
+    arrays["entry_start"], arrays["entry_cols"] = no_entries(rows)
+    header["report"]["backend"] = tile_backends(header["report"]["target"])[0]
 
 
 def _report(stored: dict[str, Any]) -> PlanReport:

@@ -9,6 +9,8 @@ import numpy as np
 
 from sparsebert.compiler.cost.model import CostModel
 from sparsebert.compiler.pieces import Piece, all_tiles
+from sparsebert.tiles.format import HEIGHTS
+from sparsebert.tiles.outlines import Singles
 
 OBJECTIVES = ("time", "area")
 
@@ -95,3 +97,65 @@ class Time:
     def balanced_total(self, pieces: Sequence[Piece]) -> float:
         """The same, waiting for the longest tile."""
         return self._model.cover_us(all_tiles(pieces), *self._lengths)
+
+
+class GroupPricing(Protocol):
+    """An objective where tiles have 16 rows and entries may stand alone.
+
+    Attributes:
+        tile: each tile, beside its columns.
+        single: each entry that stands alone.
+        single_column: each column that the single entries of 16 rows share, see `Singles`.
+        merge: each row of a tile that is in another tile, too.
+    """
+
+    tile: float
+    single: float
+    single_column: float
+    merge: float
+
+    def column(self, rows: np.ndarray) -> np.ndarray:
+        """Cost of one column of a tile with so many real rows, [T]."""
+
+    def total(self, pieces: Sequence[Piece], singles: Singles) -> float:
+        """Cost of a cover."""
+
+
+class GroupArea:
+    """Executed entries; those that stand alone count double.
+
+    A tile computes the scores of a column at least twice as fast as one by one, so a column that
+    most rows share belongs into it although it has some scores more.
+    """
+
+    tile, single, single_column, merge = 0.0, 2.0, 0.0, 0.0
+
+    def column(self, rows: np.ndarray) -> np.ndarray:
+        """All slots."""
+        return np.full(len(rows), float(min(HEIGHTS)))
+
+    def total(self, pieces: Sequence[Piece], singles: Singles) -> float:
+        """The sum over tiles and single entries."""
+        columns = sum(int(tiles.width.sum()) for tiles in all_tiles(pieces))
+        return min(HEIGHTS) * columns + self.single * singles.entries
+
+
+class GroupTime:
+    """Forward time by the cost model, in microseconds."""
+
+    def __init__(self, model: CostModel, q_len: int, kv_len: int) -> None:
+        self._model = model
+        self._lengths = q_len, kv_len
+        cost = model.forward
+        self.tile, self.merge = cost.tile, cost.merge
+        self.single, self.single_column = cost.single, cost.single_column
+
+    def column(self, rows: np.ndarray) -> np.ndarray:
+        """Time of one column."""
+        cost = self._model.forward
+        price: np.ndarray = cost.column + cost.entry[min(HEIGHTS)] * rows
+        return price
+
+    def total(self, pieces: Sequence[Piece], singles: Singles) -> float:
+        """Time of the whole call."""
+        return self._model.cover_us(all_tiles(pieces), *self._lengths, singles=singles)

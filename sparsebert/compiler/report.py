@@ -19,11 +19,12 @@ class HeadReport:
     Attributes:
         heads: the heads of the mask that it stands for.
         density: share of ones.
-        executed_fraction: rows x padded columns summed over tiles, over N x M; 1 if dense.
+        executed_fraction: rows x columns summed over tiles, and single entries, over N x M; 1 if
+            dense. Columns count with their padding where a backend pads them.
         route: "tiles" or "dense".
         cover: how the tiles were chosen, or what dense means here, in words.
         tiles: tile count by height, e.g. {64: 32, 16: 1}.
-        gathered_columns: padded columns summed over tiles.
+        gathered_columns: columns summed over tiles, with their padding likewise.
         merge_share: share of the rows in tiles that an earlier tile covers too, so that their
             results have to be merged.
         predicted_us, dense_us: predicted forward times of the chosen route and of dense attention,
@@ -34,6 +35,7 @@ class HeadReport:
         tried: other covers that came close, with the forward time (or with objective "area" the
             executed scores) of each, cheapest first.
         reason: why this route and cover.
+        single_entries: entries that stand alone, beside the tiles.
     """
 
     heads: tuple[int, ...]
@@ -51,6 +53,7 @@ class HeadReport:
     bound_us: float
     tried: tuple[tuple[str, float], ...]
     reason: str
+    single_entries: int = 0
 
     @property
     def label(self) -> str:
@@ -85,6 +88,8 @@ class PlanReport:
         per_head: one report for each distinct head.
         head_dim, threads, copies: the calls planned for: D, CPU threads (1 on a GPU), and
             batch x heads.
+        backend: what runs the tiles in the calls planned for, "" if that is not known.
+        isa: the instruction set that it has in mind there, "" if that does not matter.
     """
 
     q_len: int
@@ -97,6 +102,8 @@ class PlanReport:
     head_dim: int = 64
     threads: int = 1
     copies: int = 12
+    backend: str = ""
+    isa: str = ""
 
     _pictures: ClassVar[Any] = None  # or what `with_pictures` got; no field, it is not stored
 
@@ -128,6 +135,11 @@ class PlanReport:
             for height, count in head.tiles.items():
                 total[height] = total.get(height, 0) + count * len(head.heads)
         return dict(sorted(total.items(), reverse=True))
+
+    @property
+    def single_entries(self) -> int:
+        """Entries that stand alone, over all heads."""
+        return sum(head.single_entries * len(head.heads) for head in self.per_head)
 
     @property
     def predicted_us(self) -> float:
@@ -178,6 +190,7 @@ class PlanReport:
         calls = f"D = {self.head_dim}, batch x heads = {self.copies}"
         calls += f", {self.threads} thread(s)" if self.target == "cpu" else ""
         backward = f"{self.predicted_backward_us:.4g} us backward"
+        calls += f", backend {self.backend}" + (f" ({self.isa})" if self.isa else "")
         executed = f"{self.executed_fraction:8.4f}"
         speedup, step = f"{self.predicted_speedup:8.2f}x", f"{self.predicted_step_speedup:8.2f}x"
         return [
@@ -187,7 +200,7 @@ class PlanReport:
             ("executed fraction", executed, "share of the scores computed"),
             ("padding waste", f"{self.padding_waste:8.4f}", "of these, not needed by the mask"),
             ("merge share", f"{self.merge_share:8.4f}", "of the rows in tiles, merged"),
-            ("tiles", _name_tiles(self.tiles), ""),
+            ("tiles", _name_tiles(self.tiles, self.single_entries), ""),
             ("predicted time", f"{self.predicted_us:8.4g} us", f"a head forward, {backward}"),
             ("predicted speed-up", speedup, "over dense attention, forward"),
             ("", step, "forward and backward"),
@@ -256,7 +269,7 @@ def _describe_head(head: HeadReport, unit: str) -> list[str]:
     lines = [
         f"  {head.label}: {head.route}, {head.cover}",
         f"    density {head.density:.4f}, executed {head.executed_fraction:.4f}, "
-        f"waste {head.padding_waste:.3f}, tiles {_name_tiles(head.tiles)}, "
+        f"waste {head.padding_waste:.3f}, tiles {_name_tiles(head.tiles, head.single_entries)}, "
         f"gathered columns {head.gathered_columns}, merge share {head.merge_share:.3f}",
         f"    forward {head.predicted_us:.4g} us, dense {head.dense_us:.4g} us; backward "
         f"{head.predicted_backward_us:.4g} us, dense {head.dense_backward_us:.4g} us; "
@@ -269,8 +282,9 @@ def _describe_head(head: HeadReport, unit: str) -> list[str]:
     return lines
 
 
-def _name_tiles(tiles: dict[int, int]) -> str:
-    return ", ".join(f"{count} of {height} rows" for height, count in tiles.items()) or "none"
+def _name_tiles(tiles: dict[int, int], singles: int) -> str:
+    named = ", ".join(f"{count} of {height} rows" for height, count in tiles.items()) or "none"
+    return named + (f", and {singles} single entries" if singles else "")
 
 
 def _ratio(dense: float, predicted: float) -> float:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsebert.compiler.cost.constants import isas, tile_backend, tile_backends
 from sparsebert.compiler.cost.targets import is_target
 from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.masks import AttentionMask
-from sparsebert.tiles.format import TileSet
+from sparsebert.tiles.format import HEIGHTS, TileSet
 
 
 def check_report(
@@ -30,6 +31,13 @@ def check_report(
     _check_types(report)
     _require(is_target(target) and report.target == target, "target")
     _require(objective in OBJECTIVES and report.objective == objective, "objective")
+    _require(report.backend in tile_backends(report.target), "backend")
+    known = isas(report.target, report.backend)
+    _require(report.isa in known if known else report.isa == "", "instruction set")
+    backend = tile_backend(report.target, report.backend, report.isa)
+    runs = not len(tiles.entry_cols) or backend.singles
+    runs &= bool((tiles.height == min(HEIGHTS)).all()) or not backend.singles
+    _require(runs, "backend, which does not run such tiles")
     sizes = (report.q_len, report.kv_len, report.num_heads)
     _require(sizes == (mask.q_len, mask.kv_len, mask.num_heads), "size of the mask")
     _require(report.head_dim >= 1, "head_dim")
@@ -37,22 +45,32 @@ def check_report(
     _require(report.copies >= mask.num_heads, "copies")
     for number, head in enumerate(report.per_head):
         _check_types(head)
-        _check_head(head, mask, bool(dense_heads[number]), tiles, tiles.head == number)
+        columns = tiles.padded_width if backend.padded else tiles.width.astype(np.int64)
+        _check_head(head, mask, bool(dense_heads[number]), tiles, number, columns)
 
 
 def _check_head(
-    head: HeadReport, mask: AttentionMask, is_dense: bool, tiles: TileSet, own: np.ndarray
+    head: HeadReport,
+    mask: AttentionMask,
+    is_dense: bool,
+    tiles: TileSet,
+    number: int,
+    columns: np.ndarray,
 ) -> None:
+    own = tiles.head == number
     positions = mask.q_len * mask.kv_len
     entries = int(np.bitwise_count(mask.bits[0, head.heads[0]]).sum(dtype=np.int64))
-    heights, columns = tiles.height[own].astype(np.int64), tiles.padded_width[own]
+    heights, columns = tiles.height[own].astype(np.int64), columns[own]
+    edges = tiles.entry_start[[number * mask.q_len, (number + 1) * mask.q_len]]
+    singles = int(edges[1] - edges[0])
     counts = dict(zip(*(x.tolist() for x in np.unique(heights, return_counts=True)), strict=True))
-    executed = 1.0 if is_dense else int((heights * columns).sum()) / positions
+    executed = 1.0 if is_dense else (int((heights * columns).sum()) + singles) / positions
     _require(head.route == ("dense" if is_dense else "tiles"), "route")
     _require(head.density == entries / positions, "density")
     _require(head.executed_fraction == executed, "executed fraction")
     _require(head.tiles == counts, "tile counts")
     _require(head.gathered_columns == int(columns.sum()), "gathered columns")
+    _require(head.single_entries == singles, "single entries")
     _require(head.merge_share <= 1.0, "merge share")
     for name, cost in head.tried:
         _require(type(name) is str and _is_amount(cost), "covers tried")

@@ -9,7 +9,7 @@ import numpy as np
 from sparsebert.compiler.cost.model import CostModel, batches
 from sparsebert.compiler.report import HeadReport
 from sparsebert.masks import AttentionMask
-from sparsebert.tiles.outlines import TileOutlines
+from sparsebert.tiles.outlines import Singles, TileOutlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,13 @@ class HeadMask:
 def report_tiles(
     mask: HeadMask,
     cover: list[TileOutlines],
+    singles: Singles,
     name: str,
     tried: tuple[tuple[str, float], ...],
     reason: str,
     model: CostModel,
 ) -> HeadReport:
-    """Describe a head that runs in tiles."""
+    """Describe a head that runs in tiles, with single entries beside them where there are any."""
     lengths = mask.q_len, mask.kv_len
     positions = mask.q_len * mask.kv_len
     masked = mask.entries < positions
@@ -52,22 +53,25 @@ def report_tiles(
     rows = [tiles.rows[tiles.rows >= 0] for tiles in cover]
     slots = sum(map(len, rows))
     covered = len(np.unique(np.concatenate(rows))) if rows else 0
+    columns = [int(model.columns(tiles).sum()) for tiles in cover]
+    executed = sum(tiles.height * count for tiles, count in zip(cover, columns, strict=True))
     return HeadReport(
         heads=mask.heads,
         density=mask.entries / positions,
-        executed_fraction=sum(t.height * int(t.padded.sum()) for t in cover) / positions,
+        executed_fraction=(executed + singles.entries) / positions,
         route="tiles",
         cover=name,
         tiles=counts,
-        gathered_columns=sum(int(tiles.padded.sum()) for tiles in cover),
+        gathered_columns=sum(columns),
         merge_share=1.0 - covered / slots if slots else 0.0,
-        predicted_us=model.cover_us(cover, *lengths),
-        predicted_backward_us=model.cover_us(cover, *lengths, backward=True),
+        predicted_us=model.cover_us(cover, *lengths, singles=singles),
+        predicted_backward_us=model.cover_us(cover, *lengths, singles=singles, backward=True),
         dense_us=model.forward.dense(*lengths, masked=masked),
         dense_backward_us=model.backward.dense(*lengths, masked=masked),
         bound_us=model.bound_us(mask.entries, *lengths),
         tried=tried,
         reason=reason,
+        single_entries=singles.entries,
     )
 
 

@@ -67,20 +67,31 @@ class Schedule:
         """The heads that use some distinct heads, bool [U]: int64, ascending."""
         return np.flatnonzero(distinct[self.head_map])
 
-    def queries(self, distinct: np.ndarray) -> TileSet:
+    def queries(self, distinct: np.ndarray, *, singles: bool = False) -> TileSet:
         """Tiles of some distinct heads, bool [U]: query rows, gathered keys.
 
         Heads that the schedule runs dense get tiles, too, where they are asked for.
+
+        Args:
+            distinct: the heads.
+            singles: tiles of 16 rows with single entries beside them, for a backend that runs
+                these; else tiles that cover all entries. Where the schedule was made for a backend
+                of the other kind, they are searched for.
         """
-        needs_more = (distinct & self.dense_heads).any()
-        return _only(self.shared_tiles.every if needs_more else self.tiles, distinct)
+        shared = self.shared_tiles
+        if shared.has_own(singles=singles) and not (distinct & self.dense_heads).any():
+            return _only(self.tiles, distinct)
+        return _only(shared.every_head(singles=singles), distinct)
 
     def keys(self, distinct: np.ndarray) -> TileSet:
-        """Tiles of the transposed mask likewise: key rows, gathered queries, for dK and dV."""
+        """Tiles of the transposed mask: key rows, gathered queries, for dK and dV.
+
+        They never have single entries beside them.
+        """
         return _only(self.shared_tiles.transposed, distinct)
 
     def dense(self) -> torch.Tensor:
-        """The mask that is executed, rebuilt from the tiles: bool [H, N, M] on the CPU."""
+        """The mask that is executed, rebuilt from its cover: bool [H, N, M] on the CPU."""
         distinct = self.tiles.dense()
         for u in np.flatnonzero(self.dense_heads):
             head = int(np.flatnonzero(self.head_map == u)[0])
@@ -95,4 +106,7 @@ class Schedule:
 
 def _only(tiles: TileSet, distinct: np.ndarray) -> TileSet:
     """The tiles of some distinct heads."""
-    return tiles if distinct[tiles.head].all() else without_heads(tiles, ~distinct)
+    singles = np.diff(tiles.entry_start[:: tiles.num_rows])
+    if distinct[tiles.head].all() and not singles[~distinct].any():
+        return tiles
+    return without_heads(tiles, ~distinct)

@@ -1,9 +1,10 @@
 """What is compiled once for a mask, and shared by every plan that is made of it.
 
 A plan moved to another device, a copy of it and its crops need the same tiles, and others than
-those of the plan's own route only now and then: of the transposed mask, for dK and dV, and of all
-heads, for a backend that runs no head dense. `SharedTiles` finds each of them once, when it is
-first asked for. Those of a crop are cropped, not searched for again.
+those of the plan's own route only now and then: of the transposed mask, for dK and dV, of all
+heads, for a backend that runs no head dense, and with single entries or without, for one that
+the plan is not made for. `SharedTiles` finds each of them once, when it is first asked for. Those
+of a crop are cropped, not searched for again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from sparsebert.tiles.assemble import join_heads
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.crop import crop_tiles
 from sparsebert.tiles.format import TileSet
+
+_WITH_SINGLES, _WITHOUT_SINGLES, _TRANSPOSED = "with singles", "without singles", "transposed"
 
 
 class SharedTiles:
@@ -66,14 +69,25 @@ class SharedTiles:
     @property
     def every(self) -> TileSet:
         """Tiles of all heads, those that the plan runs dense included."""
-        if self._in_tiles.all():
+        return self.every_head(singles=self._aim.singles)
+
+    def every_head(self, *, singles: bool) -> TileSet:
+        """The same, with single entries beside the tiles or without any."""
+        if self.has_own(singles=singles) and self._in_tiles.all():
             return self._tiles
-        return self._once("every")
+        return self._once(_WITH_SINGLES if singles else _WITHOUT_SINGLES)
+
+    def has_own(self, *, singles: bool) -> bool:
+        """Whether the plan's own tiles are such as have single entries beside them, or not."""
+        return singles == self._aim.singles
 
     @property
     def transposed(self) -> TileSet:
-        """Tiles of the transposed mask, all heads: key rows, gathered queries."""
-        return self._once("transposed")
+        """Tiles of the transposed mask, all heads: key rows, gathered queries.
+
+        They have no single entries beside them.
+        """
+        return self._once(_TRANSPOSED)
 
     def arrays(self) -> Iterator[np.ndarray]:
         """The arrays of what was found so far."""
@@ -90,29 +104,37 @@ class SharedTiles:
 
     def _crop(self, which: str) -> TileSet:
         lengths = self._mask.q_len, self._mask.kv_len
-        if which == "transposed":
+        if which == _TRANSPOSED:
             return crop_tiles(self.whole.transposed, *reversed(lengths))
-        return crop_tiles(self.whole.every, *lengths)
+        return crop_tiles(self.whole.every_head(singles=which == _WITH_SINGLES), *lengths)
 
     def _search(self, which: str) -> TileSet:
         lengths = self._mask.q_len, self._mask.kv_len
-        if which == "transposed":
+        aim = self._aim.towards(singles=which == _WITH_SINGLES)
+        if which == _TRANSPOSED:
             heads = [bitmatrix.transpose(self._mask.bits[0, h], lengths[1]) for h in self._firsts]
-            covers = self._aim.search(heads, *reversed(lengths))
+            covers = aim.search(heads, *reversed(lengths))
             return tiles_of(dict(enumerate(covers)), len(heads), lengths[1], lengths[0])
-        missing = np.flatnonzero(~self._in_tiles).tolist()
+        own = aim == self._aim
+        missing = np.flatnonzero(~(self._in_tiles & own)).tolist()
         heads = [self._mask.bits[0, self._firsts[u]] for u in missing]
-        covers = self._aim.search(heads, *lengths)
+        covers = aim.search(heads, *lengths)
         found = dict(zip(missing, covers, strict=True))
-        return join_heads([self._tiles, tiles_of(found, len(self._firsts), *lengths)])
+        tiles = tiles_of(found, len(self._firsts), *lengths)
+        return join_heads([self._tiles, tiles]) if own else tiles
 
 
 def tiles_of(covers: dict[int, Cover], num_heads: int, q_len: int, kv_len: int) -> TileSet:
-    """The tiles of the covers of some distinct heads."""
+    """The tiles, and single entries, of the covers of some distinct heads."""
     groups = [
         TileGroup(head, bitmatrix.to_bytes(piece.words, kv_len), tiles.rows)
         for head, cover in covers.items()
         for piece in cover.pieces
         for tiles in piece.tiles
     ]
-    return build_tile_set(groups, num_heads, q_len, kv_len)
+    singles = {
+        head: bitmatrix.to_bytes(cover.singles, kv_len)
+        for head, cover in covers.items()
+        if cover.singles is not None
+    }
+    return build_tile_set(groups, num_heads, q_len, kv_len, singles)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sparsebert.tiles.entries import Entries, join_entries, no_entries, pick_rows
 from sparsebert.tiles.format import TileSet
 
 UNPACKED_LIMIT = 1 << 26
@@ -36,9 +37,17 @@ class LooseTiles:
 
 
 def assemble(
-    pieces: Sequence[LooseTiles], num_heads: int, num_rows: int, num_cols: int
+    pieces: Sequence[LooseTiles],
+    num_heads: int,
+    num_rows: int,
+    num_cols: int,
+    entries: Entries | None = None,
 ) -> TileSet:
-    """One TileSet of all pieces, without empty tiles, tallest first and then by work."""
+    """One TileSet of all pieces, without empty tiles, tallest first and then by work.
+
+    `entries` are those that stand alone, of all rows of all heads; None means none.
+    """
+    entries = no_entries(num_heads * num_rows) if entries is None else entries
 
     def column(name: str, dtype: type) -> np.ndarray:
         parts = [getattr(piece, name) for piece in pieces]
@@ -71,6 +80,8 @@ def assemble(
         cols=cols,
         word_start=word_start,
         words=words,
+        entry_start=entries.start,
+        entry_cols=entries.cols,
     )
 
 
@@ -83,15 +94,17 @@ def ragged_index(starts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def without_heads(tiles: TileSet, dropped: np.ndarray) -> TileSet:
-    """The tiles of all distinct heads but those that `dropped`, bool [U], names."""
+    """What covers all distinct heads but those that `dropped`, bool [U], names."""
     pieces = [_loose(tiles, np.flatnonzero(~dropped[tiles.head]))]
-    return assemble(pieces, tiles.num_heads, tiles.num_rows, tiles.num_cols)
+    entries = pick_rows(tiles.entries, np.repeat(~dropped, tiles.num_rows))
+    return assemble(pieces, tiles.num_heads, tiles.num_rows, tiles.num_cols, entries)
 
 
 def join_heads(parts: list[TileSet]) -> TileSet:
-    """One set of the tiles of several, for different heads of the same mask."""
+    """One set of what covers different heads of the same mask."""
     pieces = [_loose(tiles, np.arange(tiles.num_tiles)) for tiles in parts]
-    return assemble(pieces, parts[0].num_heads, parts[0].num_rows, parts[0].num_cols)
+    entries = join_entries([tiles.entries for tiles in parts])
+    return assemble(pieces, parts[0].num_heads, parts[0].num_rows, parts[0].num_cols, entries)
 
 
 def _loose(tiles: TileSet, chosen: np.ndarray) -> LooseTiles:

@@ -6,7 +6,9 @@ import dataclasses
 
 import numpy as np
 
+from sparsebert.masks.bits import Bits
 from sparsebert.tiles.assemble import UNPACKED_LIMIT, LooseTiles, assemble
+from sparsebert.tiles.entries import list_entries
 from sparsebert.tiles.format import TileSet, pad_columns
 
 
@@ -27,9 +29,16 @@ class TileGroup:
 
 
 def build_tile_set(
-    groups: list[TileGroup], num_heads: int, num_rows: int, num_cols: int
+    groups: list[TileGroup],
+    num_heads: int,
+    num_rows: int,
+    num_cols: int,
+    singles: dict[int, Bits] | None = None,
 ) -> TileSet:
-    """List every tile's columns and words, and drop tiles that cover nothing."""
+    """List every tile's columns and words, and drop tiles that cover nothing.
+
+    `singles` are the bits of the entries that stand alone, by distinct head.
+    """
     pieces: list[LooseTiles] = []
     for group in groups:
         step = max(1, UNPACKED_LIMIT // max(1, group.rows.shape[1] * num_cols))
@@ -37,7 +46,8 @@ def build_tile_set(
             _build_tiles(group, group.rows[start : start + step], num_cols)
             for start in range(0, len(group.rows), step)
         ]
-    return assemble(pieces, num_heads, num_rows, num_cols)
+    entries = list_entries(singles or {}, num_heads, num_rows)
+    return assemble(pieces, num_heads, num_rows, num_cols, entries)
 
 
 def _build_tiles(group: TileGroup, rows: np.ndarray, num_cols: int) -> LooseTiles:
@@ -72,7 +82,7 @@ def _build_tiles(group: TileGroup, rows: np.ndarray, num_cols: int) -> LooseTile
     word_count = padded - full
     word_start = np.concatenate([[0], np.cumsum(word_count)])
     words = np.zeros((word_start[-1], per_column), dtype=np.uint8)
-    column_bits = unpack(packed)[tile_p, :, col_p]  # [partial columns, height]
+    column_bits = packed[tile_p, :, col_p >> 3] >> (col_p & 7).astype(np.uint8)[:, None] & 1
     words[word_start[tile_p] + rank_p - full[tile_p]] = np.packbits(
         column_bits, axis=1, bitorder="little"
     )

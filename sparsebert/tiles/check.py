@@ -33,6 +33,7 @@ def check_format(tiles: TileSet) -> None:
     _require((np.diff(height) <= 0).all(), "order of tiles")
     _require((np.diff(width)[np.diff(height) == 0] <= 0).all(), "order of tiles")
     _check_order(tiles)
+    _check_entries(tiles)
 
 
 def _check_order(tiles: TileSet) -> None:
@@ -55,11 +56,24 @@ def _check_order(tiles: TileSet) -> None:
         _require((columns[width:] == columns[width - 1]).all(), "columns of padding")
 
 
-def check_cover(tiles: TileSet, masks: Bits, dense_heads: np.ndarray) -> None:
-    """Raise ValueError unless the tiles cover each entry of the heads not dense exactly once.
+def _check_entries(tiles: TileSet) -> None:
+    """Every row of every head has its list, and the columns of each ascend."""
+    start, cols = tiles.entries
+    fits = len(start) == tiles.num_heads * tiles.num_rows + 1 and start[0] == 0
+    _require(fits and start[-1] == len(cols) and (np.diff(start) >= 0).all(), "entry starts")
+    _require(_inside(cols, 0, tiles.num_cols), "columns of single entries")
+    begins = np.zeros(len(cols) + 1, dtype=bool)
+    begins[start] = True
+    ascending = begins[1:-1] | (np.diff(cols) > 0)
+    _require(ascending.all(), "order of single entries")
 
-    `masks` are the bits of the distinct heads, uint8 [U, N, ceil(M / 8)]. The union of the tiles
-    must be the mask, and they must have as many entries as it: so no entry is covered twice.
+
+def check_cover(tiles: TileSet, masks: Bits, dense_heads: np.ndarray) -> None:
+    """Raise ValueError unless each entry of the heads not dense is covered exactly once.
+
+    `masks` are the bits of the distinct heads, uint8 [U, N, ceil(M / 8)]. The union of tiles and
+    single entries must be the mask, and they must be as many as its entries: so none of these is
+    covered twice.
     """
     wanted = unpack(masks, tiles.num_cols) & ~dense_heads[:, None, None]
     _require(bool((tiles.dense() == wanted).all()), "cover: it is not the mask")
@@ -69,7 +83,7 @@ def check_cover(tiles: TileSet, masks: Bits, dense_heads: np.ndarray) -> None:
         else 0
     )
     entries = int((slots * tiles.full.astype(np.int64)).sum())
-    entries += int(np.bitwise_count(tiles.words).sum(dtype=np.int64))
+    entries += int(np.bitwise_count(tiles.words).sum(dtype=np.int64)) + len(tiles.entry_cols)
     _require(entries == int(wanted.sum()), "cover: entries are covered twice")
 
 

@@ -7,11 +7,12 @@ import itertools
 import numpy as np
 
 from sparsebert.tiles.assemble import UNPACKED_LIMIT, LooseTiles, assemble, ragged_index
+from sparsebert.tiles.entries import crop_entries
 from sparsebert.tiles.format import HEIGHTS, TileSet, pad_columns
 
 
 def crop_tiles(tiles: TileSet, num_rows: int, num_cols: int) -> TileSet:
-    """The tiles of the mask's first `num_rows` rows and `num_cols` columns.
+    """The tiles, and single entries, of the first `num_rows` rows and `num_cols` columns.
 
     Rows and columns beyond are dropped, then columns that no row left attends to, then empty
     tiles; tiles get the least height that holds their rows. Nothing is compiled again.
@@ -29,7 +30,8 @@ def crop_tiles(tiles: TileSet, num_rows: int, num_cols: int) -> TileSet:
             _crop_tiles(tiles, chosen[start : start + step], new, num_rows, num_cols)
             for start in range(0, len(chosen), step)
         ]
-    return assemble(pieces, tiles.num_heads, num_rows, num_cols)
+    entries = crop_entries(tiles.entries, tiles.num_heads, tiles.num_rows, num_rows, num_cols)
+    return assemble(pieces, tiles.num_heads, num_rows, num_cols, entries)
 
 
 def _crop_tiles(

@@ -3,7 +3,8 @@
 A tile is a set of rows, in any order, that share one sorted list of gathered columns. Columns
 that every row of the tile attends to come first and need no test; each of the rest carries a word
 of `height` bits, bit r of it for row r of the tile (1 = attend). A row may be in several tiles,
-each covering other entries of the mask; every entry is covered exactly once.
+each covering other entries of the mask. Beside tiles there may be single entries, which belong to
+no tile; tiles and single entries together cover every entry of the mask exactly once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+
+from sparsebert.tiles.entries import Entries, rows_of
 
 COLUMN_CHUNK = 16
 """A tile's column list is padded to a multiple of this; padding columns have the word 0."""
@@ -39,6 +42,9 @@ class TileSet:
             the last one repeated as padding.
         word_start: int64 [T + 1], where each tile's words begin in `words`, in bytes.
         words: uint8, for each column after the full ones `height / 8` bytes, little endian.
+        entry_start: int64 [U * num_rows + 1], where the single entries of each row of each head
+            begin in `entry_cols`; those of row r of head u at u * num_rows + r.
+        entry_cols: int32, the columns of single entries, ascending within a row.
 
     Tiles are sorted by height, tallest first, and then by descending work.
     """
@@ -56,6 +62,13 @@ class TileSet:
     cols: np.ndarray
     word_start: np.ndarray
     words: np.ndarray
+    entry_start: np.ndarray
+    entry_cols: np.ndarray
+
+    @property
+    def entries(self) -> Entries:
+        """The single entries, of all rows of all heads."""
+        return Entries(self.entry_start, self.entry_cols)
 
     @property
     def num_tiles(self) -> int:
@@ -91,13 +104,14 @@ class TileSet:
         return allowed
 
     def dense(self) -> np.ndarray:
-        """The union of what the tiles cover: bool [U, num_rows, num_cols]."""
+        """The union of what tiles and single entries cover: bool [U, num_rows, num_cols]."""
         mask = np.zeros((self.num_heads, self.num_rows, self.num_cols), dtype=bool)
         for tile in range(self.num_tiles):
             slots, columns = self.row_slots(tile), self.columns(tile)[: self.width[tile]]
             used = slots >= 0
             covered = self.allowed(tile)[used, : self.width[tile]]
             mask[self.head[tile], slots[used][:, None], columns[None, :]] |= covered
+        mask.reshape(-1, self.num_cols)[rows_of(self.entries), self.entry_cols] = True
         return mask
 
 

@@ -209,7 +209,7 @@ def test_what_was_compiled_is_counted(room: Callable) -> None:
     assert crop.shared_tiles.transposed.num_rows == 200
     memory.has_grown(crop)
     tiles = [crop.tiles, crop.shared_tiles.transposed, crop.shared_tiles.whole.transposed]
-    assert all(len(each.arrays) == 10 for each in tiles)
+    assert all(len(each.arrays) == 12 for each in tiles)
     arrays = [crop.mask.bits, plans.mask.bits, *(a for each in tiles for a in each.arrays)]
     wanted = sum(array.nbytes for array in arrays)
     programs = sum(x.numel() * x.element_size() for x in crop.program_for(*ROUTES["auto"]).tensors)

@@ -36,7 +36,7 @@ def threads() -> Iterator[None]:
 def compiled(threads: int) -> AttentionPlan:
     torch.set_num_threads(threads)
     # What compile_plan does once for a mask.
-    return AttentionPlan(compile_schedule(Request(MASK, "cpu", "area", (64, 2, 4))))
+    return AttentionPlan(compile_schedule(Request(MASK, "cpu", "area", (64, 2, 4), "torch")))
 
 
 def test_the_plan_does_not_depend_on_the_threads(threads: None) -> None:
@@ -47,13 +47,13 @@ def test_the_plan_does_not_depend_on_the_threads(threads: None) -> None:
         (one.transposed, three.transposed),
         (one.shared_tiles.every, three.shared_tiles.every),
     ):
-        assert len(tiles.arrays) == 10
+        assert len(tiles.arrays) == 12
         for array, again in zip(tiles.arrays, same.arrays, strict=True):
             assert np.array_equal(array, again)
 
 
 def aim() -> aim_module.Aim:
-    return aim_module.Aim("cpu", "area", (64, 1, 4), 4)
+    return aim_module.Aim("cpu", "area", (64, 1, 4), 4, "torch", "")
 
 
 def test_large_heads_are_searched_side_by_side(

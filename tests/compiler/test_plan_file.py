@@ -181,7 +181,7 @@ def _set(*keys: str | int, to: object) -> Callable[[Any, Any], None]:
 
 HEAD = ("report", "per_head", 0)
 WRONG_FIELDS = {
-    "version": _set("version", to=3),
+    "version": _set("version", to=4),
     "old version": _set("version", to=1),
     "field": _set("more", to=1),
     "target": _set("target", to="sm90"),

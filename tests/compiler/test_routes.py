@@ -19,14 +19,16 @@ from sparsebert.compiler.routes import (
 )
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
-from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
+from sparsebert.tiles.outlines import NO_SINGLES, TileOutlines, outlines_of_head
 from tests.compiler.round_costs import a_model
 
 
 def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> HeadReport:
     """Tiles with these predicted times, where dense attention takes 100 and 200."""
     tiles = TileOutlines(np.arange(16, dtype=np.int32)[None], np.array([16]))
-    report = report_tiles(HeadMask(heads, 256, 64, 64), [tiles], "some", (), "why", a_model())
+    report = report_tiles(
+        HeadMask(heads, 256, 64, 64), [tiles], NO_SINGLES, "some", (), "why", a_model()
+    )
     return dataclasses.replace(
         report,
         predicted_us=forward,
@@ -74,7 +76,7 @@ def test_only_a_full_mask_costs_dense_attention_nothing(entries: int) -> None:
     times = [x.dense(64, 64, masked=entries < 4096) for x in (model.forward, model.backward)]
     dense = report_dense(mask, (), "why", model)
     assert [dense.predicted_us, dense.predicted_backward_us] == times
-    tiled = report_tiles(mask, rows_of(16, 16), "some", (), "why", model)
+    tiled = report_tiles(mask, rows_of(16, 16), NO_SINGLES, "some", (), "why", model)
     for report in (dense, tiled):
         assert [report.dense_us, report.dense_backward_us] == times
     assert ("no mask" in dense.cover) == (entries == 4096)
@@ -84,7 +86,9 @@ def test_a_report_counts_tiles_columns_and_rows_that_are_merged() -> None:
     rows = np.full((2, 16), -1, dtype=np.int32)
     rows[0], rows[1, :8] = np.arange(16), np.arange(8)
     cover = [TileOutlines(rows, np.array([20, 16])), *rows_of(32, 40)]
-    report = report_tiles(HeadMask((0,), 256, 64, 64), cover, "some", (), "why", a_model())
+    report = report_tiles(
+        HeadMask((0,), 256, 64, 64), cover, NO_SINGLES, "some", (), "why", a_model()
+    )
     assert report.tiles == {32: 1, 16: 2} and list(report.tiles) == [32, 16]
     assert report.gathered_columns == 32 + 16 + 48
     assert report.executed_fraction == (16 * 48 + 32 * 48) / 4096

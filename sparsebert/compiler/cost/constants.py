@@ -4,8 +4,8 @@ They stand by what they belong to:
 
 - `machines`, by target: the machine itself, whatever runs on it;
 - `dense`, by target: dense attention;
-- `tiles`, by backend and target: a backend that runs tiles. A new one adds its entry here. Of the
-  backends that have a target, the first is the one that plans for the target have in mind.
+- `tiles`, by backend and target: a backend that runs tiles. A new one adds its entry here. One
+  whose speed depends on the processor's instruction set has an entry for each, under "isa".
 
 A GPU without constants of its own is taken for an "sm90".
 """
@@ -79,6 +79,8 @@ class TileBackend:
         batched: tiles of similar shape run as one batch, padded to its widest, as
             `sparsebert.tiles.batching` has it.
         programs: tiles that run at the same time.
+        padded: a tile's columns are padded to whole chunks; else each is paid for alone.
+        singles: entries may stand alone, beside tiles of 16 rows.
     """
 
     source: str
@@ -87,6 +89,8 @@ class TileBackend:
     empty_rows_cost: bool
     batched: bool
     programs: int
+    padded: bool
+    singles: bool
 
 
 @functools.cache
@@ -103,9 +107,14 @@ def targets() -> tuple[str, ...]:
 
 
 def tile_backends(target: str) -> tuple[str, ...]:
-    """Backends with constants for tiles on a target, the preferred one first."""
+    """Backends with constants for tiles on a target; the first is taken where none is named."""
     entries = stored()["tiles"].items()
     return tuple(name for name, by_target in entries if _nearest(target, by_target))
+
+
+def isas(target: str, backend: str) -> tuple[str, ...]:
+    """Instruction sets for which a backend has constants of their own; () if it has one set."""
+    return tuple(_of_target(target, backend).get("isa", ()))
 
 
 def machine(target: str) -> Machine:
@@ -114,19 +123,19 @@ def machine(target: str) -> Machine:
     return Machine(**{field.name: entry[field.name] for field in dataclasses.fields(Machine)})
 
 
-def tile_backend(target: str, backend: str | None = None) -> TileBackend:
-    """One backend on a target; None means the first that there is."""
-    entry = _tiles(target, backend)
+def tile_backend(target: str, backend: str | None = None, isa: str = "") -> TileBackend:
+    """One backend on a target; None means the first that there is. `isa`: one of `isas`."""
+    entry = _tiles(target, backend, isa)
     fields = {field.name: entry[field.name] for field in dataclasses.fields(TileBackend)}
     if target not in targets():
         fields["source"] = f"that of {DEFAULT_GPU}, none for {target}: {fields['source']}"
     return TileBackend(**fields)
 
 
-def pass_terms(target: str, which: str, backend: str | None = None) -> Terms:
+def pass_terms(target: str, which: str, backend: str | None = None, isa: str = "") -> Terms:
     """All terms of the "forward" or the "backward" pass: machine, dense attention and tiles."""
     machine_entry, dense = (_entry(stored()[name], target) for name in ("machines", "dense"))
-    parts = machine_entry, dense, _tiles(target, backend)
+    parts = machine_entry, dense, _tiles(target, backend, isa)
     return {name: term for part in parts for name, term in read_terms(part[which]).items()}
 
 
@@ -157,7 +166,13 @@ def _entry(by_target: dict[str, Any], target: str) -> dict[str, Any]:
     return found
 
 
-def _tiles(target: str, backend: str | None) -> dict[str, Any]:
+def _tiles(target: str, backend: str | None, isa: str) -> dict[str, Any]:
+    entry = _of_target(target, backend)
+    found: dict[str, Any] = entry["isa"][isa] if "isa" in entry else entry
+    return found
+
+
+def _of_target(target: str, backend: str | None) -> dict[str, Any]:
     known = tile_backends(target)
     backend = known[0] if backend is None else backend
     if backend not in known:

@@ -17,12 +17,16 @@ import numpy as np
 
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, Terms, TileBackend
+from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.tiles.batching import batch_tiles
-from sparsebert.tiles.outlines import TileOutlines
+from sparsebert.tiles.outlines import NO_SINGLES, Singles, TileOutlines
 
 DEFAULT_HEAD_DIM = 64
 DEFAULT_HEADS = 12
 """Heads that a mask of one head is taken to serve."""
+
+PACKED_READS = 6
+"""Rows of k and v that are read more often than this, on the mean, are packed first."""
 
 PER_CALL = ("call", "shape", "level", "mixed", "dense_call")
 """Terms whose `once` is shared by all batches and heads, not just by those with the same tiles."""
@@ -37,7 +41,8 @@ class PassCost:
         shape: each different tile shape (a batch of its own, where tiles run in batches).
         level: each tile beyond the first over the row that is in most tiles: a round of merging.
         tile: each tile.
-        row: each row of a tile: loading q, storing the result.
+        row: each row of a tile: loading q, storing the result. Where entries may stand alone, also
+            each row that is in no tile.
         column: each gathered key and value row.
         entry: each score of a tile, by the tile's height.
         merge: each row of a tile beyond the first tile that covers the row.
@@ -45,6 +50,9 @@ class PassCost:
         floor_row: least time that a row of q, k, v and o takes to move, on any route.
         dense_call, dense_entry: dense attention: each call, each score.
         mask_entry: what a mask adds to each score of dense attention.
+        single: each entry that stands alone.
+        single_column: each column that the single entries of 16 rows share, see `Singles`.
+        pack: each row of k and v, where they are packed.
     """
 
     call: float
@@ -60,11 +68,14 @@ class PassCost:
     dense_call: float
     dense_entry: float
     mask_entry: float
+    single: float = 0.0
+    single_column: float = 0.0
+    pack: float = 0.0
 
     def tiles(
         self, height: int, rows: np.ndarray, width: np.ndarray, *, overlapped: bool
     ) -> np.ndarray:
-        """Time of tiles of one height: executed rows [T], padded columns [T]."""
+        """Time of tiles of one height: executed rows [T], columns [T]."""
         compute = self.entry[height] * rows * width
         gather = self.column * width + self.row * rows
         busy = np.maximum(compute, gather) if overlapped else compute + gather
@@ -86,11 +97,13 @@ class CostModel(TileBackend):
     """A backend's constants on one target, resolved for one kind of call; made by `cost_model`.
 
     Attributes, beside those of `TileBackend`:
+        isa: the processor's instruction set, "" if it does not matter.
         head_dim, threads: D, and the threads of a CPU (1 on a GPU).
         copies: batch x heads of the call.
         forward, backward: constants of the passes.
     """
 
+    isa: str
     head_dim: int
     threads: int
     copies: int
@@ -111,20 +124,23 @@ class CostModel(TileBackend):
         q_len: int,
         kv_len: int,
         *,
+        singles: Singles = NO_SINGLES,
         backward: bool = False,
         balanced: bool = False,
     ) -> float:
         """Time of a cover in the forward pass, or in the backward pass alone.
 
-        With `balanced` no program is taken to wait for one with a longer tile.
+        `cover` are its tiles, `singles` the entries beside them. With `balanced` no program is
+        taken to wait for one with a longer tile.
         """
         cost = self.backward if backward else self.forward
         cover = list(cover)
-        shapes, widths = batches(cover)
+        shapes, widths = batches(cover) if self.batched or cost.shape else (0, [])
+        if not self.batched:
+            widths = [self.columns(tiles) for tiles in cover]
         work, longest = 0.0, 0.0
         tiles_of_row = np.zeros(q_len, dtype=np.int64)
-        for tiles, batch_width in zip(cover, widths, strict=True):
-            width = batch_width if self.batched else tiles.padded
+        for tiles, width in zip(cover, widths, strict=True):
             each = self._tiles(cost, tiles.height, tiles.real_rows, width)
             work += float(each.sum())
             longest = max(longest, float(each.max(initial=0.0)))
@@ -135,7 +151,16 @@ class CostModel(TileBackend):
             work = max(work, longest * self.programs / self.copies)
         merged = np.maximum(tiles_of_row - 1, 0)
         work += cost.merge * int(merged.sum()) + cost.level * int(merged.max(initial=0))
+        if self.singles:
+            work += cost.row * int(np.count_nonzero(tiles_of_row == 0))
+            work += cost.single * singles.entries + cost.single_column * singles.columns
+            reads = singles.entries + sum(int(width.sum()) for width in widths)
+            work += cost.pack * kv_len if reads > PACKED_READS * kv_len else 0.0
         return max(cost.call + cost.shape * shapes + work, cost.floor(q_len, kv_len))
+
+    def columns(self, tiles: TileOutlines) -> np.ndarray:
+        """Columns that each tile executes, int64 [T]."""
+        return tiles.padded if self.padded else tiles.width
 
     def _tiles(
         self, cost: PassCost, height: int, rows: np.ndarray, width: np.ndarray
@@ -145,7 +170,10 @@ class CostModel(TileBackend):
 
     def bound_us(self, entries: int, q_len: int, kv_len: int) -> float:
         """No cover of so many entries can take less in the forward pass."""
-        arithmetic = min(self.forward.entry.values()) * entries
+        each = min(self.forward.entry.values())
+        if self.singles:  # whose tiles, of one height, pay for whole columns
+            each = min(self.forward.single, each + self.forward.column / min(self.forward.entry))
+        arithmetic = each * entries
         return max(arithmetic, self.forward.floor(q_len, kv_len))
 
 
@@ -166,6 +194,7 @@ def cost_model(
     target: str,
     *,
     backend: str | None = None,
+    isa: str | None = None,
     head_dim: int = DEFAULT_HEAD_DIM,
     threads: int = 1,
     copies: int | None = None,
@@ -176,6 +205,8 @@ def cost_model(
     Args:
         target: the machine.
         backend: what runs the tiles; None for the target's first, see `constants.tile_backends`.
+        isa: the processor's instruction set, for a backend whose speed depends on it; None for
+            that of the machine at hand.
         head_dim: D.
         threads: threads of a CPU; a GPU has no use for them.
         copies: batch x heads; None for the target's usual number, see `usual_copies`.
@@ -189,12 +220,16 @@ def cost_model(
     """
     copies = usual_copies(target, tile_sets) if copies is None else copies
     threads = threads if target == "cpu" else 1
+    isa = isa_for(target, backend) if isa is None else isa
     forward, backward = (
-        _resolve(constants.pass_terms(target, name, backend), head_dim, threads, copies, tile_sets)
-        for name in ("forward", "backward")
+        _resolve(terms, head_dim, threads, copies, tile_sets)
+        for terms in (
+            constants.pass_terms(target, name, backend, isa) for name in ("forward", "backward")
+        )
     )
     return CostModel(
-        **vars(constants.tile_backend(target, backend)),
+        **vars(constants.tile_backend(target, backend, isa)),
+        isa=isa,
         head_dim=head_dim,
         threads=threads,
         copies=copies,

@@ -1,0 +1,236 @@
+"""Choosing tiles of 16 rows, and the entries that stand alone, of one head's mask.
+
+For backends that run single entries beside tiles. Every row order is cut into groups of 16. The
+columns that many rows of a group share, so many that a tile's column costs less than their entries
+would, become the group's tile if all of them together save more than a tile costs. What is left is
+tried again in other orders, where rows that are in a tile already pay for being merged: the window
+of a strided mask is shared by neighbours, its columns by residue classes. Whatever no tile covers
+in the end stands alone.
+
+Everything works on packed bits; no loop runs over entries or rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from sparsebert.compiler import bitmatrix
+from sparsebert.compiler.bitmatrix import Words
+from sparsebert.compiler.cover_search import Cover, close_ones, long_rows, name_of
+from sparsebert.compiler.orders import SMALLEST, Order, equal_rows, folded, in_order, union_growth
+from sparsebert.compiler.pieces import Piece
+from sparsebert.compiler.pricing import GroupPricing
+from sparsebert.compiler.strides import find_strides
+from sparsebert.tiles.outlines import NO_SINGLES, SINGLES_ROWS, Singles, TileOutlines
+
+_MAX_TILES = 3
+"""Orders that are combined, so tiles that a row may be in."""
+
+_PROMISING = 2
+"""The best so many covers are continued in other orders."""
+
+_LEAST_GAIN = 0.99
+"""A further order must bring the cost below this share of what it was."""
+
+_MAX_STRIDES = 4
+_SAMPLED_ROWS = 24
+_SAMPLED_WORDS = 16
+_WORTH_GROWING = 1.05
+"""Groups are grown if the rows most alike save this much more than the best other order does."""
+
+_AT_ONCE = 1 << 25
+"""Bytes of groups that are looked at together."""
+
+_ALONE = "single entries"
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """A cover in progress.
+
+    Attributes:
+        pieces: the tiles so far.
+        rest: uint64 [N, words], entries that are in none of them.
+        singles: the same, counted.
+        in_tile: bool [N], rows that are in one.
+        cost: if the rest stands alone.
+    """
+
+    pieces: tuple[Piece, ...]
+    rest: Words
+    singles: Singles
+    in_tile: np.ndarray
+    cost: float
+
+    @property
+    def name(self) -> str:
+        """How it covers the mask, in words."""
+        parts = [name_of(self.pieces)] if self.pieces else []
+        return " + ".join([*parts, *([_ALONE] if self.singles.entries else [])])
+
+
+def best_groups(
+    packed: np.ndarray,
+    columns: int,
+    pricing: GroupPricing,
+    go_on: Callable[[], None] = lambda: None,
+) -> Cover:
+    """The cheapest cover found for a mask, uint8 [N, ceil(columns / 8)].
+
+    `go_on` is called now and then, for whoever watches a long search.
+    """
+    words = bitmatrix.to_words(packed)
+    rows = np.flatnonzero(words.any(axis=1))
+    if not len(rows):
+        return Cover("nothing to attend", (), pricing.total([], NO_SINGLES))
+    search = _GroupSearch(pricing, words, go_on)
+    usual, long = long_rows(words, rows)
+    orders = [in_order(usual, SMALLEST)]
+    together = equal_rows(words, usual, SMALLEST)
+    orders += [together] if together else []
+    orders += [
+        folded(usual, stride, 1, 0, SMALLEST)
+        for stride in find_strides(packed, columns, _MAX_STRIDES)
+    ]
+    orders = [_with_long(order, long) for order in orders]
+    search.try_orders(orders)
+    if search.groups_may_pay(usual):
+        grown = _with_long(union_growth(words, usual, long[:0], SMALLEST), long)
+        orders.append(grown)
+        search.try_orders([grown])
+    search.combine(orders)
+    return search.result()
+
+
+def _with_long(order: Order, long: np.ndarray) -> Order:
+    """The order with groups of long rows at its end."""
+    if not len(long):
+        return order
+    return Order(order.name, np.concatenate([order.rows, in_order(long, SMALLEST).rows]))
+
+
+class _GroupSearch:
+    """The best cover so far, and the operations that look for a better one."""
+
+    def __init__(self, pricing: GroupPricing, words: Words, go_on: Callable[[], None]) -> None:
+        self._pricing = pricing
+        self._go_on = go_on
+        self._tried: dict[str, float] = {}
+        none = np.zeros(len(words), dtype=bool)
+        self._latest: list[_State] = []
+        self._first = self._best = self._state((), words, none)
+
+    def result(self) -> Cover:
+        """The best cover found."""
+        best = self._best
+        tried = close_ones(self._tried, best.name)
+        return Cover(best.name, best.pieces, best.cost, tried, best.rest)
+
+    def try_orders(self, orders: list[Order], state: _State | None = None) -> None:
+        """Covers with the tiles of one of some orders; beside those of `state`, if it is given."""
+        for order in orders:
+            new = self._add(state or self._first, order)
+            if new is not None:
+                self._latest.append(new)
+                self._best = min(self._best, new, key=lambda state: state.cost)
+
+    def groups_may_pay(self, rows: np.ndarray) -> bool:
+        """Whether groups of rows that are most alike save clearly more than the best order.
+
+        A sample of rows says it, each with those that share the most with it.
+        """
+        words = self._first.rest[rows]
+        some = np.ascontiguousarray(words[:, :: max(1, words.shape[1] // _SAMPLED_WORDS)])
+        sample = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_ROWS).astype(np.int64))
+        shared = np.stack([bitmatrix.count(some & some[row]) for row in sample])
+        near = np.argsort(-shared, axis=1, kind="stable")[:, :SMALLEST]
+        slots = np.full((len(sample), SMALLEST), -1, dtype=np.int32)
+        slots[:, : near.shape[1]] = rows[near]
+        _, saved = self._shared(self._first, slots)
+        grown = float(np.maximum(saved, 0.0).mean()) * len(rows) / SMALLEST
+        return grown > _WORTH_GROWING * (self._first.cost - self._best.cost)
+
+    def combine(self, orders: list[Order]) -> None:
+        """Add the tiles of other orders to the best covers, as often as that pays."""
+        for _ in range(_MAX_TILES - 1):
+            goal = _LEAST_GAIN * self._best.cost
+            before, self._latest = self._latest, []
+            for state in sorted(before, key=lambda state: state.cost)[:_PROMISING]:
+                if self._least(state) < goal:
+                    self.try_orders([o for o in orders if o.name != state.pieces[-1].name], state)
+            if self._best.cost > goal:
+                return
+
+    def _least(self, state: _State) -> float:
+        """What the cover would cost if full tiles took all that stands alone."""
+        entries, pricing = state.singles.entries, self._pricing
+        in_tiles = entries / SMALLEST * float(pricing.column(np.array([SMALLEST]))[0])
+        alone = entries * pricing.single + state.singles.columns * pricing.single_column
+        return state.cost - max(0.0, alone - in_tiles)
+
+    def _state(self, pieces: tuple[Piece, ...], rest: Words, in_tile: np.ndarray) -> _State:
+        self._go_on()
+        singles = count_singles(rest)
+        cost = self._pricing.total(pieces, singles)
+        state = _State(pieces, rest, singles, in_tile, cost)
+        self._tried[state.name] = min(cost, self._tried.get(state.name, np.inf))
+        return state
+
+    def _add(self, state: _State, order: Order) -> _State | None:
+        """The cover with the tiles of an order that pay; None where none does."""
+        part, in_tile = np.zeros_like(state.rest), state.in_tile.copy()
+        rows, width = [], []
+        step = max(1, _AT_ONCE // (SMALLEST * part[0].nbytes))
+        for first in range(0, len(order.rows), step):
+            slots = order.rows[first : first + step]
+            group, saved = self._shared(state, slots)
+            pays = saved > 0
+            slots, group = _only_used(slots[pays], group[pays])
+            part[slots[slots >= 0]] = group[slots >= 0]
+            in_tile[slots[slots >= 0]] = True
+            rows.append(slots)
+            width.append(bitmatrix.count(np.bitwise_or.reduce(group, axis=1)))
+        tiles = TileOutlines(np.concatenate(rows), np.concatenate(width))
+        if not len(tiles.rows):
+            return None
+        piece = Piece(order.name, part, (tiles,), 0.0)
+        return self._state((*state.pieces, piece), state.rest ^ part, in_tile)
+
+    def _shared(self, state: _State, slots: np.ndarray) -> tuple[Words, np.ndarray]:
+        """The entries that would be tiles of some groups, [G, 16, words], and what each saves.
+
+        What rows load for single entries they share with those that follow them. In a group of
+        such rows a column is loaded once; in other groups its entries share as all others do.
+        """
+        pricing, singles = self._pricing, state.singles
+        group, real = bitmatrix.take(state.rest, slots), slots >= 0
+        count = real.sum(axis=1)
+        span = slots.max(axis=1) - slots[:, 0]
+        together = span < 2 * SINGLES_ROWS
+        shares = singles.columns / max(1, singles.entries)
+        entry = pricing.single + np.where(together, 0.0, shares * pricing.single_column)
+        column = pricing.column(count) - np.where(together, pricing.single_column, 0.0)
+        needed = np.maximum(1, np.floor(np.maximum(0.0, column) / entry).astype(np.int64) + 1)
+        columns = bitmatrix.columns_with(group, np.minimum(needed, SMALLEST + 1))
+        group &= columns[:, None, :]
+        merged = (group.any(axis=2) & real & state.in_tile[slots]).sum(axis=1)
+        saved = bitmatrix.count(group).sum(axis=1) * entry - bitmatrix.count(columns) * column
+        return group, saved - pricing.tile - merged * pricing.merge
+
+
+def count_singles(words: Words) -> Singles:
+    """Entries that stand alone, uint64 [N, words], counted."""
+    starts = np.arange(0, len(words), SINGLES_ROWS)
+    union = np.bitwise_or.reduceat(words, starts, axis=0)
+    return Singles(int(bitmatrix.count(words).sum()), int(bitmatrix.count(union).sum()))
+
+
+def _only_used(slots: np.ndarray, group: Words) -> tuple[np.ndarray, Words]:
+    """Groups without the rows that have no entries, [G, 16] and [G, 16, words]."""
+    used = group.any(axis=2) & (slots >= 0)
+    order = np.argsort(~used, axis=1, kind="stable")
+    slots = np.take_along_axis(np.where(used, slots, -1), order, axis=1)
+    return slots, np.take_along_axis(group, order[:, :, None], axis=1)
