@@ -60,12 +60,12 @@ static void differentiate_tile(const Group& g, Work& w, const RowTerms& t, float
 template <int DC>
 static inline void differentiate_entries(const Group& g, Work& w, const RowTerms& t, int r,
                                          const int32_t* cols, int n, float* dk, float* dv) {
-  entry_scores<DC>(w.q + r * g.D, g.k, g.k_row, cols, n, g.D, w.e);
-  entry_scores<DC>(w.g + r * g.D, g.v, g.v_row, cols, n, g.D, w.de);
   const vf zero = set1(0.f), lse = set1(t.lse[r]), delta = set1(t.delta[r]);
   alignas(64) int32_t last[W] = {};
   for (int i = 0; i < n; i += W) {
-    vf p = exp2(fma(load(w.e + i), set1(t.score), zero - lse)), dp = load(w.de + i), weight = p;
+    vf s = entry_scores<DC>(w.q + r * g.D, g.k, g.k_row, cols + i, n - i, g.D);
+    vf dp = entry_scores<DC>(w.g + r * g.D, g.v, g.v_row, cols + i, n - i, g.D);
+    vf p = exp2(fma(s, set1(t.score), zero - lse)), weight = p;
     if (g.drops) {
       const int32_t* from = cols + i;
       if (i + W > n) from = (const int32_t*)memcpy(last, from, (n - i) * sizeof(int32_t));
@@ -81,10 +81,10 @@ static inline void differentiate_entries(const Group& g, Work& w, const RowTerms
     entry_spread<DC>(w.e, w.de, g.k, g.k_row, cols, n, g.D, w.q + r * g.D, w.g + r * g.D, dq, dk,
                      dv);
   else
-    entry_weigh<DC>(w.de, g.k, g.k_row, cols, n, g.D, dq, 1.f);
+    entry_weigh<DC, false>(w.de, g.k, g.k_row, cols, n, g.D, dq, 1.f);
 }
 
-template <int DC>
+template <int DC, bool PLAIN>
 static void backward_group(const Task& t, int64_t index, Work& w, float* dk, float* dv) {
   const SbCall& c = *t.call;
   const Group g(t, index);
@@ -100,9 +100,9 @@ static void backward_group(const Task& t, int64_t index, Work& w, float* dk, flo
       continue;
     }
     const int32_t row = g.rows[r];
-    load_row(row_of(c.q, size, t.b, t.h, row), c.dtype, (int)c.D, g.D, 1.f, q);
-    load_row(row_of(c.grad_o, size, t.b, t.h, row), c.dtype, (int)c.D, g.D, 1.f, go);
-    load_row(row_of(c.o, size, t.b, t.h, row), c.dtype, (int)c.D, g.D, 1.f, w.o);
+    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, row), 1.f, q);
+    read_row<DC, PLAIN>(c, row_of(c.grad_o, size, t.b, t.h, row), 1.f, go);
+    read_row<DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, row), 1.f, w.o);
     vf sum = set1(0.f);
     for (int d = 0; d < g.D; d += W) sum = fma(load(go + d), load(w.o + d), sum);
     const float lse = c.lse[first + row];
@@ -142,14 +142,13 @@ static void backward_group(const Task& t, int64_t index, Work& w, float* dk, flo
     return;
   }
   for (int r = 0; r < g.live; r++)
-    store_row((void*)row_of(c.dq, size, t.b, t.h, g.rows[r]), c.dtype, (int)c.D, w.o + r * g.D,
-              1.f);
+    write_row<DC, PLAIN>(c, row_of(c.dq, size, t.b, t.h, g.rows[r]), 1.f, w.o + r * g.D);
 }
 
-template <int DC>
+template <int DC, bool PLAIN>
 static void backward(const Task& t, int64_t from, int64_t to, void* memory, float* dk, float* dv) {
   Work w(memory, t.call->D);
-  for (int64_t g = from; g < to; g++) backward_group<DC>(t, g, w, dk, dv);
+  for (int64_t g = from; g < to; g++) backward_group<DC, PLAIN>(t, g, w, dk, dv);
 }
 
 // dq of the rows that several groups have.

@@ -4,30 +4,44 @@
 
 namespace sb::SB_ISA {
 
-// e[i] = q . x[cols[i]] for n columns; writes up to 3 floats beyond
+// q . x[cols[i]] for up to W columns; the lanes beyond n hold some of the others
 template <int DC>
-static inline void entry_scores(const float* q, const float* x, int64_t stride,
-                                const int32_t* cols, int n, int D, float* e) {
+static inline __attribute__((always_inline)) vf entry_scores(const float* q, const float* x,
+                                                             int64_t stride, const int32_t* cols,
+                                                             int n, int D) {
   D = dim<DC>(D);
-  for (int c = 0; c < n; c += 4) {
+  constexpr int HELD = DC && DC / W <= 8 ? DC / W : 1;  // vectors of q that stay in registers
+  vf held[HELD];
+#pragma GCC unroll 8
+  for (int i = 0; i < HELD; i++) held[i] = load(q + i * W);
+  quad sums[W / 4];
+#pragma GCC unroll 4
+  for (int c = 0; c < W; c += 4) {
+    if (c >= n) {
+      sums[c / 4] = sums[0];
+      continue;
+    }
     const float* p[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) p[j] = x + cols[c + j < n ? c + j : c] * stride;
     vf acc[4];
-    vf y = load(q);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) acc[j] = y * load(p[j]);
+    for (int j = 0; j < 4; j++) acc[j] = held[0] * load(p[j]);
 #pragma GCC unroll 8
-    for (int d = W; d < D; d += W) {
-      y = load(q + d);
+    for (int i = 1; i < HELD; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) acc[j] = fma(held[i], load(p[j] + i * W), acc[j]);
+    for (int d = HELD * W; d < D; d += W) {
+      const vf y = load(q + d);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) acc[j] = fma(y, load(p[j] + d), acc[j]);
     }
-    sums_of_4(acc[0], acc[1], acc[2], acc[3], e + c);
+    sums[c / 4] = sums_of_4(acc[0], acc[1], acc[2], acc[3]);
   }
+  return join(sums);
 }
 
-template <int V>
+template <int V, bool FIRST>
 static inline __attribute__((always_inline)) void entry_weigh_block(const float* e, const float* x,
                                                                     int64_t stride,
                                                                     const int32_t* cols, int n,
@@ -35,7 +49,7 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
   vf even[V], odd[V];
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
-    even[i] = load(o + i * W) * alpha;
+    even[i] = FIRST ? set1(0.f) : load(o + i * W) * alpha;
     odd[i] = set1(0.f);
   }
   int c = 0;
@@ -58,17 +72,17 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
   for (int i = 0; i < V; i++) store(o + i * W, even[i] + odd[i]);
 }
 
-// o = alpha * o + sum over i of e[i] * x[cols[i]]
-template <int DC>
+// o = alpha * o + sum over i of e[i] * x[cols[i]]; FIRST: o is not read
+template <int DC, bool FIRST>
 static inline void entry_weigh(const float* e, const float* x, int64_t stride, const int32_t* cols,
                                int n, int D, float* o, float alpha) {
   D = dim<DC>(D);
   const vf a = set1(alpha);
   int d = 0;
   for (; d + 4 * W <= D; d += 4 * W)
-    entry_weigh_block<4>(e, x + d, stride, cols, n, o + d, a);
+    entry_weigh_block<4, FIRST>(e, x + d, stride, cols, n, o + d, a);
   if constexpr (DC % (4 * W) != 0 || DC == 0)
-    for (; d < D; d += W) entry_weigh_block<1>(e, x + d, stride, cols, n, o + d, a);
+    for (; d < D; d += W) entry_weigh_block<1, FIRST>(e, x + d, stride, cols, n, o + d, a);
 }
 
 template <int V>

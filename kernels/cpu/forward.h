@@ -69,25 +69,28 @@ static void attend_tile(const Group& g, Work& w) {
   for (int i = 0; i < GV; i++) store(w.m + i * W, m[i]), store(w.l + i * W, l[i]);
 }
 
-// Some single entries of row r: m, l and o brought up to date.
-template <int DC>
+// Some single entries of row r: m, l and o brought up to date, or begun if FIRST.
+template <int DC, bool FIRST>
 static inline void attend_entries(const Group& g, Work& w, int r, const int32_t* cols, int n) {
-  entry_scores<DC>(w.q + r * g.D, g.k, g.k_row, cols, n, g.D, w.e);
-  const int whole = (n + W - 1) / W * W;
-  for (int i = n; i < whole; i++) w.e[i] = -INF;
-  vf most = load(w.e);
-  for (int i = W; i < whole; i += W) most = max(most, load(w.e + i));
-  const float m = w.m[r], l = w.l[r];
+  const float* q = w.q + r * g.D;
+  vf most = set1(-INF), last = most;
+  for (int i = 0; i < n; i += W) {
+    last = entry_scores<DC>(q, g.k, g.k_row, cols + i, n - i, g.D);
+    if (i + W > n) last = keep(last, (1u << (n - i)) - 1, 0, set1(-INF));
+    most = max(most, last);
+    if (n > W) store(w.e + i, last);
+  }
+  const float m = FIRST ? -INF : w.m[r], l = FIRST ? 0.f : w.l[r];
   const float now = std::max(m, max_of(most)), base = std::max(now, LEAST);
   vf sum = set1(0.f);
-  for (int i = 0; i < whole; i += W) {
-    vf x = exp2(load(w.e + i) - set1(base));
+  for (int i = 0; i < n; i += W) {
+    vf x = exp2((n > W ? load(w.e + i) : last) - set1(base));
     sum = sum + x;
     store(w.e + i, x);
   }
   if (g.drops) {
     alignas(64) int32_t last[W] = {};
-    for (int i = 0; i < whole; i += W) {
+    for (int i = 0; i < n; i += W) {
       const int32_t* from = cols + i;
       if (i + W > n) from = (const int32_t*)memcpy(last, from, (n - i) * sizeof(int32_t));
       store(w.e + i, keep(load(w.e + i), g.kept_of_row(r, from), 0, set1(0.f)));
@@ -96,43 +99,49 @@ static inline void attend_entries(const Group& g, Work& w, int r, const int32_t*
   const float alpha = l == 0.f ? 0.f : exp2f(m - base);
   w.l[r] = l * alpha + sum_of(sum);
   w.m[r] = now;
-  entry_weigh<DC>(w.e, g.v, g.v_row, cols, n, g.D, w.o + r * g.D, alpha);
+  entry_weigh<DC, FIRST>(w.e, g.v, g.v_row, cols, n, g.D, w.o + r * g.D, alpha);
 }
 
-template <int DC>
+template <int DC, bool PLAIN>
 static void forward_group(const Task& t, int64_t index, Work& w) {
   const SbCall& c = *t.call;
   const Group g(t, index);
   const int64_t size = bytes_of(c.dtype);
+  const float factor = (float)(c.scale * 1.4426950408889634);
   for (int r = 0; r < g.live; r++)
-    load_row(row_of(c.q, size, t.b, t.h, g.rows[r]), c.dtype, (int)c.D, g.D,
-             (float)(c.scale * 1.4426950408889634), w.q + r * g.D);
+    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, g.rows[r]), factor, w.q + r * g.D);
   if (g.live < GROUP) clear(w.q + g.live * g.D, (GROUP - g.live) * g.D);
   if (g.drops) g.list_rows(w);
 
-  bool by_rows = false;  // one after another, each with its own entries alone
-  if (g.has_tile()) {
+  bool begun = g.has_tile();
+  if (begun) {
     attend_tile<DC>(g, w);
     // A row that does not attend to a column has a probability of 0 for it, but 0 * NaN is NaN.
-    by_rows = !are_finite(w.o, g.live, g.D);
+    // Then each row goes by itself, with the columns that are its own.
+    begun = are_finite(w.o, g.live, g.D);
   }
-  if (!g.has_tile() || by_rows) {
-    clear(w.o, GROUP * g.D);
-    for (int r = 0; r < GROUP; r++) w.m[r] = -INF, w.l[r] = 0.f;
-  }
-  if (by_rows)
-    for (int r = 0; r < g.live; r++) {
+  for (int r = 0; r < g.live && (!begun || g.has_entries()); r++) {
+    bool first = !begun;
+    auto attend = [&](const int32_t* cols, int n) {
+      if (first)
+        attend_entries<DC, true>(g, w, r, cols, n);
+      else
+        attend_entries<DC, false>(g, w, r, cols, n);
+      first = false;
+    };
+    if (!begun && g.has_tile()) {
       Columns tile = g.tile();
-      while (const int n = tile.next_of_row(w, r)) attend_entries<DC>(g, w, r, w.cols, n);
+      while (const int n = tile.next_of_row(w, r)) attend(w.cols, n);
     }
-  if (g.has_entries())
-    for (int r = 0; r < g.live; r++) {
-      Columns entries = g.entries(r);
-      const int32_t* cols;
-      const uint16_t* none;
-      while (const int n = entries.next(w, ENTRIES, cols, none))
-        attend_entries<DC>(g, w, r, cols, n);
+    Columns entries = g.entries(r);
+    const int32_t* cols;
+    const uint16_t* none;
+    while (const int n = entries.next(w, ENTRIES, cols, none)) attend(cols, n);
+    if (first) {
+      clear(w.o + r * g.D, g.D);
+      w.m[r] = -INF, w.l[r] = 0.f;
     }
+  }
 
   if (g.plan.slot[index] >= 0) {
     const int64_t floats = slot_floats(c.D);
@@ -146,16 +155,15 @@ static void forward_group(const Task& t, int64_t index, Work& w) {
   float* lse = c.lse + (t.b * c.H + t.h) * c.N;
   for (int r = 0; r < g.live; r++) {
     const float l = w.l[r], inverse = l == 0.f ? 0.f : g.factor / l;
-    store_row((void*)row_of(c.o, size, t.b, t.h, g.rows[r]), c.dtype, (int)c.D, w.o + r * g.D,
-              inverse);
+    write_row<DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, g.rows[r]), inverse, w.o + r * g.D);
     lse[g.rows[r]] = l == 0.f ? -INF : (w.m[r] + log2f(l)) * LN2;
   }
 }
 
-template <int DC>
+template <int DC, bool PLAIN>
 static void forward(const Task& t, int64_t from, int64_t to, void* memory) {
   Work w(memory, t.call->D);
-  for (int64_t g = from; g < to; g++) forward_group<DC>(t, g, w);
+  for (int64_t g = from; g < to; g++) forward_group<DC, PLAIN>(t, g, w);
 }
 
 // o and LSE of the rows that several groups have.

@@ -138,6 +138,23 @@ static inline bool are_finite(const float* x, int n, int D) {
   return sum_of(sum) == 0.f;
 }
 
+// Rows of a call, [B, H, N, D]: read as fp32, padded, and written. PLAIN: they are fp32 and need no
+// padding, so DC, if not 0, is their size.
+template <int DC, bool PLAIN>
+static inline void read_row(const SbCall& c, const void* row, float factor, float* to) {
+  if constexpr (PLAIN)
+    scale_row((const float*)row, dim<DC>((int)c.D), factor, to);
+  else
+    load_row(row, c.dtype, (int)c.D, (int)padded(c.D), factor, to);
+}
+template <int DC, bool PLAIN>
+static inline void write_row(const SbCall& c, const void* row, float factor, const float* from) {
+  if constexpr (PLAIN)
+    scale_row(from, dim<DC>((int)c.D), factor, (float*)row);
+  else
+    store_row((void*)row, c.dtype, (int)c.D, from, factor);
+}
+
 static inline void clear(float* x, int64_t n) { memset(x, 0, n * sizeof(float)); }
 
 static inline const char* row_of(const SbTensor& x, int64_t size, int64_t b, int64_t h,

@@ -53,6 +53,7 @@ static inline void store_f16(uint16_t* p, vf x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+static inline vf not_below(vf x, float least) { return _mm256_max_ps(set1(least), x); }
 static inline vf exp2_within(vf n, vf p) {
   __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return p * _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
@@ -62,9 +63,13 @@ static inline vf zero_below(vf x, float least, vf y) {
   return _mm256_and_ps(_mm256_cmp_ps(x, set1(least), _CMP_NLE_UQ), y);
 }
 
-static inline void sums_of_4(vf a, vf b, vf c, vf d, float* p) {
+typedef __m128 quad;
+static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
   vf s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+  return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+static inline vf join(const quad* q) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(q[0]), q[1], 1);
 }
 
 static inline void transpose_8(const float* rows, int D, float* x) {

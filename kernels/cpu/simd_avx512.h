@@ -40,20 +40,27 @@ static inline void store_f16(uint16_t* p, vf x) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+static inline vf not_below(vf x, float) { return x; }  // scalef takes any x
 static inline vf exp2_within(vf x, vf p) { return _mm512_scalef_ps(p, x); }
 static inline vf round_to_int(vf x) { return _mm512_roundscale_ps(x, 8); }
 static inline vf zero_below(vf x, float least, vf y) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(least), _CMP_NLE_UQ), y);
 }
 
-static inline void sums_of_4(vf a, vf b, vf c, vf d, float* p) {
+typedef __m128 quad;
+static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
   vf ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
   vf cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
   __m512d abd = _mm512_castps_pd(ab), cdd = _mm512_castps_pd(cd);
   vf s = _mm512_castpd_ps(_mm512_unpacklo_pd(abd, cdd)) +
          _mm512_castpd_ps(_mm512_unpackhi_pd(abd, cdd));
   __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
-  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+}
+static inline vf join(const quad* q) {
+  __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(q[0]), q[1], 1);
+  __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(q[2]), q[3], 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
 // x[d][16] = rows[16][d], d < D, a multiple of 16

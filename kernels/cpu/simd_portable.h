@@ -78,6 +78,8 @@ static inline void store_f16(uint16_t* p, vf x) {
   for (int i = 0; i < 4; i++) p[i] = f16_of(x[i]);
 }
 
+// x, or `least` where that is more; NaN stays NaN. For exp2, which may not need it.
+static inline vf not_below(vf x, float least) { return x < set1(least) ? set1(least) : x; }
 // p * 2^n for whole n from -126 to 127
 static inline vf exp2_within(vf n, vf p) {
   const vf magic = set1(12582912.f);  // 1.5 * 2^23: whole numbers are in the last bits
@@ -94,10 +96,13 @@ static inline vf zero_below(vf x, float least, vf y) {
   return (vf)((vi)y & on);
 }
 
-// the sums of four vectors, stored at p
-static inline void sums_of_4(vf a, vf b, vf c, vf d, float* p) {
-  p[0] = sum_of(a), p[1] = sum_of(b), p[2] = sum_of(c), p[3] = sum_of(d);
+typedef vf quad;  // four lanes, whatever W
+// the sums of four vectors
+static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
+  return quad{sum_of(a), sum_of(b), sum_of(c), sum_of(d)};
 }
+// W lanes of W / 4 quads
+static inline vf join(const quad* q) { return q[0]; }
 
 // x[d][16] = rows[16][d], d < D
 static inline void transpose_16(const float* rows, int D, float* x) {
