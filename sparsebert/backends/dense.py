@@ -51,11 +51,9 @@ class Dense(Backend):
 
     def lower(self, schedule: Schedule, heads: np.ndarray) -> DenseProgram:
         listed = [0] if schedule.is_shared else schedule.heads_of(heads).tolist()
-        mask = torch.stack([schedule.mask.head(head).dense()[0, 0] for head in listed])
-        unused, dead = (
-            None if bool(used.all()) else ~used for used in (mask.any(dim=1), mask.any(dim=2))
+        return program_of(
+            torch.stack([schedule.mask.head(head).dense()[0, 0] for head in listed])
         )
-        return DenseProgram(None if bool(mask.all()) else mask, unused, dead)
 
     def runs_directly(self, call: Call, program: DenseProgram, *, alone: bool) -> bool:
         """Where every query has a key: SDPA gives NaN to others.
@@ -119,6 +117,14 @@ class Dense(Backend):
 
 
 BACKEND = Dense()
+
+
+def program_of(mask: torch.Tensor) -> DenseProgram:
+    """The program of these masks, bool [H or 1, N, M]."""
+    unused, dead = (
+        None if bool(used.all()) else ~used for used in (mask.any(dim=1), mask.any(dim=2))
+    )
+    return DenseProgram(None if bool(mask.all()) else mask, unused, dead)
 
 
 def _op_has_flash(q: torch.Tensor) -> bool:

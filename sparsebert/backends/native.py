@@ -1,0 +1,185 @@
+"""The backend of the CPU kernels: groups of 16 rows, in C++ (`kernels/cpu`).
+
+A program is one tensor, the plan image, which the kernels read in place; a call is one record of
+numbers and addresses. So the host's part of a call does not grow with heads or tiles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sparsebert import dropout
+from sparsebert.backends import dense
+from sparsebert.backends.base import Backend, Call, CallKind, Forward, Gradients, Upstream
+from sparsebert.backends.native_pack import pack_image, unpack_masks
+from sparsebert.compiler.schedule import Schedule
+from sparsebert.kernels.cpu import library
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CALL = struct.Struct("<49q2d4q")
+"""`SbCall` of `kernels/cpu/abi.h`."""
+_SCRATCH = 8 * 51
+"""Where its scratch and the size of it stand, in bytes."""
+_ABSENT = (0, 0, 0, 0)
+
+
+class NativeProgram(NamedTuple):
+    """What the kernels run of a plan.
+
+    Attributes:
+        image: uint8, see `native_pack`.
+        whole: it is for all heads of a call.
+    """
+
+    image: torch.Tensor
+    whole: bool
+
+
+class Native(Backend):
+    """The plan's tiles and single entries in the CPU kernels."""
+
+    name = "native"
+    Program = NativeProgram
+    picks_heads = True
+    skips_padding = True
+    composes = True
+
+    def refuses(self, kind: CallKind) -> list[str]:
+        reasons = []
+        if kind.device != "cpu":
+            reasons.append(f"needs CPU tensors, got {kind.device}; move them")
+        if kind.dtype not in _DTYPES:
+            reasons.append(f"runs float32, bfloat16 and float16, got {kind.dtype}; convert them")
+        if kind.composed:
+            reasons.append("has composed operations over all scores only")
+        found = library.load()
+        if found.library is None:
+            reasons.append(f"cannot run here: {found.reason}")
+        return reasons
+
+    def lower(self, schedule: Schedule, heads: np.ndarray) -> NativeProgram:
+        tiles = schedule.queries(heads, singles=True)
+        if schedule.is_shared:
+            return NativeProgram(pack_image(tiles, None, None), True)
+        chosen = schedule.heads_of(heads)
+        listed = None if heads.all() else chosen
+        return NativeProgram(
+            pack_image(tiles, schedule.head_map[chosen].tolist(), listed), listed is None
+        )
+
+    def forward(self, call: Call, program: NativeProgram) -> Forward:
+        q, k, v = (_rows(x) for x in (call.q, call.k, call.v))
+        batch, heads, rows, dim = q.shape
+        if program.whole:
+            o = q.new_empty(batch, rows, heads, dim).transpose(1, 2)
+            lse = torch.empty(batch, heads, rows)
+        else:
+            o = q.new_zeros(batch, rows, heads, dim).transpose(1, 2)
+            lse = torch.full((batch, heads, rows), -math.inf)
+        if batch:
+            tensors = (*_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_ABSENT * 4)
+            _run(call._replace(q=q, k=k), program, tensors, lse, None, backward=None)
+        return o, lse
+
+    def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
+        o, lse, grad_o, grad_lse = upstream
+        q, k, v, o, grad_o = (_rows(x) for x in (call.q, call.k, call.v, o, grad_o))
+        batch, heads, rows, dim = q.shape
+        kv_heads, columns = k.shape[1:3]
+        new = torch.empty if program.whole else torch.zeros
+        dq = new(batch, rows, heads, dim, dtype=q.dtype).transpose(1, 2)
+        # Those of query heads that share a key head are added up here, where all of them run.
+        shared = program.whole or heads == kv_heads
+        out_heads, dtype = (kv_heads, k.dtype) if shared else (heads, torch.float32)
+        dk, dv = (
+            new(batch, columns, out_heads, dim, dtype=dtype).transpose(1, 2) for _ in range(2)
+        )
+        if batch:
+            tensors = (
+                *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_tensor(grad_o),
+                *_tensor(dq), *_tensor(dk), *_tensor(dv),
+            )  # fmt: skip
+            _run(
+                call._replace(q=q, k=k), program, tensors, lse.contiguous(), grad_lse,
+                backward=(_DTYPES[dtype], out_heads),
+            )  # fmt: skip
+        return dq, dk, dv
+
+    def compose(self, call: Call, program: NativeProgram) -> Forward:
+        mask = unpack_masks(program.image)
+        return dense.BACKEND.compose(call, dense.program_of(mask))
+
+
+BACKEND = Native()
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """x with its last dimension contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _tensor(x: torch.Tensor) -> tuple[int, int, int, int]:
+    """`SbTensor`: address, and strides of batch, head and row in elements."""
+    return x.data_ptr(), *x.stride()[:3]
+
+
+def _run(
+    call: Call,
+    program: NativeProgram,
+    tensors: tuple[int, ...],
+    lse: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    backward: tuple[int, int] | None,
+) -> None:
+    """Run a call; `backward` holds the dtype and the heads of dk and dv."""
+    found = library.load()
+    assert found.library is not None
+    image = program.image
+    q, k = call.q, call.k
+    batch, heads, rows, dim = q.shape
+    key_mask = None if call.key_mask is None else call.key_mask.contiguous()
+    keys, threshold, factor = None, 0, 1.0
+    if call.dropout_p > 0.0:
+        keys = call.dropout_keys().contiguous()
+        threshold, factor = dropout.drop_threshold(call.dropout_p), 1.0 / (1.0 - call.dropout_p)
+    if grad_lse is not None:
+        grad_lse = grad_lse.to(torch.float32).contiguous()
+    grad_dtype, grad_heads = backward or (0, 0)
+    record = bytearray(_CALL.size)
+    _CALL.pack_into(
+        record, 0,
+        library.VERSION, image.data_ptr(), image.numel(),
+        batch, heads, k.shape[1], rows, k.shape[2], dim, _DTYPES[q.dtype], grad_dtype, grad_heads,
+        *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask), _address(keys),
+        threshold, factor, call.scale, 0, 0, torch.get_num_threads(), found.parallel_for,
+    )  # fmt: skip
+    address = ctypes.addressof(ctypes.c_char.from_buffer(record))
+    size = found.library.sparsebert_cpu_scratch(address, backward is not None)
+    _check(-size if size < 0 else 0)
+    scratch = torch.empty(size, dtype=torch.uint8)
+    struct.pack_into("<2q", record, _SCRATCH, scratch.data_ptr(), size)
+    function = found.library.sparsebert_cpu_backward if backward else found.library.sparsebert_cpu_forward
+    _check(function(address))
+
+
+def _address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+_ERRORS = {
+    1: "the library is of another version than this package; build it again",
+    2: "the plan is damaged, or for tensors of other sizes; compile the mask again",
+    3: "a size or dtype that no caller should pass",
+    4: "too little scratch memory",
+}
+
+
+def _check(code: int) -> None:
+    if code:
+        raise RuntimeError(f"sparse_attention: the CPU kernels refused a call: {_ERRORS[code]}")
