@@ -40,6 +40,7 @@ class Entry(NamedTuple):
 
 _entries: dict[str, Entry] = {
     "triton": Entry("sparsebert.backends.triton", "tiles", ("cuda",)),
+    "native": Entry("sparsebert.backends.native", "tiles", ("cpu",)),
     "torch": Entry("sparsebert.backends.torch_tiles", "tiles"),
     "dense": Entry("sparsebert.backends.dense", "dense"),
 }
