@@ -1,8 +1,13 @@
-"""The two `torch.library` ops behind every backend: attention forward, and backward.
+"""Differentiable attention by the backends, in two forms.
 
-Their arguments are tensors, numbers and a text: a plan travels as its program, taken apart (see
-`backends.program`). So torch.compile sees one opaque node with known shapes, autograd and
-activation checkpointing work as for any op, and the backward op is differentiable in turn.
+For whatever traces, captures or watches operations there are two `torch.library` ops, forward and
+backward. Their arguments are tensors, numbers and a text: a plan travels as its program, taken
+apart (see `backends.program`). So torch.compile sees one opaque node with known shapes, and the
+backward op is differentiable in turn.
+
+Plain eager calls go without them, by a `torch.autograd.Function`: the ops' way through torch takes
+longer than attention over a short sequence does. Its backward pass is the op where that has to be
+differentiated again.
 """
 
 from __future__ import annotations
@@ -14,15 +19,55 @@ import torch
 from sparsebert.backends import execution, registry
 from sparsebert.backends.base import Call, Upstream
 from sparsebert.backends.program import Program, unflatten_parts
+from sparsebert.support.tensors import are_plain
 
 
 def attention(call: Call, program: Program) -> tuple[torch.Tensor, torch.Tensor]:
-    """o [B, H, N, D] and LSE [B, H, N] by the op."""
-    o, lse = torch.ops.sparsebert.attention(
-        call.q, call.k, call.v, *program.flat, call.key_mask, call.seed, call.scale,
-        call.dropout_p,
-    )  # fmt: skip
-    return o, lse
+    """o [B, H, N, D] and LSE [B, H, N]."""
+    q, k, v = call[:3]
+    if not are_plain(q, k, v):
+        o, lse = torch.ops.sparsebert.attention(q, k, v, *program.flat, *call[3:7])
+        return o, lse
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        o, lse = _Attention.apply(q, k, v, program, call[3:7])
+        return o, lse
+    return execution.forward(call, program.parts)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of plain tensors; `options` are key mask, seed, scale and dropout_p."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        program: Program,
+        options: tuple[Any, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        o, lse = execution.forward(Call(q, k, v, *options), program.parts)
+        key_mask, seed, *numbers = options
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, o, lse, key_mask, seed)
+        ctx.program, ctx.numbers = program, numbers
+        return o, lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        grad_o, grad_lse = grads
+        q, k, v, o, lse, key_mask, seed = ctx.saved_tensors
+        if grad_o is None:
+            grad_o = torch.zeros_like(o)
+        options = key_mask, seed, *ctx.numbers
+        if not torch.is_grad_enabled() and are_plain(grad_o, grad_lse):
+            call, upstream = Call(q, k, v, *options), Upstream(o, lse, grad_o, grad_lse)
+            gradients = execution.backward(call, ctx.program.parts, upstream)
+        else:
+            gradients = torch.ops.sparsebert.attention_backward(
+                grad_o, grad_lse, q, k, v, o, lse, *ctx.program.flat, *options
+            )
+        return *gradients, None, None
 
 
 def _attention(

@@ -22,7 +22,6 @@ enum SbError {
   SB_WRONG_VERSION = 1,  // the call was written for another version of this interface
   SB_WRONG_PLAN = 2,     // the plan image is damaged, or not for tensors of these sizes
   SB_WRONG_CALL = 3,     // a size, dtype or pointer that no caller should pass
-  SB_NO_MEMORY = 4,      // too little scratch was passed
 };
 
 // torch's `torch_parallel_for`: runs f(begin, end, context) over parts of [0, items).
@@ -72,6 +71,7 @@ const char* sparsebert_cpu_features(void);
 // Bytes of scratch that the call needs, or a negative SbError.
 int64_t sparsebert_cpu_scratch(const struct SbCall* call, int64_t backward);
 
+// Return SB_OK, an SbError, or where the scratch is too small the bytes that are needed, negative.
 int64_t sparsebert_cpu_forward(const struct SbCall* call);
 int64_t sparsebert_cpu_backward(const struct SbCall* call);
 

@@ -224,7 +224,7 @@ struct Run {
     return SB_OK;
   }
   int64_t place() {
-    if (c.scratch_bytes < memory.total || !c.scratch) return SB_NO_MEMORY;
+    if (c.scratch_bytes < memory.total || !c.scratch) return -memory.total;
     char* p = (char*)(((uintptr_t)c.scratch + 63) / 64 * 64);
     work = p, p += memory.work * memory.threads;
     packed = p, p += memory.packed;
@@ -420,15 +420,15 @@ SB_EXPORT int64_t sparsebert_cpu_scratch(const SbCall* call, int64_t backward) {
 }
 SB_EXPORT int64_t sparsebert_cpu_forward(const SbCall* call) {
   Run r(*call);
-  if (int64_t wrong = r.prepare(false)) return wrong;
-  if (int64_t wrong = r.place()) return wrong;
+  if (int64_t code = r.prepare(false)) return code;
+  if (int64_t code = r.place()) return code;
   r.forward();
   return SB_OK;
 }
 SB_EXPORT int64_t sparsebert_cpu_backward(const SbCall* call) {
   Run r(*call);
-  if (int64_t wrong = r.prepare(true)) return wrong;
-  if (int64_t wrong = r.place()) return wrong;
+  if (int64_t code = r.prepare(true)) return code;
+  if (int64_t code = r.place()) return code;
   r.backward();
   return SB_OK;
 }

@@ -6,9 +6,9 @@ numbers and addresses. So the host's part of a call does not grow with heads or 
 
 from __future__ import annotations
 
-import ctypes
 import math
 import struct
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +19,11 @@ from sparsebert.backends import dense
 from sparsebert.backends.base import Backend, Call, CallKind, Forward, Gradients, Upstream
 from sparsebert.backends.native_pack import pack_image, unpack_masks
 from sparsebert.compiler.schedule import Schedule
-from sparsebert.kernels.cpu import library
+from sparsebert.kernels.cpu.library import VERSION, load
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CALL = struct.Struct("<49q2d4q")
 """`SbCall` of `kernels/cpu/abi.h`."""
-_SCRATCH = 8 * 51
-"""Where its scratch and the size of it stand, in bytes."""
 _ABSENT = (0, 0, 0, 0)
 
 
@@ -58,7 +56,7 @@ class Native(Backend):
             reasons.append(f"runs float32, bfloat16 and float16, got {kind.dtype}; convert them")
         if kind.composed:
             reasons.append("has composed operations over all scores only")
-        found = library.load()
+        found = load()
         if found.library is None:
             reasons.append(f"cannot run here: {found.reason}")
         return reasons
@@ -126,7 +124,8 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 def _tensor(x: torch.Tensor) -> tuple[int, int, int, int]:
     """`SbTensor`: address, and strides of batch, head and row in elements."""
-    return x.data_ptr(), *x.stride()[:3]
+    batch, head, row, _ = x.stride()
+    return x.data_ptr(), batch, head, row
 
 
 def _run(
@@ -138,9 +137,9 @@ def _run(
     backward: tuple[int, int] | None,
 ) -> None:
     """Run a call; `backward` holds the dtype and the heads of dk and dv."""
-    found = library.load()
-    assert found.library is not None
-    image = program.image
+    found = load()
+    library, image = found.library, program.image
+    assert library is not None
     q, k = call.q, call.k
     batch, heads, rows, dim = q.shape
     key_mask = None if call.key_mask is None else call.key_mask.contiguous()
@@ -151,21 +150,38 @@ def _run(
     if grad_lse is not None:
         grad_lse = grad_lse.to(torch.float32).contiguous()
     grad_dtype, grad_heads = backward or (0, 0)
-    record = bytearray(_CALL.size)
-    _CALL.pack_into(
-        record, 0,
-        library.VERSION, image.data_ptr(), image.numel(),
+    function = library.sparsebert_cpu_backward if backward else library.sparsebert_cpu_forward
+    numbers = (
+        VERSION, image.data_ptr(), image.numel(),
         batch, heads, k.shape[1], rows, k.shape[2], dim, _DTYPES[q.dtype], grad_dtype, grad_heads,
         *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask), _address(keys),
-        threshold, factor, call.scale, 0, 0, torch.get_num_threads(), found.parallel_for,
+        threshold, factor, call.scale,
     )  # fmt: skip
-    address = ctypes.addressof(ctypes.c_char.from_buffer(record))
-    size = found.library.sparsebert_cpu_scratch(address, backward is not None)
-    _check(-size if size < 0 else 0)
-    scratch = torch.empty(size, dtype=torch.uint8)
-    struct.pack_into("<2q", record, _SCRATCH, scratch.data_ptr(), size)
-    function = found.library.sparsebert_cpu_backward if backward else found.library.sparsebert_cpu_forward
-    _check(function(address))
+    end = torch.get_num_threads(), found.parallel_for
+    scratch = _kept_scratch()
+    code = function(_CALL.pack(*numbers, scratch.data_ptr(), _KEPT, *end))
+    if code < 0:
+        scratch = torch.empty(-code, dtype=torch.uint8)
+        code = function(_CALL.pack(*numbers, scratch.data_ptr(), -code, *end))
+    if code:
+        raise RuntimeError(f"sparse_attention: the CPU kernels refused a call: {_ERRORS[code]}")
+
+
+class _Scratch(threading.local):
+    """Scratch memory of a thread that short calls share."""
+
+    memory: torch.Tensor | None = None
+
+
+_scratch = _Scratch()
+_KEPT = 1 << 18
+
+
+def _kept_scratch() -> torch.Tensor:
+    kept = _scratch.memory
+    if kept is None:
+        kept = _scratch.memory = torch.empty(_KEPT, dtype=torch.uint8)
+    return kept
 
 
 def _address(x: torch.Tensor | None) -> int:
@@ -176,10 +192,4 @@ _ERRORS = {
     1: "the library is of another version than this package; build it again",
     2: "the plan is damaged, or for tensors of other sizes; compile the mask again",
     3: "a size or dtype that no caller should pass",
-    4: "too little scratch memory",
 }
-
-
-def _check(code: int) -> None:
-    if code:
-        raise RuntimeError(f"sparse_attention: the CPU kernels refused a call: {_ERRORS[code]}")

@@ -20,9 +20,19 @@ def is_transformed() -> bool:
 
 def has_own_values(x: torch.Tensor) -> bool:
     """Whether x is a plain tensor, and not one that is traced, or transformed by torch.func."""
-    if type(x) is not torch.Tensor or torch.compiler.is_compiling():
-        return False
-    return torch._C._get_tracing_state() is None and not is_transformed()
+    return type(x) is torch.Tensor and not (_is_traced() or is_transformed())
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def are_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether all have their own values, and nothing watches what operations do with them."""
+    for x in tensors:
+        if type(x) is not torch.Tensor and x is not None:
+            return False
+    return not (_is_traced() or is_transformed() or torch._C._len_torch_dispatch_stack())
 
 
 def can_look_at(x: torch.Tensor, wait: bool = False) -> bool:
