@@ -102,6 +102,8 @@ class Backend(abc.ABC):
         skips_padding: k and v rows that the key mask hides are never read, and their gradients are
             zero. Else such rows are set to zero before, and their gradients after.
         composes: it has `compose`; torch.func transforms and second derivatives need that.
+        composes_densely: its composed operations take all scores, so that "auto" prefers others
+            for calls that need such operations.
     """
 
     name: ClassVar[str]
@@ -109,6 +111,7 @@ class Backend(abc.ABC):
     picks_heads: ClassVar[bool] = False
     skips_padding: ClassVar[bool] = False
     composes: ClassVar[bool] = False
+    composes_densely: ClassVar[bool] = False
 
     def refuses(self, kind: CallKind) -> list[str]:
         """Every reason against running such a call, each to follow "it"; [] if it can.

@@ -47,6 +47,7 @@ class Native(Backend):
     picks_heads = True
     skips_padding = True
     composes = True
+    composes_densely = True
 
     def refuses(self, kind: CallKind) -> list[str]:
         reasons = []
@@ -54,8 +55,6 @@ class Native(Backend):
             reasons.append(f"needs CPU tensors, got {kind.device}; move them")
         if kind.dtype not in _DTYPES:
             reasons.append(f"runs float32, bfloat16 and float16, got {kind.dtype}; convert them")
-        if kind.composed:
-            reasons.append("has composed operations over all scores only")
         found = load()
         if found.library is None:
             reasons.append(f"cannot run here: {found.reason}")
@@ -76,10 +75,10 @@ class Native(Backend):
         batch, heads, rows, dim = q.shape
         if program.whole:
             o = q.new_empty(batch, rows, heads, dim).transpose(1, 2)
-            lse = torch.empty(batch, heads, rows)
+            lse = q.new_empty(batch, heads, rows, dtype=torch.float32)
         else:
             o = q.new_zeros(batch, rows, heads, dim).transpose(1, 2)
-            lse = torch.full((batch, heads, rows), -math.inf)
+            lse = q.new_full((batch, heads, rows), -math.inf, dtype=torch.float32)
         if batch:
             tensors = (*_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_ABSENT * 4)
             _run(call._replace(q=q, k=k), program, tensors, lse, None, backward=None)
@@ -90,7 +89,7 @@ class Native(Backend):
         q, k, v, o, grad_o = (_rows(x) for x in (call.q, call.k, call.v, o, grad_o))
         batch, heads, rows, dim = q.shape
         kv_heads, columns = k.shape[1:3]
-        new = torch.empty if program.whole else torch.zeros
+        new = q.new_empty if program.whole else q.new_zeros
         dq = new(batch, rows, heads, dim, dtype=q.dtype).transpose(1, 2)
         # Those of query heads that share a key head are added up here, where all of them run.
         shared = program.whole or heads == kv_heads
@@ -161,7 +160,7 @@ def _run(
     scratch = _kept_scratch()
     code = function(_CALL.pack(*numbers, scratch.data_ptr(), _KEPT, *end))
     if code < 0:
-        scratch = torch.empty(-code, dtype=torch.uint8)
+        scratch = image.new_empty(-code)
         code = function(_CALL.pack(*numbers, scratch.data_ptr(), -code, *end))
     if code:
         raise RuntimeError(f"sparse_attention: the CPU kernels refused a call: {_ERRORS[code]}")
@@ -180,7 +179,7 @@ _KEPT = 1 << 18
 def _kept_scratch() -> torch.Tensor:
     kept = _scratch.memory
     if kept is None:
-        kept = _scratch.memory = torch.empty(_KEPT, dtype=torch.uint8)
+        kept = _scratch.memory = torch.empty(_KEPT, dtype=torch.uint8, device="cpu")
     return kept
 
 

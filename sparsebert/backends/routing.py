@@ -108,7 +108,10 @@ _NO_RULES = "has no rules for torch.func transforms and forward-mode differentia
 
 def _first(route: registry.Route, kind: CallKind) -> str:
     against = {}
-    for name in registry.preferred(route, kind.device):
+    names = registry.preferred(route, kind.device)
+    if kind.composed:
+        names.sort(key=lambda name: registry.get(name).composes_densely)
+    for name in names:
         against[name] = reasons_against(name, kind)
         if not against[name]:
             return name
