@@ -20,6 +20,7 @@ from sparsebert.backends.base import Backend, Call, CallKind, Forward, Gradients
 from sparsebert.backends.native_pack import pack_image, unpack_masks
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.kernels.cpu.library import VERSION, load
+from sparsebert.support.untraced import untraced
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CALL = struct.Struct("<49q2d4q")
@@ -109,8 +110,9 @@ class Native(Backend):
         return dq, dk, dv
 
     def compose(self, call: Call, program: NativeProgram) -> Forward:
-        mask = unpack_masks(program.image)
-        return dense.BACKEND.compose(call, dense.program_of(mask))
+        with untraced():  # the image is not a variable of any transform
+            every = dense.program_of(unpack_masks(program.image))
+        return dense.BACKEND.compose(call, every)
 
 
 BACKEND = Native()
