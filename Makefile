@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test test-isa check format native native-if-possible \
+.PHONY: help demo learn test test-isa check format native native-if-possible wheels \
   bench bench-quick mutants kernels-report gpu clean distclean
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ format: $(INSTALLED)  ## rewrite the files in the project's format and fix what 
 
 native: $(BIN)/python  ## compile the native CPU kernels, if their sources changed
 	$(BIN)/python kernels/cpu/build.py
+
+wheels: $(INSTALLED)  ## build wheels that need no compiler, check and try them -> dist/
+	$(BIN)/python -m tests.native.wheels
 
 native-if-possible: $(INSTALLED)
 	@$(BIN)/python kernels/cpu/build.py --if-possible

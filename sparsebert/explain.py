@@ -19,7 +19,7 @@ from sparsebert.masks import drawing
 from sparsebert.masks.images import mean_cells, step_for
 from sparsebert.plan import AttentionPlan
 from sparsebert.reporting.figures import new_figure, save_figure
-from sparsebert.tiles.images import tile_colours
+from sparsebert.tiles.images import LEGEND, tile_colours
 
 MAX_TILE_PANELS = 12
 _FEW_HEADS = 8  # of all layers together, for which each layer is reported at length
@@ -71,7 +71,7 @@ def _in_full(report: PlanReport, details: bool) -> str:
 def draw_tiles(plans: Mapping[int, AttentionPlan], title: str, path: Path) -> None:
     """Draw the tiles of every distinct head, at most `MAX_TILE_PANELS`, into a PNG file.
 
-    Colours are tiles, grey is computed in vain, white is skipped.
+    It has a legend.
 
     Args:
         plans: the plan of each layer, by the layer's number.
@@ -111,7 +111,5 @@ def draw_tiles(plans: Mapping[int, AttentionPlan], title: str, path: Path) -> No
         axis.xaxis.label.set_size(8)
         axis.yaxis.label.set_size(8)
         axis.tick_params(labelsize=7, length=2)
-    figure.suptitle(
-        f"{title}\ncolours: tiles; grey: computed in vain; white: skipped", fontsize=10
-    )
+    figure.suptitle(f"{title}\n{LEGEND}", fontsize=10)
     save_figure(figure, path)

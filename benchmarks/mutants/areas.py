@@ -42,6 +42,7 @@ GROUPS = (
             "sparsebert/masks/html.py",
             "sparsebert/masks/pattern_list.py",
             "sparsebert/masks/summary.py",
+            "sparsebert/doctor.py",
             "sparsebert/explain.py",
             "sparsebert/reporting/*.py",
         ),

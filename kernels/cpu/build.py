@@ -28,10 +28,8 @@ LIBRARY = "libsparsebert_cpu.so"
 VARIABLE = "SPARSEBERT_NATIVE"
 COMPILERS = ("g++", "clang++", "c++")
 SANITIZERS = ("address", "undefined", "thread")
-INSTALL_A_COMPILER = (
-    "install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: conda "
-    "install cxx-compiler), or name one in CXX"
-)
+GET_A_COMPILER = "apt install g++, dnf install gcc-c++, or conda install cxx-compiler"
+_REMEDY = f"install one ({GET_A_COMPILER}), or name one in CXX"
 
 _COMMON = (
     "-O3", "-fPIC", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
@@ -132,14 +130,14 @@ class Compiler(NamedTuple):
         given = cxx or os.environ.get("CXX", "")
         candidates = [given] if given else [name for name in COMPILERS if shutil.which(name)]
         if not candidates:
-            raise BuildError(f"there is no C++ compiler; {INSTALL_A_COMPILER}")
+            raise BuildError(f"there is no C++ compiler; {_REMEDY}")
         command = tuple(shlex.split(candidates[0]))
         try:
             version = _run([*command, "--version"]).splitlines()[0].strip()
             target = _run([*command, "-dumpmachine"]).splitlines()[0].strip()
         except (BuildError, IndexError) as error:
             raise BuildError(
-                f"the C++ compiler {candidates[0]!r} does not run; {INSTALL_A_COMPILER}"
+                f"the C++ compiler {candidates[0]!r} does not run; {_REMEDY}"
             ) from error
         # It becomes a string of C, and a value among "key=value; key=value".
         return cls(command, version.translate(str.maketrans('";\\', "' /")), target)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch  # before the library is loaded, which shares C++'s own library with it
 
-from .build import FOLDER, INSTALL_A_COMPILER, LIBRARY, is_sealed, source_hash
+from .build import FOLDER, GET_A_COMPILER, LIBRARY, is_sealed, source_hash
 
 VERSION = 1  # SPARSEBERT_CPU_VERSION in abi.h
 VARIABLE = "SPARSEBERT_CPU_ISA"
@@ -173,10 +173,10 @@ def _missing(path: Path) -> str:
 def _remedy() -> str:
     """What to do about a library that is missing or wrong."""
     if source_hash():
-        return f"run `make native`; it needs a C++ compiler: {INSTALL_A_COMPILER}"
+        return f"run `make native`, which needs a C++ compiler ({GET_A_COMPILER})"
     return (
-        "install sparsebert again with a C++ compiler at hand (pip install --force-reinstall "
-        f"--no-deps --no-cache-dir sparsebert); {INSTALL_A_COMPILER}"
+        f"get a C++ compiler ({GET_A_COMPILER}) and install sparsebert again: pip install "
+        "--force-reinstall --no-deps --no-cache-dir sparsebert"
     )
 
 

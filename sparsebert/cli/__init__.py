@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from sparsebert import __version__
 from sparsebert.cli import (
     demo_command,
+    doctor_command,
     estimate_command,
     learn_command,
     mask_commands,
@@ -33,6 +34,7 @@ examples:
   sparsebert verify lf.safetensors --dtype bfloat16 --key-padding 0.25
   sparsebert learn --quick
   sparsebert estimate --config path/to/model --mask lf.safetensors
+  sparsebert doctor
 
 exit codes: 0 done, 1 a check failed, 2 wrong usage or unusable input, 130 interrupted
 """
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         verify_command,
         learn_command,
         estimate_command,
+        doctor_command,
     ):
         module.register(commands)
     return parser

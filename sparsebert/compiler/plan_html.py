@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sparsebert.compiler.tile_map import tile_map
 from sparsebert.masks.html import MOST_HEADS, dots_of, page, picture, row
 from sparsebert.masks.images import mask_image
-from sparsebert.tiles.images import tile_image
+from sparsebert.tiles.images import LEGEND, tile_image
 
 if TYPE_CHECKING:
     from sparsebert.compiler.report import PlanReport
@@ -23,7 +23,7 @@ def plan_html(schedule: Schedule) -> str:
 
 
 def tiles_html(schedule: Schedule) -> str:
-    """The tiles of the plan's different heads: colours are tiles, grey is computed in vain."""
+    """What covers the plan's different heads, as pictures with a legend."""
     mask, heads = schedule.mask, schedule.report.per_head
     dots = dots_of(len(heads))
     pictures = []
@@ -35,8 +35,7 @@ def tiles_html(schedule: Schedule) -> str:
             image = tile_image(tile_map(schedule, first), dots)
         text = f"{head.label}: {head.route}, {head.executed_fraction:.1%} computed"
         pictures.append(picture(image, text, dots))
-    legend = "colours: tiles; grey: computed in vain; white: skipped"
-    return row(pictures, len(heads)) + f"<p><small>{legend}</small></p>"
+    return row(pictures, len(heads)) + f"<p><small>{LEGEND}</small></p>"
 
 
 def report_html(report: PlanReport, pictures: str = "") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sparsebert.tiles.images import NOT_COMPUTED, WASTE
+from sparsebert.tiles.images import NOT_COMPUTED, SINGLE, WASTE
 
 if TYPE_CHECKING:
     from sparsebert.compiler.schedule import Schedule
@@ -17,10 +17,10 @@ def tile_map(schedule: Schedule, head: int = 0) -> npt.NDArray[np.int32]:
     """Which tile covers each position of one head of a plan's schedule: int32 [N, M].
 
     A position holds the number of the tile (0, 1, ... among the head's tiles, those with the most
-    rows first) that covers it, `NOT_COMPUTED` where no tile has it, and `WASTE` where a tile
-    computes a score that the mask does not allow. The entries of a head that runs dense are all
-    of tile 0, the rest of it is waste. Padding columns and empty row slots are not positions, so
-    they do not show.
+    rows first) that covers it, `SINGLE` where an entry stands alone, `NOT_COMPUTED` where nothing
+    has it, and `WASTE` where a tile computes a score that it does not need. The entries of a head
+    that runs dense are all of tile 0, the rest of it is waste. Padding columns and empty row slots
+    are not positions, so they do not show.
 
     Raises IndexError if the plan has no such head.
 
@@ -45,4 +45,7 @@ def tile_map(schedule: Schedule, head: int = 0) -> npt.NDArray[np.int32]:
         covered = tiles.allowed(tile)[: len(rows), :width]
         before = found[place]
         found[place] = np.where(covered, number, np.where(before >= 0, before, WASTE))
+    start, stop = distinct * tiles.num_rows, (distinct + 1) * tiles.num_rows
+    rows = np.repeat(np.arange(tiles.num_rows), np.diff(tiles.entry_start[start : stop + 1]))
+    found[rows, tiles.entry_cols[tiles.entry_start[start] : tiles.entry_start[stop]]] = SINGLE
     return found

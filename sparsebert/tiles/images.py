@@ -9,8 +9,10 @@ from sparsebert.masks.bits import CHUNK
 from sparsebert.masks.images import Image, mean_cells, step_for
 from sparsebert.support.colours import COLOURS
 
-NOT_COMPUTED, WASTE = -1, -2
+NOT_COMPUTED, WASTE, SINGLE = -1, -2, -3
 """What a map of tiles holds besides their numbers; see `sparsebert.compiler.tile_map`."""
+
+LEGEND = "colours: tiles; black: single entries; grey: computed in vain; white: skipped"
 
 
 def tile_image(tiles: npt.NDArray[np.int32], most: int) -> Image:
@@ -25,9 +27,12 @@ def tile_image(tiles: npt.NDArray[np.int32], most: int) -> Image:
 
 
 def tile_colours(tiles: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """RGB [N, M, 3] of a `tile_map`: neighbouring tiles differ, waste is grey, the rest white."""
+    """RGB [N, M, 3] of a `tile_map`: neighbouring tiles differ, single entries are black, waste is
+    grey, the rest white.
+    """
     palette = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in COLOURS[:6]])
     image = palette[np.maximum(tiles, 0) % len(palette)]
+    image[tiles == SINGLE] = 0.0
     image[tiles == WASTE] = 0.85
     image[tiles == NOT_COMPUTED] = 1.0
     return np.asarray(image)

@@ -18,11 +18,13 @@ import torch
 
 import sparsebert as sb
 from sparsebert import memory, patterns, plan_cache
+from sparsebert.backends import registry
 from sparsebert.mask_plans import MaskPlans
 from sparsebert.memory import Shelf, remembered_bytes, set_cache_bytes
 from sparsebert.plan import AttentionPlan
 from sparsebert.support.forks import ForkSafeLock
 from tests.backends.cases import ROUTES
+from tests.compiler.plans import tiles_plan
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -190,7 +192,7 @@ def test_growth_is_counted(room: Callable) -> None:
     """A plan gets its dense mask when it is first run, not when it is compiled."""
     room(100 * MIB)
     mask = patterns.random(1024, 0.5, seed=5, num_heads=4)
-    plan = sb.compile_plan(mask, target="cpu")
+    plan = tiles_plan(mask)
     assert plan.dense_heads.all()
     before = remembered_bytes()
     plan.program_for(*ROUTES["auto"])
@@ -200,8 +202,9 @@ def test_growth_is_counted(room: Callable) -> None:
     assert plan.program_for(*ROUTES["torch"]) is plan.program_for(*ROUTES["torch"])
 
 
-def test_what_was_compiled_is_counted(room: Callable) -> None:
+def test_what_was_compiled_is_counted(room: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bits, tiles, and the tiles of the transposed mask, of a crop those of the whole plan too."""
+    monkeypatch.setitem(registry.planned, "cpu", "torch")
     room(100 * MIB)
     before = remembered_bytes()
     plans = MaskPlans(patterns.strided(300, 17))
@@ -286,8 +289,11 @@ def test_a_model_compiles_once_however_little_room_there_is(
     assert [remembered_lengths(plans) for plans in layers] == [[100]] * 3
 
 
-def test_a_model_does_not_keep_what_ran_at_full_length(room: Callable) -> None:
+def test_a_model_does_not_keep_what_ran_at_full_length(
+    room: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It keeps the tiles, which a search found, but not the dense masks made of them."""
+    monkeypatch.setitem(registry.planned, "cpu", "torch")  # for which it runs dense
     set_cache_bytes(0)
     plans = MaskPlans(patterns.random(200, 0.5, seed=41))
     (ran,) = (

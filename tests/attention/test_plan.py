@@ -15,6 +15,7 @@ import torch
 
 import sparsebert as sb
 from sparsebert import patterns
+from sparsebert.backends import registry
 from sparsebert.compiler import aim
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.mask_plans import MaskPlans
@@ -25,6 +26,7 @@ from sparsebert.testing import expected_attention
 from sparsebert.tiles.check import check_cover, check_format
 from tests import ROOT
 from tests.backends.cases import ROUTES
+from tests.compiler.plans import singles_plan, tiles_plan
 
 META = torch.device("meta")
 
@@ -40,13 +42,16 @@ def a_mask(width: int) -> AttentionMask:
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the masks that a cover was searched for, one for each search."""
     found: list[int] = []
-    search = aim.best_cover
 
-    def count(packed, columns, *rest):
-        found.append(columns)
-        return search(packed, columns, *rest)
+    def counting(search):
+        def count(packed, columns, *rest):
+            found.append(columns)
+            return search(packed, columns, *rest)
 
-    monkeypatch.setattr(aim, "best_cover", count)
+        return count
+
+    for name in ("best_cover", "best_groups"):
+        monkeypatch.setattr(aim, name, counting(getattr(aim, name)))
     return found
 
 
@@ -57,7 +62,7 @@ def use(plan: AttentionPlan) -> None:
 
 
 def test_covers_are_searched_for_once_wherever_the_plan_goes(searches: list[int]) -> None:
-    plan = sb.compile_plan(a_mask(5), target="cpu")
+    plan = tiles_plan(a_mask(5))
     assert plan.dense_heads.tolist() == [False, True, False]
     assert len(searches) == 3  # the distinct heads
     moved = plan.to("meta")  # before anything else was searched for
@@ -73,17 +78,40 @@ def test_covers_are_searched_for_once_wherever_the_plan_goes(searches: list[int]
     assert len(searches) == 7
 
 
+def test_covers_of_the_other_kind_are_searched_for_once(searches: list[int]) -> None:
+    """Single entries for a backend that runs them, tiles alone for the others."""
+    mask, every = a_mask(4), np.ones(3, dtype=bool)
+    for plan, own in ((tiles_plan(mask), False), (singles_plan(mask), True)):
+        del searches[:]
+        beside = int(plan.dense_heads.sum())
+        for each in (plan, plan.crop(600), plan.crop(90, 700).crop(80, 80), copy.deepcopy(plan)):
+            for singles in (own, not own):
+                tiles = each.schedule.queries(every, singles=singles)
+                assert bool(len(tiles.entry_cols)) == singles
+                dense = each.mask.dense()[0].numpy()
+                firsts = [head.heads[0] for head in each.report.per_head]
+                assert (tiles.dense() == dense[firsts]).all()
+                check_format(tiles)
+        assert len(searches) == beside + 3
+        only = each.schedule.queries(np.array([False, False, True]), singles=True)
+        assert (only.dense()[2] == dense[2]).all() and not only.dense()[:2].any()
+        assert len(searches) == beside + 3
+
+
 def test_crops_made_first_search_in_the_whole_plan(searches: list[int]) -> None:
     """Also where no one asked the whole plan itself, the search is not done for each length."""
-    plan = sb.compile_plan(a_mask(6), target="cpu")
+    plan = tiles_plan(a_mask(6))
     for length in (650, 600, 300):
         use(plan.crop(length).to("meta"))
     use(plan)
     assert searches == [700] * 7
 
 
-def test_a_models_plans_on_another_device_search_once(searches: list[int]) -> None:
+def test_a_models_plans_on_another_device_search_once(
+    searches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU's plans keep what the CPU found; `meta` stands in for the GPU."""
+    monkeypatch.setitem(registry.planned, "cpu", "torch")
     plans = MaskPlans(a_mask(7))
     for length in (700, 640, 600, 300):
         for backend in ("mixed", "triton", "torch"):
@@ -132,7 +160,7 @@ def test_covers_of_masks_that_are_not_square(rows: int, columns: int) -> None:
 
 def test_searches_go_by_the_calls_that_the_plan_is_for() -> None:
     mask = AttentionMask.stack_heads([patterns.star(64), patterns.sliding_window(64)])
-    plan = sb.compile_plan(mask, target="cpu", head_dim=48, threads=3, copies=10)
+    plan = tiles_plan(mask, head_dim=48, threads=3, copies=10)
     wanted = cost_model("cpu", head_dim=48, threads=3, copies=10, tile_sets=2)
     assert plan.shared_tiles.aim.model == plan.crop(40).shared_tiles.aim.model == wanted
     one = sb.compile_plan(patterns.star(64), target="sm90", head_dim=48, copies=10)

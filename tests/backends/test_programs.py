@@ -21,7 +21,8 @@ from sparsebert.backends.routing import Routes
 from sparsebert.backends.torch_program import TilesProgram
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, compile_plan
+from sparsebert.plan import AttentionPlan
+from tests.compiler.plans import tiles_plan
 
 
 def scattered(heads: int, rows: int, columns: int) -> AttentionMask:
@@ -46,7 +47,7 @@ MASKS = {
 
 
 def plan_of(name: str) -> AttentionPlan:
-    return compile_plan(MASKS[name], target="cpu", objective="area")
+    return tiles_plan(MASKS[name], objective="area")
 
 
 def with_dense(plan: AttentionPlan, dense_heads: np.ndarray) -> Schedule:
@@ -164,14 +165,14 @@ def test_heads_are_parted_by_route() -> None:
 def test_what_dense_heads_leave_out() -> None:
     mask = torch.ones(2, 6, 8, dtype=torch.bool)
     mask[0, 2] = mask[1, :, 5] = False
-    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    plan = tiles_plan(AttentionMask.from_dense(mask), objective="area")
     (part,) = whole_of(plan, np.ones(2, dtype=bool)).parts
     assert part.backend.name == "dense" and part.heads is None  # all of them
     program = part.program
     assert program.unused is not None and program.dead is not None
     assert program.unused.nonzero().tolist() == [[1, 5]]
     assert program.dead.nonzero().tolist() == [[0, 2]]
-    full = compile_plan(patterns.dense(16), target="cpu", objective="area")
+    full = tiles_plan(patterns.dense(16), objective="area")
     (part,) = whole_of(full, np.ones(1, dtype=bool)).parts
     assert full.schedule.is_shared and part.program.mask is None
 
@@ -233,7 +234,7 @@ def test_plain_programs(unused: bool, dead: bool) -> None:
     mask[:, :, 0] = mask[:, 0] = True
     mask[1, :, 4] &= not unused
     mask[2, 5] &= not dead
-    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    plan = tiles_plan(AttentionMask.from_dense(mask), objective="area")
     whole = whole_of(plan, np.ones(3, dtype=bool))
     program = whole.parts[0].program
     assert runs_directly(whole) == (not dead)
@@ -248,7 +249,7 @@ def test_plain_programs(unused: bool, dead: bool) -> None:
 
 
 def test_plain_programs_of_full_masks() -> None:
-    plan = compile_plan(patterns.dense(16), target="cpu", objective="area")
+    plan = tiles_plan(patterns.dense(16), objective="area")
     whole = whole_of(plan, np.ones(1, dtype=bool))
     assert whole.parts[0].program == DenseProgram(None, None, None)
     assert runs_directly(whole)

@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import sparsebert as sb
 from sparsebert import autograd
 from sparsebert.backends import execution, registry, routing
+from sparsebert.backends.base import CallKind
 from sparsebert.backends.program import Program, make_program, unflatten_parts
 from sparsebert.compiler.cost.constants import tile_backends
 from sparsebert.compiler.schedule import Schedule
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_for_backend
 from tests.attention.cases import make_key_mask, run_and_check
 from tests.backends.cases import OPTIONS, PLANS, ROUTES, as_on_a_gpu
 
@@ -247,6 +248,41 @@ def test_sdpa_serves_padded_dense_calls_of_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_plans_are_priced_for_the_backend_that_auto_prefers(device):
+def test_plans_are_made_for_the_backend_that_auto_prefers(device):
+    """Of those with constants; where none of them can run here, for the first."""
+    kind = CallKind(device, torch.float32, 64)
     for target in ("cpu",) if device == "cpu" else ("sm80", "sm90", "sm100", "gfx942"):
-        assert tile_backends(target)[0] == registry.preferred("tiles", device)[0]
+        known = [n for n in registry.preferred("tiles", device) if n in tile_backends(target)]
+        usable = [name for name in known if not routing.reasons_against(name, kind)]
+        planned = routing.planned_for(target)
+        assert planned == (usable or tile_backends(target))[0]
+        plan = sb.compile_plan(sb.patterns.star(48), target=target)
+        assert plan.report.backend == plan.shared_tiles.aim.backend == planned
+        assert f"-{target}-{planned}-" in plan.fingerprint
+
+
+def test_who_cannot_run_here_is_not_planned_for(monkeypatch):
+    """And what was found is forgotten when backends come and go."""
+    first, *_ = (n for n in registry.preferred("tiles", "cpu") if n in tile_backends("cpu"))
+    backend = type(registry.get(first))
+    monkeypatch.setattr(registry, "planned", {})
+    assert routing.planned_for("cpu") == first
+    monkeypatch.setattr(backend, "refuses", lambda self, kind: ["is broken"])
+    assert routing.planned_for("cpu") == first  # found before
+    registry.register("another", "nowhere")
+    registry.unregister("another")
+    others = [n for n in registry.preferred("tiles", "cpu")[1:] if n in tile_backends("cpu")]
+    kind = CallKind("cpu", torch.float32, 64)
+    usable = [name for name in others if not routing.reasons_against(name, kind)]
+    assert routing.planned_for("cpu") == (usable or tile_backends("cpu"))[0]
+    registry.planned.clear()
+
+
+def test_plans_for_different_backends_are_different_plans():
+    mask = sb.patterns.longformer(96, 16, 2)
+    plans = [compile_for_backend(mask, name, target="cpu") for name in tile_backends("cpu")]
+    assert len({plan.fingerprint for plan in plans}) == len(plans) == len(set(map(id, plans)))
+    again = [compile_for_backend(mask, name, target="cpu") for name in tile_backends("cpu")]
+    assert all(one is other for one, other in zip(plans, again, strict=True))
+    with pytest.raises(ValueError, match="backend must be one with constants for target 'cpu'"):
+        compile_for_backend(mask, "triton", target="cpu")

@@ -21,9 +21,9 @@ from sparsebert.backends.routing import Routes
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
-from sparsebert.plan import compile_plan
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.build import TileGroup, build_tile_set
+from tests.compiler.plans import tiles_plan
 
 B, H, N, M, D = 2, 4, 37, 45, 8
 DEAD, UNUSED = 5, 7
@@ -50,7 +50,7 @@ def program(mask: torch.Tensor, dense: list[bool], parts: int = 1) -> Parts:
     With several parts a row has its keys in so many tiles, each with an order of its own; a row
     that attends to nothing is in tiles, too, as in a cropped plan.
     """
-    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    plan = tiles_plan(AttentionMask.from_dense(mask), objective="area")
     tiles = plan.tiles
     if parts > 1:
         rng = np.random.default_rng(0)
@@ -208,7 +208,7 @@ def test_queries_that_a_crop_leaves_without_keys_reach_nothing() -> None:
     mask = allowed(1, gaps=False)
     mask[:, DEAD] = False
     mask[:, DEAD, 30:] = True
-    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    plan = tiles_plan(AttentionMask.from_dense(mask), objective="area")
     plan = plan.crop(N, 30)
     torch.manual_seed(0)
     q, grad_o = torch.randn(2, B, H, N, D, dtype=torch.float64)

@@ -19,7 +19,7 @@ from tests import ROOT
 
 COMMANDS = [
     "demo", "patterns", "patterns list", "patterns build", "show", "explain", "verify", "estimate",
-    "learn",
+    "learn", "doctor",
 ]  # fmt: skip
 Output = pytest.CaptureFixture[str]
 

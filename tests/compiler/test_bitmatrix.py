@@ -56,9 +56,14 @@ def test_words_are_the_mask(mask: np.ndarray) -> None:
 def test_columns_with_counts_in_every_column(height: int, seed: int, density: float) -> None:
     mask = np.random.default_rng(seed).random((3, height, 130)) < density
     words = np.stack([bitmatrix.to_words(pack(group)) for group in mask])
-    for at_least in (1 << p for p in range(height.bit_length())):
+    counts = mask.sum(axis=1)
+    for at_least in range(1, height + 3):
         found = dense_of(bitmatrix.columns_with(words, at_least), 130)
-        assert (found == (mask.sum(axis=1) >= at_least)).all()
+        assert (found == (counts >= at_least)).all()
+    each = np.random.default_rng(seed).integers(1, 2 * height + 1, 3)
+    found = bitmatrix.columns_with(words, each)
+    assert (dense_of(found, 130) == (counts >= each[:, None])).all()
+    assert not (bitmatrix.to_bytes(found, 136)[:, -1] >> 2).any()  # nothing beyond the columns
 
 
 def test_column_range() -> None:

@@ -12,6 +12,7 @@ from sparsebert.mask_plans import MaskPlans
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
 from sparsebert.tiles.outlines import outlines_of_head
+from tests.compiler.plans import tiles_plan
 
 TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")
 
@@ -52,7 +53,7 @@ def test_a_global_row_is_split_where_programs_would_wait_for_it() -> None:
     assert torch.equal(plan.dense(), mask.dense()[0])
     assert plan.tiles.padded_width.max() <= 1024
     assert "split by columns" in plan.explain().per_head[0].cover
-    assert compile_plan(mask, target="cpu").tiles.padded_width.max() == 4096
+    assert tiles_plan(mask).tiles.padded_width.max() == 4096
 
 
 def test_plans_are_remembered_by_the_calls_they_are_for() -> None:
@@ -104,10 +105,10 @@ def test_some_heads_dense_cost_the_others_time() -> None:
     """Dense heads beside tiles make a call run in two parts, which the report counts."""
     n = 1024
     mask = AttentionMask.stack_heads([patterns.sliding_window(n, 8), patterns.random(n, 0.5)] * 6)
-    report = compile_plan(mask, target="cpu", threads=1).explain()
+    report = tiles_plan(mask, threads=1).explain()
     alone = AttentionMask.stack_heads([patterns.sliding_window(n, 8)] * 12)
     if {head.route for head in report.per_head} == {"tiles", "dense"}:
         model = cost_model("cpu", tile_sets=12)
-        cover = outlines_of_head(compile_plan(mask, target="cpu", threads=1).tiles, 0)
+        cover = outlines_of_head(tiles_plan(mask, threads=1).tiles, 0)
         assert report.per_head[0].predicted_us >= model.cover_us(cover, n, n)
-    assert compile_plan(alone, target="cpu", threads=1).explain().per_head[0].route == "tiles"
+    assert tiles_plan(alone, threads=1).explain().per_head[0].route == "tiles"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsebert import patterns
+from sparsebert.compiler.compile import Request, compile_schedule
+from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.tile_map import tile_map
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, compile_plan
+from sparsebert.plan import AttentionPlan, compile_for_backend
 from sparsebert.reference import reference_attention
 from sparsebert.tiles.format import COLUMN_CHUNK, HEIGHTS, TileSet
-from sparsebert.tiles.images import NOT_COMPUTED, WASTE
+from sparsebert.tiles.images import NOT_COMPUTED, SINGLE, WASTE
+from tests.compiler.plans import KINDS, singles_plan, tiles_plan
 
 
 def learned_looking(n: int, heads: int = 1, seed: int = 0) -> AttentionMask:
@@ -59,6 +64,8 @@ def check_tiles(tiles: TileSet, masks: np.ndarray) -> None:
             (tiles.head[tile], slots[:real, None], columns[None, :width]),
             allowed[:real, :width].astype(np.int64),
         )
+    rows = np.repeat(np.arange(len(tiles.entry_start) - 1), np.diff(tiles.entry_start))
+    np.add.at(counted.reshape(-1, tiles.num_cols), (rows, tiles.entry_cols), 1)
     assert (counted == masks).all()
 
 
@@ -69,8 +76,13 @@ def check_plan(plan: AttentionPlan, mask: AttentionMask) -> None:
     distinct = np.stack(
         [dense[np.argmax(plan.head_map == u)].numpy() for u in range(_heads(plan))]
     )
-    check_tiles(plan.shared_tiles.every, distinct)
+    every = np.ones(len(distinct), dtype=bool)
+    for singles in (False, True):
+        tiles = plan.schedule.queries(every, singles=singles)
+        check_tiles(tiles, distinct)
+        assert (tiles.height == 16).all() if singles else not len(tiles.entry_cols)
     check_tiles(plan.shared_tiles.transposed, distinct.transpose(0, 2, 1))
+    assert not len(plan.shared_tiles.transposed.entry_cols)
     in_tiles = distinct & ~plan.dense_heads[:, None, None]
     check_tiles(plan.tiles, in_tiles)
 
@@ -104,9 +116,11 @@ def masks(draw: st.DrawFn) -> AttentionMask:
 
 
 @settings(max_examples=60)
-@given(masks(), st.sampled_from(["area", "time"]), st.sampled_from(["cpu", "sm90"]))
-def test_any_mask_is_covered_exactly(mask: AttentionMask, objective: str, target: str) -> None:
-    check_plan(compile_plan(mask, objective=objective, target=target), mask)
+@given(masks(), st.sampled_from(["area", "time"]), st.sampled_from(KINDS))
+def test_any_mask_is_covered_exactly(
+    mask: AttentionMask, objective: str, kind: tuple[str, str]
+) -> None:
+    check_plan(compile_for_backend(mask, kind[1], target=kind[0], objective=objective), mask)
 
 
 @settings(max_examples=40)
@@ -115,7 +129,8 @@ def test_cropped_plans_are_exact(mask: AttentionMask, data: st.DataObject) -> No
     rows = data.draw(st.integers(1, mask.q_len))
     columns = data.draw(st.integers(1, mask.kv_len))
     objective = data.draw(st.sampled_from(["area", "time"]))
-    plan = compile_plan(mask, objective=objective, target="cpu")
+    make = data.draw(st.sampled_from([tiles_plan, singles_plan]))
+    plan = make(mask, objective=objective)
     if data.draw(st.booleans()):
         assert plan.transposed.num_rows == mask.kv_len  # made, so that it is cropped too
     cropped, wanted = plan.crop(rows, columns), mask.crop(rows, columns)
@@ -125,12 +140,12 @@ def test_cropped_plans_are_exact(mask: AttentionMask, data: st.DataObject) -> No
 
 
 def test_the_cost_shrinks_with_the_length() -> None:
-    plan = compile_plan(patterns.strided(512, 22), objective="area", target="cpu")
+    plan = tiles_plan(patterns.strided(512, 22), objective="area")
     executed = [plan.crop(n).explain().executed_fraction * n * n for n in (512, 384, 256, 128, 64)]
     assert executed == sorted(executed, reverse=True)
     assert plan.crop(512) is plan
     assert executed[2] < 0.4 * executed[0]
-    direct = compile_plan(patterns.strided(512, 22).crop(256), objective="area", target="cpu")
+    direct = tiles_plan(patterns.strided(512, 22).crop(256), objective="area")
     assert executed[2] <= 1.3 * direct.explain().executed_fraction * 256 * 256
 
 
@@ -149,22 +164,27 @@ def test_the_cost_shrinks_with_the_length() -> None:
     ids=["one", "none", "one row", "one column", "empty", "full", "diagonal", "antidiagonal"],
 )
 @pytest.mark.parametrize("objective", ["area", "time"])
-def test_degenerate_masks(mask: np.ndarray, objective: str) -> None:
+@pytest.mark.parametrize("make", [tiles_plan, singles_plan])
+def test_degenerate_masks(
+    mask: np.ndarray, objective: str, make: Callable[..., AttentionPlan]
+) -> None:
     mask = AttentionMask.from_dense(mask)
-    check_plan(compile_plan(mask, objective=objective, target="cpu"), mask)
+    check_plan(make(mask, objective=objective), mask)
 
 
-def test_heads_that_all_differ() -> None:
+@pytest.mark.parametrize("make", [tiles_plan, singles_plan])
+def test_heads_that_all_differ(make: Callable[..., AttentionPlan]) -> None:
     mask = learned_looking(160, heads=5)
-    plan = compile_plan(mask, objective="area", target="cpu")
+    plan = make(mask, objective="area")
     check_plan(plan, mask)
     assert len(plan.report.per_head) == 5
 
 
-def test_equal_heads_are_compiled_once() -> None:
+@pytest.mark.parametrize("make", [tiles_plan, singles_plan])
+def test_equal_heads_are_compiled_once(make: Callable[..., AttentionPlan]) -> None:
     one = patterns.star(96)
     mask = AttentionMask.stack_heads([one, patterns.sliding_window(96), one])
-    plan = compile_plan(mask, objective="area", target="cpu")
+    plan = make(mask, objective="area")
     assert [report.heads for report in plan.report.per_head] == [(0, 2), (1,)]
     check_plan(plan, mask)
 
@@ -195,7 +215,7 @@ PROMISED = {
 def test_executed_fraction(name: str, n: int) -> None:
     at_512, at_2048, make = PROMISED[name]
     mask = make(n)
-    report = compile_plan(mask, objective="area", target="cpu").explain()
+    report = tiles_plan(mask, objective="area").explain()
     assert report.density <= report.executed_fraction <= (at_512 if n == 512 else at_2048)
     assert report.per_head[0].route == "tiles"
 
@@ -203,15 +223,15 @@ def test_executed_fraction(name: str, n: int) -> None:
 @pytest.mark.parametrize("block", [32, 48, 64])
 def test_permuted_blocks_are_found_again(block: int) -> None:
     n = 8 * block
-    plain = compile_plan(patterns.block_local(n, block), objective="area", target="cpu")
-    found = compile_plan(permuted_blocks(n, block), objective="area", target="cpu")
+    plain = tiles_plan(patterns.block_local(n, block), objective="area")
+    found = tiles_plan(permuted_blocks(n, block), objective="area")
     limit = 1.05 * plain.explain().executed_fraction
     assert found.explain().executed_fraction <= limit
 
 
 @pytest.mark.parametrize("target", ["cpu", "sm80", "sm90", "sm100", "gfx942"])
 def test_hopeless_masks_fall_back_and_say_so(target: str) -> None:
-    plan = compile_plan(patterns.random(512, density=0.1), target=target)
+    plan = tiles_plan(patterns.random(512, density=0.1), target=target)
     assert plan.dense_heads.all()
     assert "sparsity does not pay" in str(plan.explain())
     assert plan.explain().predicted_speedup == 1.0
@@ -220,18 +240,19 @@ def test_hopeless_masks_fall_back_and_say_so(target: str) -> None:
 def test_fallback_is_decided_for_each_head() -> None:
     windows = [patterns.sliding_window(1024, 4 + head) for head in range(4)]
     others = [patterns.dense(1024), patterns.random(1024, 0.2)]
-    plan = compile_plan(AttentionMask.stack_heads([*windows, *others]), target="cpu")
+    plan = tiles_plan(AttentionMask.stack_heads([*windows, *others]))
     assert plan.dense_heads.tolist() == [False] * 4 + [True] * 2
 
 
-def test_compiling_is_deterministic() -> None:
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_compiling_is_deterministic(backend: str) -> None:
     mask = learned_looking(256)
-    tiles = compile_plan(mask, objective="area", target="cpu").tiles
-    again = compile_plan(mask, objective="area", target="cpu").shared_tiles.every
-    assert all(
-        np.array_equal(getattr(tiles, name), getattr(again, name))
-        for name in ("rows", "cols", "words", "height", "head")
-    )
+    calls = 64, 1, 12
+    request = Request(mask, "cpu", "area", calls, backend, isa_for("cpu", backend))
+    first, again = compile_schedule(request), compile_schedule(request)
+    assert first.report == again.report
+    for one, other in zip(first.tiles.arrays, again.tiles.arrays, strict=True):
+        assert np.array_equal(one, other)
 
 
 MERGED = {
@@ -248,7 +269,7 @@ def test_merged_rows_equal_the_reference(name: str, hide_keys: bool) -> None:
     from sparsebert.api import sparse_attention
 
     mask = MERGED[name]
-    plan = compile_plan(mask, objective="area", target="cpu")
+    plan = tiles_plan(mask, objective="area")
     heads = max(2, mask.num_heads)
     q, k, v, grad = torch.randn(4, 2, heads, mask.q_len, 8, dtype=torch.float64)
     key_mask = torch.rand(2, mask.kv_len) < 0.7 if hide_keys else None
@@ -264,13 +285,23 @@ def test_merged_rows_equal_the_reference(name: str, hide_keys: bool) -> None:
 
 def test_tile_map_shows_what_each_tile_covers() -> None:
     mask = patterns.strided(128, 11)
-    plan = compile_plan(mask, objective="area", target="cpu")
+    plan = tiles_plan(mask, objective="area")
     shown = tile_map(plan.schedule)
     assert ((shown >= 0) == mask.dense()[0, 0].numpy()).all()
     assert set(np.unique(shown[shown >= 0])) == set(range(plan.tiles.num_tiles))
     computed = (shown != NOT_COMPUTED).mean()
     assert computed <= plan.explain().executed_fraction
-    dense = tile_map(compile_plan(patterns.random(64, 0.5), target="cpu").schedule)
+    dense = tile_map(tiles_plan(patterns.random(64, 0.5)).schedule)
     assert set(np.unique(dense)) == {0, WASTE}
     with pytest.raises(IndexError, match="head 3"):
         tile_map(plan.schedule, 3)
+
+
+def test_tile_map_shows_single_entries() -> None:
+    mask = AttentionMask.stack_heads([patterns.star(64), patterns.sliding_window(64, 9)])
+    plan = singles_plan(mask, objective="area")
+    for head, dense in enumerate(mask.dense()[0].numpy()):
+        shown = tile_map(plan.schedule, head)
+        assert ((shown >= 0) | (shown == SINGLE)).tolist() == dense.tolist()
+        assert (shown == SINGLE).sum() == plan.report.per_head[head].single_entries > 0
+    assert (tile_map(plan.schedule, 1) >= 0).any()

@@ -20,9 +20,9 @@ from sparsebert.compiler.cost.model import (
     usual_copies,
 )
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import compile_plan
 from sparsebert.tiles.format import HEIGHTS
 from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
+from tests.compiler.plans import tiles_plan
 
 TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")
 
@@ -214,7 +214,7 @@ def test_threads_divide_the_parallel_part_on_a_cpu_alone() -> None:
 def test_batches_are_those_of_the_torch_backend() -> None:
     """The model's count of shapes, and what tiles are padded to, against a program's buckets."""
     heads = [patterns.random(200, 0.03), patterns.causal(200), patterns.star(200)]
-    plan = compile_plan(AttentionMask.stack_heads(heads), target="cpu", objective="area")
+    plan = tiles_plan(AttentionMask.stack_heads(heads), objective="area")
     cover = [tiles for head in range(3) for tiles in outlines_of_head(plan.tiles, head)]
     count, widths = batches(cover)
     (part,) = plan.program_for("torch", "torch").parts
@@ -231,6 +231,6 @@ def test_batches_are_those_of_the_torch_backend() -> None:
 def test_a_win_within_the_models_error_is_not_taken() -> None:
     mask = patterns.longformer(1024, 8, 2)
     model = cost_model("cpu")
-    speedup = compile_plan(mask, target="cpu", threads=1).explain().predicted_speedup
+    speedup = tiles_plan(mask, threads=1).explain().predicted_speedup
     assert speedup > model.margin > 1.0
     assert model.wins(1.0, model.margin * 1.01) and not model.wins(1.0, model.margin * 0.99)

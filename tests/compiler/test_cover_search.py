@@ -15,8 +15,8 @@ from sparsebert.compiler.pieces import Piece
 from sparsebert.compiler.pricing import Area, Time
 from sparsebert.masks import AttentionMask
 from sparsebert.masks.bits import pack
-from sparsebert.plan import compile_plan
 from sparsebert.tiles.outlines import TileOutlines
+from tests.compiler.plans import tiles_plan
 from tests.compiler.round_costs import a_model
 
 
@@ -119,6 +119,6 @@ def test_long_rows_are_tried_apart_at_every_height() -> None:
 def test_global_tokens_do_not_widen_their_neighbours() -> None:
     mask = patterns.sliding_window(512, 4).dense()[0, 0]
     mask[[100, 300]] = True
-    plan = compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
+    plan = tiles_plan(AttentionMask.from_dense(mask), objective="area")
     assert "2 long rows" in plan.report.per_head[0].cover
     assert plan.explain().executed_fraction < 0.1

@@ -16,21 +16,25 @@ from safetensors.numpy import save_file
 from sparsebert import patterns
 from sparsebert.compiler.plan_file import PLAN_FILE, PlanFileError
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, compile_plan
+from sparsebert.plan import AttentionPlan, compile_for_backend
 from sparsebert.storage import sum_of_arrays, sum_of_text
+from tests.compiler.plans import KINDS, singles_plan, tiles_plan
 
 MASK = AttentionMask.stack_heads(
     [patterns.strided(96, 10), patterns.dense(96), patterns.strided(96, 10), patterns.star(96)]
 )
 
 
-def compiled(objective: str = "area") -> AttentionPlan:
-    return compile_plan(MASK, target="cpu", objective=objective)
+def compiled() -> AttentionPlan:
+    return tiles_plan(MASK, objective="area")
 
 
 @pytest.mark.parametrize("objective", ["area", "time"])
-def test_a_plan_comes_back(tmp_path: Path, objective: str) -> None:
-    plan, path = compiled(objective), tmp_path / "plan"
+@pytest.mark.parametrize("make", [tiles_plan, singles_plan])
+def test_a_plan_comes_back(
+    tmp_path: Path, make: Callable[..., AttentionPlan], objective: str
+) -> None:
+    plan, path = make(MASK, objective=objective), tmp_path / "plan"
     plan.save(path)
     again = AttentionPlan.load(path, MASK)
     assert torch.equal(again.dense(), MASK.dense()[0])
@@ -46,10 +50,10 @@ def test_cropped_plans_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(again.dense(), MASK.crop(70).dense()[0])
 
 
-@pytest.mark.parametrize("target", ["cpu", "sm90"])
+@pytest.mark.parametrize(("target", "backend"), KINDS)
 @pytest.mark.parametrize("objective", ["area", "time"])
 def test_whatever_the_compiler_makes_can_be_saved(
-    tmp_path: Path, objective: str, target: str
+    tmp_path: Path, objective: str, target: str, backend: str
 ) -> None:
     """What is checked of a report holds for every kind of plan, also where heads run dense."""
     windows = [patterns.sliding_window(700, 4 + head) for head in range(2)]
@@ -57,12 +61,13 @@ def test_whatever_the_compiler_makes_can_be_saved(
         AttentionMask.stack_heads([*windows, patterns.dense(700)]),
         patterns.star(700),
         patterns.random(64, 0.3),
+        patterns.random(64, 0.8),
         patterns.sliding_window(200, 3).crop(70, 150),
         AttentionMask.from_dense(np.zeros((5, 9), dtype=bool)),
     ]
     routes = set()
     for mask in masks:
-        plan = compile_plan(mask, objective=objective, target=target)
+        plan = compile_for_backend(mask, backend, objective=objective, target=target)
         for each in (plan, plan.crop(max(1, mask.q_len // 2), mask.kv_len)):
             each.save(tmp_path / "plan")
             assert AttentionPlan.load(tmp_path / "plan", each.mask).report == each.report
@@ -160,6 +165,29 @@ def test_damage_is_found_even_with_a_right_sum(tmp_path: Path, damage: str) -> N
         AttentionPlan.load(path, MASK)
 
 
+SINGLES_DAMAGES: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
+    "lost": lambda a: a.update(
+        entry_cols=a["entry_cols"][:-1],
+        entry_start=np.minimum(a["entry_start"], a["entry_start"][-1] - 1),
+    ),
+    "moved": lambda a: a["entry_cols"].__setitem__(-1, 0),
+    "out of range": lambda a: a["entry_cols"].__setitem__(-1, 96),
+    "of another row": lambda a: a["entry_start"].__setitem__(1, a["entry_start"][1] + 1),
+    "too short": lambda a: a.update(entry_start=a["entry_start"][:-1]),
+}
+
+
+@pytest.mark.parametrize("damage", SINGLES_DAMAGES)
+def test_damage_to_single_entries_is_found_even_with_a_right_sum(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "plan"
+    singles_plan(MASK, objective="area").save(path)
+    _rewrite(path, lambda _, arrays: SINGLES_DAMAGES[damage](arrays))
+    with pytest.raises(PlanFileError, match=r"is damaged: .*compile_plan"):
+        AttentionPlan.load(path, MASK)
+
+
 def test_a_file_may_be_rewritten_without_damage(tmp_path: Path) -> None:
     path = tmp_path / "plan"
     compiled().save(path)
@@ -197,6 +225,13 @@ WRONG_FIELDS = {
     "q_len": _set("report", "q_len", to="+1"),
     "num_heads": _set("report", "num_heads", to="+1"),
     "source": _set("report", "cost_source", to=3),
+    "backend": _set("report", "backend", to="triton"),
+    "backend of other tiles": lambda header, _: (
+        _set("report", "backend", to="native")(header, _),
+        _set("report", "isa", to="avx2")(header, _),
+    ),
+    "instruction set": _set("report", "isa", to="avx512"),
+    "single entries": _set(*HEAD, "single_entries", to=1),
     "members": _set(*HEAD, "heads", to=[1]),
     "density": _set(*HEAD, "density", to=0.5),
     "executed": _set(*HEAD, "executed_fraction", to=0.5),
@@ -227,7 +262,7 @@ def test_heads_that_share_tiles_must_share_a_mask(tmp_path: Path) -> None:
     """The tiles of one head's mask, said to serve all: exact for the first head alone."""
     path = tmp_path / "plan"
     equal = AttentionMask.stack_heads([MASK.head(0)] * 4)
-    compile_plan(equal, target="cpu", objective="area").save(path)
+    tiles_plan(equal, objective="area").save(path)
     _rewrite(path, _set("fingerprint", to=MASK.fingerprint))
     with pytest.raises(PlanFileError, match=r"heads \(0, 1, 2, 3\) share tiles but not a mask"):
         AttentionPlan.load(path, MASK)
@@ -236,7 +271,7 @@ def test_heads_that_share_tiles_must_share_a_mask(tmp_path: Path) -> None:
 def test_a_flip_of_any_bit_is_refused(tmp_path: Path) -> None:
     """A sample; of all 21,160 flips of such a file none is accepted."""
     path, mask = tmp_path / "plan", patterns.star(24)
-    compile_plan(mask, target="cpu", objective="area").save(path)
+    tiles_plan(mask, objective="area").save(path)
     good = path.read_bytes()
     for bit in np.random.default_rng(0).choice(8 * len(good), 500, replace=False).tolist():
         place, flip = bit // 8, 1 << bit % 8

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import sparsebert as sb
 from sparsebert.compiler.tile_map import tile_map
+from sparsebert.plan import AttentionPlan
 from sparsebert.tiles.images import NOT_COMPUTED
 
 pytest.importorskip("matplotlib")  # reads the pictures; showing them needs none
 
+from tests.compiler.plans import singles_plan, tiles_plan
 from tests.pictures import pictures_of
 
 
-def test_a_report_shows_the_tiles() -> None:
+@pytest.mark.parametrize("make", [tiles_plan, singles_plan])
+def test_a_report_shows_the_tiles(make: Callable[..., AttentionPlan]) -> None:
     mask = sb.AttentionMask.stack_heads([sb.patterns.fixed(96), sb.patterns.star(96)])
-    plan = sb.compile_plan(mask, target="cpu", objective="area")
+    plan = make(mask, objective="area")
     for shown in (plan, plan.explain()):
         text = shown._repr_html_()
         found = pictures_of(text)
@@ -36,7 +40,7 @@ def test_a_report_reads_well_and_is_bounded() -> None:
     assert "1 head(s) dense; 1 of 1 different" in str(few) or "1 head(s) tiles" in str(few)
     assert "why:" in str(few)
     heads = sb.patterns.random(48, density=0.2, num_heads=30)
-    many = sb.compile_plan(heads, target="cpu").explain()
+    many = tiles_plan(heads).explain()
     lines = str(many).splitlines()
     assert lines[0].startswith("plan for 30 head(s)") and len(lines) < 32
     assert "30 of 30 different" in lines[2]

@@ -18,8 +18,8 @@ from sparsebert.compiler.routes import (
     report_tiles,
 )
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import compile_plan
 from sparsebert.tiles.outlines import NO_SINGLES, TileOutlines, outlines_of_head
+from tests.compiler.plans import tiles_plan
 from tests.compiler.round_costs import a_model
 
 
@@ -148,7 +148,7 @@ def test_heads_with_masks_of_their_own_share_no_tiles() -> None:
     same = AttentionMask.stack_heads([one] * heads)
     each = AttentionMask.stack_heads([patterns.longformer(n, 8 + h, 2) for h in range(heads)])
     for mask, tile_sets in ((same, 1), (each, heads)):
-        plan = compile_plan(mask, target="cpu", threads=1, objective="area")
+        plan = tiles_plan(mask, threads=1, objective="area")
         model = cost_model("cpu", copies=heads, tile_sets=tile_sets)
         predicted = [
             model.cover_us(outlines_of_head(plan.tiles, u), n, n) for u in range(tile_sets)

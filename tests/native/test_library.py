@@ -47,7 +47,7 @@ def test_a_library_that_can_be_used(path: Path) -> None:
 def test_missing(path: Path) -> None:
     found = library.examine(path)
     assert found.library is None and not found.broken
-    assert f"there is no {path}; run `make native`; it needs a C++ compiler" in found.reason
+    assert f"there is no {path}; run `make native`, which needs a C++ compiler" in found.reason
 
 
 def test_missing_where_nobody_can_make_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_missing_where_nobody_can_make_it(path: Path, monkeypatch: pytest.Monkey
 def test_missing_in_an_installed_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "source_hash", lambda *folder: "")
     reason = library.examine(path).reason
-    assert "install sparsebert again" in reason and "apt install g++" in reason
+    assert "install sparsebert again: pip install" in reason and "apt install g++" in reason
 
 
 @pytest.mark.parametrize("damage", ["cut", "one bit", "text", "empty", "longer"])

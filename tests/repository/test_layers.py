@@ -34,7 +34,7 @@ LAYERS = (
     ("sparsebert.reporting",),
     (
         "sparsebert.learn", "sparsebert.estimate", "sparsebert.explain",
-        "sparsebert.verify",
+        "sparsebert.verify", "sparsebert.doctor",
     ),
     ("sparsebert.demo",),
     ("sparsebert.cli", "sparsebert.__main__"),

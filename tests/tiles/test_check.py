@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from sparsebert.masks.bits import pack
+from sparsebert.tiles.assemble import join_heads, without_heads
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.check import check_cover, check_format
 from sparsebert.tiles.crop import crop_tiles
 from sparsebert.tiles.format import TileSet
+from sparsebert.tiles.outlines import NO_SINGLES, Singles, singles_of_head
 
 Change = Callable[[dict[str, np.ndarray]], None]
 
@@ -22,12 +24,20 @@ def staircase() -> np.ndarray:
     return np.arange(50)[None, :] <= np.arange(40)[:, None] + 5
 
 
-def tiles_of(mask: np.ndarray) -> TileSet:
+def tiles_of(mask: np.ndarray, alone: np.ndarray | None = None) -> TileSet:
+    """Tiles of all but the entries that stand `alone`, bool [40, 50]."""
+    alone = np.zeros_like(mask) if alone is None else alone
+    bits, singles = pack(mask & ~alone), {0: pack(alone)}
     rows = np.full(48, -1, dtype=np.int32)
     rows[:40] = np.arange(40)
     tall, thin = rows[:32].reshape(1, 32), rows[32:].reshape(1, 16)
-    groups = [TileGroup(0, pack(mask), tall), TileGroup(0, pack(mask), thin)]
-    return build_tile_set(groups, 1, *mask.shape)
+    groups = [TileGroup(0, bits, tall), TileGroup(0, bits, thin)]
+    return build_tile_set(groups, 1, *mask.shape, singles)
+
+
+def diagonal() -> np.ndarray:
+    """Two entries of each row of the staircase."""
+    return (np.eye(40, 50) + np.eye(40, 50, k=3)).astype(bool)
 
 
 def _twice(arrays: dict[str, np.ndarray]) -> None:
@@ -68,12 +78,20 @@ WRONG: list[tuple[str, Change]] = [
     ("widths", lambda a: a["full"].__setitem__(0, -1)),
     ("sizes of bit words", lambda a: a["full"].__setitem__(0, 3)),
     ("where tiles begin", lambda a: a["row_start"].__setitem__(0, 16)),
+    ("entry starts", lambda a: a.update(entry_start=a["entry_start"][:-1])),
+    ("entry starts", lambda a: a["entry_start"].__setitem__(0, 1)),
+    ("entry starts", lambda a: a["entry_start"].__setitem__(-1, 79)),
+    ("entry starts", lambda a: a["entry_start"].__setitem__(3, 1)),
+    ("columns of single entries", lambda a: a["entry_cols"].__setitem__(-1, 50)),
+    ("columns of single entries", lambda a: a["entry_cols"].__setitem__(0, -1)),
+    ("order of single entries", lambda a: a["entry_cols"].__setitem__(0, 3)),
+    ("order of single entries", lambda a: a["entry_cols"].__setitem__(-1, 0)),
 ]
 
 
 @pytest.mark.parametrize(("what", "change"), WRONG)
 def test_each_fault_has_its_own_check(what: str, change: Change) -> None:
-    tiles = tiles_of(staircase())
+    tiles = tiles_of(staircase(), diagonal())
     check_format(tiles)
     arrays = {
         name: value.copy()
@@ -100,6 +118,50 @@ def test_a_cover_is_the_mask_and_has_each_entry_once() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="covered twice"):
         check_cover(again, masks, routes)
+
+
+def test_single_entries_are_a_part_of_the_cover() -> None:
+    mask, alone = staircase(), diagonal()
+    masks, routes = pack(mask)[None], np.zeros(1, dtype=bool)
+    tiles = tiles_of(mask, alone)
+    assert len(tiles.entry_cols) == 80
+    check_cover(tiles, masks, routes)
+    missing = tiles_of(mask & ~alone)
+    with pytest.raises(ValueError, match="it is not the mask"):
+        check_cover(missing, masks, routes)
+    twice = dataclasses.replace(
+        tiles_of(mask), entry_start=tiles.entry_start, entry_cols=tiles.entry_cols
+    )
+    check_format(twice)
+    with pytest.raises(ValueError, match="covered twice"):
+        check_cover(twice, masks, routes)
+    with pytest.raises(ValueError, match="it is not the mask"):  # of a head that runs dense
+        check_cover(tiles, masks, ~routes)
+
+
+def test_single_entries_are_counted_by_16_rows() -> None:
+    tiles = tiles_of(staircase(), diagonal())
+    # 16 consecutive rows have 19 columns of the two diagonals, and the last 8 rows 11.
+    assert singles_of_head(tiles, 0) == Singles(80, 19 + 19 + 11)
+    assert singles_of_head(tiles_of(staircase()), 0) == NO_SINGLES == Singles(0, 0)
+
+
+def test_heads_and_crops_keep_their_single_entries() -> None:
+    mask, alone = staircase(), diagonal()
+    both = build_tile_set(
+        [TileGroup(1, pack(mask & ~alone), np.arange(32, dtype=np.int32)[None])],
+        3, *mask.shape, {1: pack(alone), 2: pack(mask)},
+    )  # fmt: skip
+    only = without_heads(both, np.array([False, True, False]))
+    assert not only.num_tiles and (only.dense()[2] == mask).all() and not only.dense()[:2].any()
+    rest = without_heads(both, np.array([False, False, True]))
+    joined = join_heads([rest, only])
+    for array, again in zip(both.arrays, joined.arrays, strict=True):
+        assert np.array_equal(array, again)
+    for rows, columns in ((20, 50), (40, 31), (33, 2), (1, 1)):
+        cropped = crop_tiles(both, rows, columns)
+        check_format(cropped)
+        assert (cropped.dense() == both.dense()[:, :rows, :columns]).all()
 
 
 def test_cropped_tiles_keep_the_promises_of_the_format() -> None:
