@@ -82,7 +82,7 @@ class Native(Backend):
             lse = q.new_full((batch, heads, rows), -math.inf, dtype=torch.float32)
         if batch:
             tensors = (*_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_ABSENT * 4)
-            _run(call._replace(q=q, k=k), program, tensors, lse, None, backward=None)
+            _run(call, program, q.shape, k.shape, tensors, lse)
         return o, lse
 
     def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
@@ -103,10 +103,8 @@ class Native(Backend):
                 *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_tensor(grad_o),
                 *_tensor(dq), *_tensor(dk), *_tensor(dv),
             )  # fmt: skip
-            _run(
-                call._replace(q=q, k=k), program, tensors, lse.contiguous(), grad_lse,
-                backward=(_DTYPES[dtype], out_heads),
-            )  # fmt: skip
+            backward = _DTYPES[dtype], out_heads
+            _run(call, program, q.shape, k.shape, tensors, lse.contiguous(), grad_lse, backward)
         return dq, dk, dv
 
     def compose(self, call: Call, program: NativeProgram) -> Forward:
@@ -132,17 +130,17 @@ def _tensor(x: torch.Tensor) -> tuple[int, int, int, int]:
 def _run(
     call: Call,
     program: NativeProgram,
+    q_shape: torch.Size,
+    k_shape: torch.Size,
     tensors: tuple[int, ...],
     lse: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    backward: tuple[int, int] | None,
+    grad_lse: torch.Tensor | None = None,
+    backward: tuple[int, int] | None = None,
 ) -> None:
     """Run a call; `backward` holds the dtype and the heads of dk and dv."""
     found = load()
     library, image = found.library, program.image
     assert library is not None
-    q, k = call.q, call.k
-    batch, heads, rows, dim = q.shape
     key_mask = None if call.key_mask is None else call.key_mask.contiguous()
     keys, threshold, factor = None, 0, 1.0
     if call.dropout_p > 0.0:
@@ -154,7 +152,8 @@ def _run(
     function = library.sparsebert_cpu_backward if backward else library.sparsebert_cpu_forward
     numbers = (
         VERSION, image.data_ptr(), image.numel(),
-        batch, heads, k.shape[1], rows, k.shape[2], dim, _DTYPES[q.dtype], grad_dtype, grad_heads,
+        q_shape[0], q_shape[1], k_shape[1], q_shape[2], k_shape[2], q_shape[3],
+        _DTYPES[call.q.dtype], grad_dtype, grad_heads,
         *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask), _address(keys),
         threshold, factor, call.scale,
     )  # fmt: skip
