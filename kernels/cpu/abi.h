@@ -42,7 +42,8 @@ struct SbCall {
   float* lse;                         // [B, H, N], contiguous, natural logarithm
   const float* grad_lse;              // the same, or 0
   const uint8_t* key_mask;            // [B, M], contiguous, 1 = a real token; or 0
-  const int64_t* dropout_keys;        // [B, H], the Philox key of each batch and head; or 0
+  int64_t dropout;                    // 1 if there is any
+  int64_t dropout_seed;
   int64_t dropout_threshold;          // elements with a hash below it are dropped
   double dropout_factor;              // 1 / (1 - p)
   double scale;

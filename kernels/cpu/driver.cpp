@@ -235,7 +235,8 @@ struct Run {
 
   Task task(int64_t b, int64_t i, char* pack) const {
     const int64_t h = plan.head(i), h_kv = h / (c.H / c.H_kv);
-    Task t{&c, &plan.plan(i), b, h, h_kv, nullptr, nullptr, 0, 0, nullptr};
+    Task t{&c, &plan.plan(i), b, h, h_kv, nullptr, nullptr, 0, 0, nullptr, 0};
+    if (c.dropout) t.dropout_key = dropout_key(c.dropout_seed, b, h);
     t.slots = slots + b * layout.slots.back() + layout.slots[i];
     if (memory.packing == IN_PLACE) {
       t.k = (const float*)c.k.data + b * c.k.batch + h_kv * c.k.head, t.k_row = c.k.row;

@@ -173,7 +173,7 @@ static void merge(const Task& t) {
   const int64_t floats = slot_floats(c.D);
   const int D = (int)padded(c.D);
   float* lse = c.lse + (t.b * c.H + t.h) * c.N;
-  const float factor = c.dropout_keys ? (float)c.dropout_factor : 1.f;
+  const float factor = c.dropout ? (float)c.dropout_factor : 1.f;
   alignas(64) float o[256];
   for (int64_t i = 0; i < p.merged; i++) {
     const int32_t *begin = p.merged_slots + p.merged_start[i],

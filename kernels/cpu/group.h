@@ -95,8 +95,8 @@ struct Group {
     D = (int)padded(c.D);
     k = (const float*)t.k, v = (const float*)t.v, k_row = t.k_row, v_row = t.v_row;
     visible = c.key_mask ? c.key_mask + t.b * c.M : nullptr;
-    drops = c.dropout_keys != nullptr;
-    head_key = drops ? (uint32_t)c.dropout_keys[t.b * c.H + t.h] : 0;
+    drops = c.dropout != 0;
+    head_key = t.dropout_key;
     threshold = (uint32_t)c.dropout_threshold;
     factor = drops ? (float)c.dropout_factor : 1.f;
   }

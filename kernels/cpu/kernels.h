@@ -34,6 +34,7 @@ struct Task {
   const void *k, *v;       // rows of k and v: those of the call, or packed ones
   int64_t k_row, v_row;    // elements from one row to the next
   float* slots;            // partial results of its rows, see `slot_floats`
+  uint32_t dropout_key;    // of the batch and head, see `dropout_key`
 };
 
 struct Kernels {
@@ -55,6 +56,21 @@ struct Kernels {
   void (*write_gradients)(const SbCall&, int64_t b, int64_t head, int64_t from, int64_t to,
                           const float* buffers, int64_t count);
 };
+
+// The Philox key of a batch and head, by which dropout's draw goes: the first word of
+// Philox4x32-10 of (batch, head, 0, 0) under the seed, as in sparsebert/dropout.py.
+static inline uint32_t dropout_key(int64_t seed, int64_t b, int64_t h) {
+  uint32_t c[4] = {(uint32_t)b, (uint32_t)h, 0, 0};
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
+  for (int round = 0; round < 10; round++) {
+    const uint64_t p = (uint64_t)c[0] * 0xD2511F53u, q = (uint64_t)c[2] * 0xCD9E8D57u;
+    const uint32_t next[4] = {(uint32_t)(q >> 32) ^ c[1] ^ k0, (uint32_t)q,
+                              (uint32_t)(p >> 32) ^ c[3] ^ k1, (uint32_t)p};
+    for (int i = 0; i < 4; i++) c[i] = next[i];
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  return c[0];
+}
 
 static inline int64_t padded(int64_t D) { return (D + 15) / 16 * 16; }
 // o (not normalised), then the maximum and the sum of a partial result; or dq.

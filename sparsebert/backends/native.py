@@ -23,7 +23,7 @@ from sparsebert.kernels.cpu.library import VERSION, load
 from sparsebert.support.untraced import untraced
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_CALL = struct.Struct("<49q2d4q")
+_CALL = struct.Struct("<50q2d4q")
 """`SbCall` of `kernels/cpu/abi.h`."""
 _ABSENT = (0, 0, 0, 0)
 
@@ -142,9 +142,10 @@ def _run(
     library, image = found.library, program.image
     assert library is not None
     key_mask = None if call.key_mask is None else call.key_mask.contiguous()
-    keys, threshold, factor = None, 0, 1.0
+    drops, seed, threshold, factor = False, 0, 0, 1.0
     if call.dropout_p > 0.0:
-        keys = call.dropout_keys().contiguous()
+        assert call.seed is not None and call.heads is None
+        drops, seed = True, int(call.seed)
         threshold, factor = dropout.drop_threshold(call.dropout_p), 1.0 / (1.0 - call.dropout_p)
     if grad_lse is not None:
         grad_lse = grad_lse.to(torch.float32).contiguous()
@@ -154,8 +155,8 @@ def _run(
         VERSION, image.data_ptr(), image.numel(),
         q_shape[0], q_shape[1], k_shape[1], q_shape[2], k_shape[2], q_shape[3],
         _DTYPES[call.q.dtype], grad_dtype, grad_heads,
-        *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask), _address(keys),
-        threshold, factor, call.scale,
+        *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask),
+        drops, seed, threshold, factor, call.scale,
     )  # fmt: skip
     end = torch.get_num_threads(), found.parallel_for
     scratch = _kept_scratch()
