@@ -51,9 +51,7 @@ class Dense(Backend):
 
     def lower(self, schedule: Schedule, heads: np.ndarray) -> DenseProgram:
         listed = [0] if schedule.is_shared else schedule.heads_of(heads).tolist()
-        return program_of(
-            torch.stack([schedule.mask.head(head).dense()[0, 0] for head in listed])
-        )
+        return program_of(torch.stack([schedule.mask.head(head).dense()[0, 0] for head in listed]))
 
     def runs_directly(self, call: Call, program: DenseProgram, *, alone: bool) -> bool:
         """Where every query has a key: SDPA gives NaN to others.
