@@ -38,7 +38,7 @@ class _Attention(torch.autograd.Function):
     """Attention of plain tensors; `options` are key mask, seed, scale and dropout_p."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q: torch.Tensor,
         k: torch.Tensor,

@@ -121,6 +121,9 @@ class Backend(abc.ABC):
         """
         return []
 
+    def passed_over(self, kind: CallKind) -> None:  # noqa: B027 - most have nothing to say
+        """ "auto" would have preferred it, but it refuses: say so, if a user can do about it."""
+
     @abc.abstractmethod
     def lower(self, schedule: Schedule, heads: np.ndarray) -> Any:
         """The program of some distinct heads, bool [U], with its tensors on the CPU."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from sparsebert.backends import dense
 from sparsebert.backends.base import Backend, Call, CallKind, Forward, Gradients, Upstream
 from sparsebert.backends.native_pack import pack_image, unpack_masks
 from sparsebert.compiler.schedule import Schedule
-from sparsebert.kernels.cpu.library import VERSION, load
+from sparsebert.kernels.cpu.library import VERSION, load, warn_once
 from sparsebert.support.untraced import untraced
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -60,6 +60,10 @@ class Native(Backend):
         if found.library is None:
             reasons.append(f"cannot run here: {found.reason}")
         return reasons
+
+    def passed_over(self, kind: CallKind) -> None:
+        if kind.dtype in _DTYPES:
+            warn_once()
 
     def lower(self, schedule: Schedule, heads: np.ndarray) -> NativeProgram:
         tiles = schedule.queries(heads, singles=True)
@@ -141,6 +145,8 @@ def _run(
     found = load()
     library, image = found.library, program.image
     assert library is not None
+    if image.data_ptr() % 8:  # in a file that is mapped into memory
+        image = image.clone()
     key_mask = None if call.key_mask is None else call.key_mask.contiguous()
     drops, seed, threshold, factor = False, 0, 0, 1.0
     if call.dropout_p > 0.0:

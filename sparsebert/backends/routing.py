@@ -86,13 +86,18 @@ def planned_for(target: str) -> str:
     if planned is None:
         known, device = tile_backends(target), "cpu" if target == "cpu" else "cuda"
         kind = CallKind(device, torch.float32, DEFAULT_HEAD_DIM)
-        usable = (
-            name
-            for name in registry.preferred("tiles", device)
-            if name in known and not reasons_against(name, kind)
-        )
+        preferred = (name for name in registry.preferred("tiles", device) if name in known)
+        usable = (name for name in preferred if not _passed_over(name, kind))
         planned = registry.planned[target] = next(usable, known[0])
     return planned
+
+
+def _passed_over(name: str, kind: CallKind) -> list[str]:
+    """`reasons_against` a backend that "auto" prefers; it may tell the user."""
+    reasons = reasons_against(name, kind)
+    if reasons:
+        registry.get(name).passed_over(kind)
+    return reasons
 
 
 def reasons_against(name: str, kind: CallKind) -> list[str]:
@@ -112,7 +117,7 @@ def _first(route: registry.Route, kind: CallKind) -> str:
     if kind.composed:
         names.sort(key=lambda name: registry.get(name).composes_densely)
     for name in names:
-        against[name] = reasons_against(name, kind)
+        against[name] = _passed_over(name, kind)
         if not against[name]:
             return name
     told = "".join(f"; {name!r} {' and '.join(why)}" for name, why in against.items())
