@@ -165,30 +165,35 @@ def _run(
         drops, seed, threshold, factor, call.scale,
     )  # fmt: skip
     end = torch.get_num_threads(), found.parallel_for
-    scratch = _kept_scratch()
-    code = function(_CALL.pack(*numbers, scratch.data_ptr(), _KEPT, *end))
+    scratch = _scratch.memory
+    code = function(_CALL.pack(*numbers, scratch.data_ptr(), scratch.numel(), *end))
     if code < 0:
-        scratch = image.new_empty(-code)
-        code = function(_CALL.pack(*numbers, scratch.data_ptr(), -code, *end))
+        scratch = _scratch.of_size(-code)
+        code = function(_CALL.pack(*numbers, scratch.data_ptr(), scratch.numel(), *end))
     if code:
         raise RuntimeError(f"sparse_attention: the CPU kernels refused a call: {_ERRORS[code]}")
 
 
 class _Scratch(threading.local):
-    """Scratch memory of a thread that short calls share."""
+    """A thread's scratch memory, kept for its next call: new memory costs a fault for each page.
 
-    memory: torch.Tensor | None = None
+    Attributes:
+        memory: uint8; it grows with the calls, up to `_KEPT` bytes.
+    """
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def of_size(self, size: int) -> torch.Tensor:
+        """Memory of so many bytes."""
+        found = torch.empty(size, dtype=torch.uint8, device="cpu")
+        if size <= _KEPT:
+            self.memory = found
+        return found
 
 
+_KEPT = 16 << 20
 _scratch = _Scratch()
-_KEPT = 1 << 18
-
-
-def _kept_scratch() -> torch.Tensor:
-    kept = _scratch.memory
-    if kept is None:
-        kept = _scratch.memory = torch.empty(_KEPT, dtype=torch.uint8, device="cpu")
-    return kept
 
 
 def _address(x: torch.Tensor | None) -> int:

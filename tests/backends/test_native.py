@@ -182,12 +182,16 @@ def test_threads_of_python_do_not_disturb_each_other():
 
 
 @needs_library
-def test_more_scratch_than_is_kept():
-    mask = random_mask(2, 700, 700)
-    q, k, v = tensors(mask, batch=1, heads=2, kv_heads=2, dim=128)
-    assert native._KEPT < 2 * 4 * 700 * 128
-    o = sb.sparse_attention(q, k, v, native_plan(mask), backend="native")
-    torch.testing.assert_close(o, sb.reference_attention(q, k, v, mask).to(o))
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_scratch_is_kept_up_to_a_size(monkeypatch, kept):
+    monkeypatch.setattr(native, "_KEPT", kept)
+    monkeypatch.setattr(native, "_scratch", native._Scratch())
+    for length in (40, 300, 40):
+        mask = random_mask(2, length, length)
+        q, k, v = tensors(mask, batch=1, heads=2, kv_heads=2, dim=40)
+        o = sb.sparse_attention(q, k, v, native_plan(mask), backend="native")
+        torch.testing.assert_close(o, sb.reference_attention(q, k, v, mask).to(o))
+    assert (native._scratch.memory.numel() > 0) == (kept > 0)
 
 
 @needs_library
