@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+import torch
 
 import sparsebert as sb
-from sparsebert.backends import dense, registry
+from sparsebert.backends import dense, registry, routing
 from sparsebert.backends.dense import DenseProgram
 from sparsebert.backends.routing import Routes
 from sparsebert.compiler.schedule import Schedule
@@ -13,10 +14,14 @@ from sparsebert.plan import AttentionPlan
 from sparsebert.tiles.assemble import without_heads
 from tests.attention.cases import half_dense_mask, random_mask
 
+AUTO = Routes(*routing.choose(registry.AUTO, "cpu", torch.float32, 16, False))
+"""What runs on the CPU at hand: the native kernels, or torch where they cannot be used."""
 ROUTES = {
-    "auto": Routes("torch", "dense"),  # on a CPU
+    "auto": AUTO,
+    "auto, fp64": Routes("torch", "dense"),  # on any CPU
     "mixed": Routes("triton", "dense"),  # "auto" on a GPU
     "triton": Routes("triton", "triton"),
+    "native": Routes("native", "native"),
     "torch": Routes("torch", "torch"),
     "dense": Routes("dense", "dense"),
 }
