@@ -163,7 +163,7 @@ def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...
         if not part.backend.composes:
             raise NotImplementedError(
                 f"sparse_attention: backend {part.backend.name!r} has no second derivatives; use "
-                f"backend={' or '.join(map(repr, registry.composing()))}"
+                f"backend={' or '.join(map(repr, registry.composing(q.device.type)))}"
             )
     again = torch.is_grad_enabled()
     with torch.enable_grad():

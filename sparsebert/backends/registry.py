@@ -136,9 +136,9 @@ def preferred(runs: Route, device: str) -> list[str]:
     return [name for name in on_device(device) if _entries[name].runs == runs]
 
 
-def composing() -> list[str]:
-    """The backends with composed operations, see `base.Backend.compose`."""
-    return [name for name in _entries if get(name).composes]
+def composing(device: str) -> list[str]:
+    """The backends at home on a kind of device with composed operations, see `Backend.compose`."""
+    return [name for name in on_device(device) if get(name).composes]
 
 
 def is_known(name: object) -> bool:

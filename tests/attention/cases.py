@@ -11,8 +11,14 @@ from sparsebert.backends import registry, routing
 from sparsebert.backends.base import CallKind
 from sparsebert.testing import expected_attention
 
-BACKENDS = (registry.AUTO, *registry.on_device("cpu"))
-"""All backends that are at home on CPUs: a new one is tested by being there."""
+UNABLE = {
+    name: reasons
+    for name in registry.on_device("cpu")
+    if (reasons := routing.reasons_against(name, CallKind("cpu", torch.float32, 64)))
+}
+"""Backends that this machine's CPU cannot run, and why."""
+BACKENDS = (registry.AUTO, *(n for n in registry.on_device("cpu") if n not in UNABLE))
+"""All others that are at home on CPUs: a new one is tested by being there."""
 
 
 def random_mask(heads: int, q_len: int, kv_len: int, density: float = 0.15) -> sb.AttentionMask:

@@ -25,6 +25,7 @@ from sparsebert.support.untraced import constant_in_graphs
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.check import check_cover, check_format
 from tests import ROOT
+from tests.attention.cases import BACKENDS
 from tests.backends.cases import ROUTES
 from tests.compiler.plans import singles_plan, tiles_plan
 
@@ -67,7 +68,8 @@ def test_covers_are_searched_for_once_wherever_the_plan_goes(searches: list[int]
     assert len(searches) == 3  # the distinct heads
     moved = plan.to("meta")  # before anything else was searched for
     use(moved)
-    assert len(searches) == 3 + 3 + 1  # the transposed mask, and the head that runs dense
+    # The transposed mask, the head that runs dense, and all with single entries beside tiles.
+    assert len(searches) == 3 + 3 + 1 + 3
     again = pickle.loads(pickle.dumps(plan))
     for each in (plan, moved, copy.copy(plan), copy.deepcopy(plan), again):
         use(each)
@@ -75,7 +77,7 @@ def test_covers_are_searched_for_once_wherever_the_plan_goes(searches: list[int]
             use(each.crop(length))
             use(each.crop(length).to("meta").crop(200))
         use(each.crop(400, 700).crop(350, 350).to("meta"))
-    assert len(searches) == 7
+    assert len(searches) == 10
 
 
 def test_covers_of_the_other_kind_are_searched_for_once(searches: list[int]) -> None:
@@ -104,7 +106,7 @@ def test_crops_made_first_search_in_the_whole_plan(searches: list[int]) -> None:
     for length in (650, 600, 300):
         use(plan.crop(length).to("meta"))
     use(plan)
-    assert searches == [700] * 7
+    assert searches == [700] * 10
 
 
 def test_a_models_plans_on_another_device_search_once(
@@ -187,7 +189,7 @@ def test_garbage_in_keys_of_nobody_reaches_nothing_after_a_crop() -> None:
     plan = sb.compile_plan(AttentionMask.from_dense(mask), target="cpu", objective="area")
     q, k, v = torch.randn(3, 1, 2, n, 16)
     k[:, :, 70:90] = v[:, :, 70:90] = float("nan")
-    for backend in ("auto", "torch", "dense"):
+    for backend in BACKENDS:
         inputs = [q[:, :, :left].clone(), k.clone(), v.clone()]
         for x in inputs:
             x.requires_grad_()
@@ -217,7 +219,7 @@ def test_functions_are_marked_for_dynamo_as_torch_marks_them() -> None:
     assert vars(constant_in_graphs(one)) == vars(torch.compiler.assume_constant_result(two))
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_call_may_be_the_first(backend: str) -> None:
     """torch.compile finds programs that no call has made yet."""
     band, full = sb.patterns.sliding_window(32, window=2).dense()[0, 0], torch.ones(32, 32) > 0

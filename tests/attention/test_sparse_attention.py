@@ -25,6 +25,7 @@ from tests.attention.cases import (
     shared_mask,
 )
 from tests.backends.cases import ROUTES, runs_by_sdpa
+from tests.compiler.plans import singles_plan, tiles_plan
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -44,7 +45,7 @@ DROPOUT = (0.0, 0.0, 0.3)
 @pytest.mark.parametrize("dim", HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_contract(dtype, dim, length, device):
-    """On a GPU the plans are for it, and the kernels run too."""
+    """On a GPU the plans are for it, and the kernels run too; on a CPU for either kind of cover."""
     on_gpu = device == "cuda"
     backends = BACKENDS + (("triton",) if on_gpu and dtype != torch.float64 else ())
     # Each draw of each case takes its features from a different place in their product.
@@ -60,7 +61,8 @@ def test_contract(dtype, dim, length, device):
             make_tensor(batch, kv_heads, length, dim, dtype, strides).to(device) for _ in range(2)
         )
         mask = make_mask(heads, length, length)
-        plan = sb.compile_plan(mask, target=None if on_gpu else "cpu").to(device)
+        make_plan = sb.compile_plan if on_gpu else (singles_plan, tiles_plan)[draw % 2]
+        plan = make_plan(mask).to(device)
         key_mask = make_key_mask(padding, batch, length)
         key_mask = None if key_mask is None else key_mask.to(device)
         run_and_check(
@@ -173,9 +175,9 @@ def test_garbage_in_dead_queries_and_their_gradients_reaches_nothing(backend):
         assert a.equal(b)
 
 
-def plan_of_parts(mask: sb.AttentionMask, parts: list[np.ndarray], heights: list[int]):
+def plan_of_parts(mask, parts: list[np.ndarray], heights: list[int], make_plan) -> AttentionPlan:
     """A plan whose rows are covered by one tile of every part, in a random row order."""
-    report = sb.compile_plan(mask, target="cpu").report
+    report = make_plan(mask).report
     groups = []
     for part, height in zip(parts, heights, strict=True):
         order = np.random.default_rng(0).permutation(len(part)).astype(np.int32)
@@ -190,7 +192,9 @@ def plan_of_parts(mask: sb.AttentionMask, parts: list[np.ndarray], heights: list
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("padding", ["none", "left"])
-def test_rows_covered_by_several_tiles(dropout_p, padding):
+@pytest.mark.parametrize("make_plan", [tiles_plan, singles_plan])
+def test_rows_covered_by_several_tiles(make_plan, dropout_p, padding):
+    """By whom the plan is for, so that these tiles run."""
     dense = torch.rand(150, 90) < 0.3
     dense[7] = False
     dense[20, 5:] = False
@@ -199,14 +203,22 @@ def test_rows_covered_by_several_tiles(dropout_p, padding):
     owner[20] = 2
     mask = sb.AttentionMask.from_dense(dense)
     parts = [(dense & (owner == part)).numpy() for part in range(4)]
-    plan = plan_of_parts(mask, parts, [16, 32, 64, 128])
+    plan = plan_of_parts(mask, parts, [16, 32, 64, 128], make_plan)
     assert plan.dense()[0].equal(dense)
-    q = torch.randn(2, 4, 150, 24, dtype=torch.float64)
-    k, v = torch.randn(2, 2, 2, 90, 24, dtype=torch.float64)
-    key_mask = make_key_mask(padding, 2, 90)
-    run_and_check(q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=("auto",))
+    backend = plan.report.backend
+    assert plan.schedule.queries(np.ones(1, dtype=bool), singles=backend == "native") is plan.tiles
+    dtypes = (torch.float32, torch.float64) if backend == "torch" else DTYPES[:3]
+    for dtype in dtypes:
+        q = torch.randn(2, 4, 150, 24).to(dtype)
+        k, v = torch.randn(2, 2, 2, 90, 24).to(dtype)
+        key_mask = make_key_mask(padding, 2, 90)
+        run_and_check(
+            q, k, v, mask, plan, key_mask=key_mask, dropout_p=dropout_p, backends=(backend,)
+        )
+    if backend != "torch":
+        return
     run = lambda *x: torch.ops.sparsebert.attention(  # noqa: E731
-        *x, *plan.program_for(*ROUTES["auto"]).flat, key_mask, None, 0.2, 0.0
+        *x, *plan.program_for(*ROUTES["torch"]).flat, key_mask, None, 0.2, 0.0
     )[0]
     small = [x[:1].detach().requires_grad_() for x in (q, k, v)]
     key_mask = None if key_mask is None else key_mask[:1]
@@ -252,12 +264,13 @@ def test_only_some_inputs_need_gradients():
     torch.testing.assert_close(dv, expected)
 
 
-def test_the_explained_choice_is_what_auto_runs():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_explained_choice_is_what_auto_runs(dtype):
     """On this mask some heads run in tiles and some dense, in one plan."""
     mask = half_dense_mask(4, 1024, 1024)
-    plan = sb.compile_plan(mask, target="cpu")
+    plan = tiles_plan(mask)
     assert {head.route for head in plan.explain().per_head} == {"tiles", "dense"}
-    q, k, v = torch.randn(3, 1, 4, 1024, 16)
+    q, k, v = torch.randn(3, 1, 4, 1024, 16, dtype=dtype)
     run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.2, backends=("auto",))
     run_and_check(q, k, v, mask, plan, key_mask=None, dropout_p=0.0, backends=("auto",))
 
@@ -278,7 +291,7 @@ def test_the_kernels_behind_the_op(dtype, make_mask):
     inputs = [x.requires_grad_() for x in (q, k, v)]
     o = sb.sparse_attention(*inputs, plan, backend="triton")
     (dq,) = torch.autograd.grad(o.float().square().sum(), q, create_graph=True)
-    with pytest.raises(NotImplementedError, match="use backend='torch'"):
+    with pytest.raises(NotImplementedError, match=r"; use backend=.*'torch' or 'dense'"):
         dq.sum().backward()
 
 

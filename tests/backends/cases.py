@@ -3,20 +3,25 @@
 import dataclasses
 
 import numpy as np
+import torch
 
 import sparsebert as sb
-from sparsebert.backends import dense, registry
+from sparsebert.backends import dense, registry, routing
 from sparsebert.backends.dense import DenseProgram
 from sparsebert.backends.routing import Routes
 from sparsebert.compiler.schedule import Schedule
-from sparsebert.plan import AttentionPlan
+from sparsebert.plan import AttentionPlan, compile_for_backend
 from sparsebert.tiles.assemble import without_heads
 from tests.attention.cases import half_dense_mask, random_mask
 
+AUTO = Routes(*routing.choose(registry.AUTO, "cpu", torch.float32, 16, False))
+"""What runs on the CPU at hand: the native kernels, or torch where they cannot be used."""
 ROUTES = {
-    "auto": Routes("torch", "dense"),  # on a CPU
+    "auto": AUTO,
+    "auto, fp64": Routes("torch", "dense"),  # on any CPU
     "mixed": Routes("triton", "dense"),  # "auto" on a GPU
     "triton": Routes("triton", "triton"),
+    "native": Routes("native", "native"),
     "torch": Routes("torch", "torch"),
     "dense": Routes("dense", "dense"),
 }
@@ -29,9 +34,14 @@ OPTIONS = {
 }
 
 
-def plan_with(mask: sb.AttentionMask, run_dense: list[bool]) -> AttentionPlan:
-    """The plan of a mask whose distinct heads run dense where `run_dense` says so."""
-    plan = sb.compile_plan(mask, target="cpu", objective="area")
+def plan_with(
+    mask: sb.AttentionMask, run_dense: list[bool], planned_for: str | None = None
+) -> AttentionPlan:
+    """The plan of a mask whose distinct heads run dense where `run_dense` says so.
+
+    It is made for the backend `planned_for`; None means the one that "auto" prefers.
+    """
+    plan = compile_for_backend(mask, planned_for, target="cpu", objective="area")
     chosen = np.array(run_dense)
     heads = [
         dataclasses.replace(head, route="dense" if is_dense else "tiles")
@@ -59,6 +69,7 @@ def as_on_a_gpu(monkeypatch):
 PLANS = {
     "tiles": lambda: plan_with(half_dense_mask(4, 33, 40), [False, False]),
     "mixed": lambda: plan_with(half_dense_mask(4, 33, 40), [True, False]),
+    "mixed, for torch": lambda: plan_with(half_dense_mask(4, 33, 40), [True, False], "torch"),
     "dense": lambda: plan_with(half_dense_mask(4, 33, 40), [True, True]),
     "mixed, dead rows": lambda: plan_with(random_mask(4, 33, 40), [False, True, False, True]),
 }

@@ -9,16 +9,18 @@ import torch
 
 import sparsebert as sb
 from sparsebert.integrations.huggingface.dense import dense_attention
-from tests.attention.cases import random_mask
-from tests.backends.cases import runs_by_sdpa
+from tests.attention.cases import BACKENDS, random_mask
+from tests.backends.cases import plan_with, runs_by_sdpa
 
 NAN = float("nan")
 
 
-def dense_case(dense, batch=2):
-    """A plan that runs wholly dense, and q, k, v."""
-    plan = sb.compile_plan(sb.AttentionMask.from_dense(dense), target="cpu")
-    assert {head.route for head in plan.explain().per_head} == {"dense"}
+def dense_case(dense, batch=2, route="dense"):
+    """A plan that runs wholly dense, or in the tiles of the CPU's backend, and q, k, v."""
+    mask = sb.AttentionMask.from_dense(dense)
+    distinct = len({head.numpy().tobytes() for head in dense})
+    plan = plan_with(mask, [route == "dense"] * distinct)
+    assert {head.route for head in plan.explain().per_head} == {route}
     heads, q_len, kv_len = dense.shape
     return plan, [torch.randn(batch, heads, n, 16) for n in (q_len, kv_len, kv_len)]
 
@@ -39,14 +41,15 @@ def assert_same_and_finite(found, expected):
 
 
 @pytest.mark.parametrize("options", [{}, {"return_lse": True}, {"backend": "dense"}, {"both": 1}])
-def test_queries_that_the_mask_leaves_nothing(options):
+@pytest.mark.parametrize("route", ["dense", "tiles"])
+def test_queries_that_the_mask_leaves_nothing(route, options):
     """Dense heads without a key mask: the op's, for SDPA would attend with such a row."""
     if "both" in options:
         options = {"backend": "dense", "return_lse": True}
     dense = torch.rand(2, 30, 34) < 0.9
     dense[:, 5] = False
     dense[1, 20] = False
-    plan, (q, k, v) = dense_case(dense)
+    plan, (q, k, v) = dense_case(dense, route=route)
     assert not runs_by_sdpa(plan)
     dead = ~dense.any(-1)[None, ..., None]
     clean = run(plan, (q, k, v), **options)
@@ -60,15 +63,16 @@ def test_queries_that_the_mask_leaves_nothing(options):
 
 @pytest.mark.parametrize("hides", ["some keys", "a whole sequence"])
 @pytest.mark.parametrize("kv_heads", [2, 1])
-def test_plain_calls_with_a_key_mask(hides, kv_heads):
-    """By SDPA: keys that no query sees, hidden keys, and queries that the key mask leaves none."""
+@pytest.mark.parametrize("route", ["dense", "tiles"])
+def test_plain_calls_with_a_key_mask(route, hides, kv_heads):
+    """By SDPA if they are dense: keys that no query sees, hidden keys, and queries that the key mask leaves none."""
     dense = torch.rand(2, 30, 34) < 0.9
     dense[..., 7] = False
     dense[0, :, 9] = False  # unused for one query head of a shared key head only
     dense[..., 0] = True
-    plan, (q, k, v) = dense_case(dense)
+    plan, (q, k, v) = dense_case(dense, route=route)
     k, v = k[:, :kv_heads], v[:, :kv_heads]
-    assert runs_by_sdpa(plan)
+    assert runs_by_sdpa(plan) == (route == "dense")
     key_mask = torch.ones(2, 34, dtype=torch.bool)
     key_mask[0, 12:15] = False
     if hides == "a whole sequence":
@@ -89,7 +93,7 @@ def test_plain_calls_with_a_key_mask(hides, kv_heads):
 
 
 @pytest.mark.parametrize("with_lse", [False, True])  # its gradient is not the fused engine's
-@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_key_in_place_of_hidden_ones_may_score_far_above_the_lse(backend, with_lse):
     """p = exp(score - lse) overflows where a mask is multiplied instead of filled in.
 
@@ -153,7 +157,7 @@ def test_fp64_has_second_derivatives_where_sdpa_would_do():
     assert torch.autograd.gradgradcheck(lambda *x: sb.sparse_attention(*x, plan), inputs)
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_generator_moves_for_dropout_alone(backend):
     plan = sb.compile_plan(random_mask(2, 30, 30), target="cpu")
     q, k, v = torch.randn(3, 1, 2, 30, 16)

@@ -40,7 +40,7 @@ def routes(monkeypatch):
             if part.backend.name == "triton":
                 ran.append(("kernels", part.program.queries.items))
             else:
-                name = "dense" if part.backend.name == "dense" else "torch tiles"
+                name = "dense" if part.backend.name == "dense" else f"{part.backend.name} tiles"
                 ran.append((name, EVERY if part.heads is None else part.heads))
         return op(call, program)
 
@@ -133,17 +133,21 @@ def test_other_backends_of_a_gpu(backend, dtype, route, routes):
         assert on_route(routes, plan, each, real) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", PLANS)
-def test_a_cpu_runs_each_head_on_its_route(name, options, routes):
+def test_a_cpu_runs_each_head_on_its_route(name, options, dtype, routes):
     plan = PLANS[name]()
-    q, k, v = torch.randn(2, 4, 33, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    q, k, v = (torch.randn(2, h, n, 16, dtype=dtype) for h, n in ((4, 33), (2, 40), (2, 40)))
     given = dict(OPTIONS[options])
     if "key_mask" in given:
         given["key_mask"] = make_key_mask("middle", 2, 40)
     sb.sparse_attention(q, k, v, plan, **given)
     assert on_route(routes, plan, "dense", {}) == explained(plan, "dense")
-    assert on_route(routes, plan, "torch tiles", {}) == explained(plan, "tiles")
+    tiles = ROUTES["auto" if dtype == torch.float32 else "auto, fp64"].tiles
+    for backend in ("native", "torch"):
+        expected = explained(plan, "tiles") if backend == tiles else []
+        assert on_route(routes, plan, f"{backend} tiles", {}) == expected
     assert on_route(routes, plan, "kernels", {}) == []
 
 
@@ -224,12 +228,17 @@ def test_a_dense_plan_never_makes_tiles(monkeypatch):
 
 
 def test_calls_make_what_they_run(monkeypatch):
-    """Tiles for the torch backend take long to make, and a GPU's calls do not need them."""
+    """Tiles for the torch backend take long to make, and few calls need them."""
     monkeypatch.setattr(Program, "to", lambda self, device: self)
-    for device, expected in (("cpu", {"auto", "torch"}), ("cuda", {"mixed", "triton"})):
+    for device, dtype, chosen in (
+        ("cpu", torch.float32, "auto"),
+        ("cpu", torch.float64, "auto, fp64"),
+        ("cuda", torch.float32, "mixed"),
+    ):
         plan = dataclasses.replace(PLANS["tiles"](), device=torch.device(device), programs={})
-        plan.program_for(*routing.choose("auto", device, torch.float32, 16, False))
-        assert set(plan.programs) == {ROUTES[name] for name in expected}
+        plan.program_for(*routing.choose("auto", device, dtype, 16, False))
+        tiles = ROUTES[chosen].tiles
+        assert set(plan.programs) == {ROUTES[chosen], ROUTES[tiles]}
 
 
 def test_sdpa_serves_padded_dense_calls_of_a_gpu(monkeypatch):
