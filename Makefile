@@ -15,9 +15,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
+CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h tests/native/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test test-isa check format native native-if-possible wheels \
+.PHONY: help demo learn test test-isa check format native native-if-possible check-native wheels \
   bench bench-quick mutants kernels-report gpu clean distclean
 
 help:  ## list the targets
@@ -45,9 +46,18 @@ check: $(INSTALLED)  ## format, lint, types, then the tests
 format: $(INSTALLED)  ## rewrite the files in the project's format and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
 
 native: $(BIN)/python  ## compile the native CPU kernels, if their sources changed
 	$(BIN)/python kernels/cpu/build.py
+
+check-native: $(INSTALLED) native  ## the native kernels: format, warnings as errors, sanitizers
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/python kernels/cpu/build.py --strict --out build/strict.so
+	@if command -v clang++ > /dev/null; then \
+	  $(BIN)/python kernels/cpu/build.py --strict --out build/strict.so --cxx clang++; \
+	else echo "==> left out: clang++, which is not here (apt install clang)"; fi
+	$(BIN)/python -m tests.native.sanitizers
 
 wheels: $(INSTALLED)  ## build wheels that need no compiler, check and try them -> dist/
 	$(BIN)/python -m tests.native.wheels
@@ -72,7 +82,7 @@ gpu:  ## check the Triton kernels on this machine's GPU, then time them, with PY
 	$(PYTHON) -m benchmarks.kernels.gpu_check
 
 clean:  ## remove results, build artefacts and caches
-	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf out build dist kernels/cpu/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sparsebert kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## the same, and remove the environment

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from benchmarks.harness.named_masks import permuted_blocks
 from sparsebert import patterns
 from sparsebert.compiler.tile_map import tile_map
-from sparsebert.plan import compile_plan
+from sparsebert.plan import compile_for_backend
 from sparsebert.tiles.images import NOT_COMPUTED, WASTE, tile_colours
 
 matplotlib.use("Agg")
@@ -52,7 +52,7 @@ def main() -> None:
     """Draw every example: its mask in blocks, and its cover."""
     IMAGES.mkdir(exist_ok=True)
     for name, mask in EXAMPLES.items():
-        plan = compile_plan(mask, target="cpu", objective="area")
+        plan = compile_for_backend(mask, "torch", target="cpu", objective="area")
         allowed = mask.dense()[0, 0].numpy()
         blocks = in_blocks(allowed)
         executed = plan.explain().executed_fraction

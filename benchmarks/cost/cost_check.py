@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks.cost.timed_calls import (
+    BACKEND,
     HEADS,
     ROUNDS,
+    TARGET,
     THREADS,
     forward_and_backward,
     least,
@@ -28,7 +30,7 @@ from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from benchmarks.harness.origin import RESULTS
 from sparsebert import patterns
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, compile_plan
+from sparsebert.plan import AttentionPlan, compile_for_backend
 
 DIMS = (32, 64, 96)
 TOLERANCE = 1.05
@@ -80,7 +82,7 @@ def check(rounds: int, thread_counts: Sequence[int]) -> list[dict[str, object]]:
     rows = []
     for head_dim, threads, (name, mask) in itertools.product(DIMS, thread_counts, masks()):
         torch.set_num_threads(threads)
-        plan = compile_plan(mask, target="cpu", head_dim=head_dim, copies=HEADS)
+        plan = compile_for_backend(mask, BACKEND, target=TARGET, head_dim=head_dim, copies=HEADS)
         rows.append(measure_case(name, plan, head_dim, threads, rounds))
     summarise(rows)
     return rows

@@ -50,7 +50,7 @@ from sparsebert.compiler.cost.model import batches, cost_model
 from sparsebert.estimate import ModelShape, calibrate
 from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
-from sparsebert.plan import AttentionPlan, compile_plan
+from sparsebert.plan import AttentionPlan, compile_for_backend
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.outlines import outlines_of_head
 
@@ -95,21 +95,21 @@ def _tile_plans() -> Iterator[tuple[str, AttentionPlan]]:
             patterns.neighborhood_2d(length // 16, 16),
         ):
             name = f"{mask.provenance['pattern']}, compiled"
-            yield name, compile_plan(mask, objective="area", target="cpu")
+            yield name, in_tiles(mask)
     for length in (128, 256, 512):
         heads = [learned_looking(length, seed) for seed in range(HEADS)]
         mask = AttentionMask.stack_heads(heads)
-        yield f"learned-looking, {HEADS} heads", compile_plan(mask, objective="area", target="cpu")
+        yield f"learned-looking, {HEADS} heads", in_tiles(mask)
         heads = [patterns.sliding_window(length, 2 + width) for width in range(HEADS)]
         mask = AttentionMask.stack_heads(heads)
-        yield f"windows, {HEADS} heads", compile_plan(mask, objective="area", target="cpu")
+        yield f"windows, {HEADS} heads", in_tiles(mask)
 
 
 def mixed_plans() -> Iterator[tuple[str, AttentionPlan]]:
     """Plans with half of the heads in tiles and half dense."""
     for length in (128, 512):
         heads = [patterns.sliding_window(length, 2 + width) for width in range(HEADS)]
-        plan = compile_plan(AttentionMask.stack_heads(heads), objective="area", target="cpu")
+        plan = in_tiles(AttentionMask.stack_heads(heads))
         dense_heads = np.arange(HEADS) % 2 == 1
         yield f"windows, half of {HEADS} heads dense", changed(plan, dense_heads=dense_heads)
 
@@ -124,6 +124,11 @@ def dense_masks() -> Iterator[tuple[str, AttentionMask]]:
             yield f"{HEADS} masks", AttentionMask.stack_heads(heads)
 
 
+def in_tiles(mask: AttentionMask) -> AttentionPlan:
+    """A plan that runs no head dense."""
+    return compile_for_backend(mask, BACKEND, target=TARGET, objective="area")
+
+
 def in_order(mask: AttentionMask, height: int, rows: int) -> AttentionPlan:
     """A plan in tiles of one height with `rows` rows each, rows in order."""
     slots = np.full((-(-mask.q_len // rows), height), -1, dtype=np.int32)
@@ -132,7 +137,7 @@ def in_order(mask: AttentionMask, height: int, rows: int) -> AttentionPlan:
     slots[:, :rows] = every.reshape(-1, rows)
     group = TileGroup(0, mask.bits[0, 0], slots)
     tiles = build_tile_set([group], 1, mask.q_len, mask.kv_len)
-    plan = compile_plan(mask, objective="area", target="cpu")
+    plan = in_tiles(mask)
     return changed(plan, tiles=tiles)
 
 
@@ -185,7 +190,7 @@ def calls_to_measure(head_dim: int, threads: int) -> Iterator[MeasuredCall]:
         dense = dense_counts(plan.q_len, int(plan.dense_heads.sum()), masked=True)
         yield call("mixed", name, plan, "auto", {**tile_counts(plan), **dense})
     for name, mask in dense_masks():
-        plan = compile_plan(mask, target="cpu", objective="area")
+        plan = in_tiles(mask)
         sets = mask.num_heads
         counts = dense_counts(mask.q_len, sets, masked=name != "no mask")
         yield call("dense", name, plan, "dense", counts)

@@ -38,8 +38,8 @@ _LEAST_GAIN = 0.99
 _MAX_STRIDES = 4
 _SAMPLED_ROWS = 24
 _SAMPLED_WORDS = 16
-_WORTH_GROWING = 1.05
-"""Groups are grown if the rows most alike save this much more than the best other order does."""
+_WORTH_GROWING = 0.02
+"""Groups are grown if rows that are alike would save this share more than the best other order."""
 
 _AT_ONCE = 1 << 25
 """Bytes of groups that are looked at together."""
@@ -140,27 +140,43 @@ class _GroupSearch:
     def groups_may_pay(self, rows: np.ndarray) -> bool:
         """Whether groups of rows that are most alike save clearly more than the best order.
 
-        A sample of rows says it, each with those that share the most with it.
+        A sample of rows says it, each with those that share the most with it in every other word;
+        what they share in the words between is no accident.
         """
-        words = self._first.rest[rows]
+        rest = self._first.rest
+        halves = 2 if rest.shape[1] > 1 else 1
+        words = rest[rows, ::halves]
         some = np.ascontiguousarray(words[:, :: max(1, words.shape[1] // _SAMPLED_WORDS)])
         sample = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_ROWS).astype(np.int64))
         shared = np.stack([bitmatrix.count(some & some[row]) for row in sample])
         near = np.argsort(-shared, axis=1, kind="stable")[:, :SMALLEST]
         slots = np.full((len(sample), SMALLEST), -1, dtype=np.int32)
         slots[:, : near.shape[1]] = rows[near]
-        _, saved = self._shared(self._first, slots)
-        grown = float(np.maximum(saved, 0.0).mean()) * len(rows) / SMALLEST
-        return grown > _WORTH_GROWING * (self._first.cost - self._best.cost)
+        group, real = bitmatrix.take(rest, slots), slots >= 0
+        if halves > 1:
+            group[:, :, ::halves] = 0
+        _, saved = self._worth(group, real, Singles(1, 0), np.ones(len(slots), dtype=bool))
+        tile = self._pricing.tile
+        saved = np.maximum(halves * saved - tile, 0.0)
+        grown = float(saved.mean()) * len(rows) / SMALLEST
+        best = self._best.cost
+        return grown - (self._first.cost - best) > _WORTH_GROWING * best
 
     def combine(self, orders: list[Order]) -> None:
-        """Add the tiles of other orders to the best covers, as often as that pays."""
+        """Add the tiles of other orders to the best covers, as often as that pays.
+
+        No order saves more of what is left than it did of everything.
+        """
+        saved = {new.pieces[0].name: self._first.cost - new.cost for new in self._latest}
         for _ in range(_MAX_TILES - 1):
             goal = _LEAST_GAIN * self._best.cost
             before, self._latest = self._latest, []
             for state in sorted(before, key=lambda state: state.cost)[:_PROMISING]:
-                if self._least(state) < goal:
-                    self.try_orders([o for o in orders if o.name != state.pieces[-1].name], state)
+                if self._least(state) > goal:
+                    continue
+                others = [o for o in orders if o.name != state.pieces[-1].name]
+                may = [o for o in others if state.cost - saved.get(o.name, 0.0) < goal]
+                self.try_orders(may, state)
             if self._best.cost > goal:
                 return
 
@@ -200,25 +216,31 @@ class _GroupSearch:
         return self._state((*state.pieces, piece), state.rest ^ part, in_tile)
 
     def _shared(self, state: _State, slots: np.ndarray) -> tuple[Words, np.ndarray]:
-        """The entries that would be tiles of some groups, [G, 16, words], and what each saves.
-
-        What rows load for single entries they share with those that follow them. In a group of
-        such rows a column is loaded once; in other groups its entries share as all others do.
-        """
-        pricing, singles = self._pricing, state.singles
+        """The entries that would be tiles of some groups, [G, 16, words], and what each saves."""
         group, real = bitmatrix.take(state.rest, slots), slots >= 0
-        count = real.sum(axis=1)
-        span = slots.max(axis=1) - slots[:, 0]
-        together = span < 2 * SINGLES_ROWS
-        shares = singles.columns / max(1, singles.entries)
-        entry = pricing.single + np.where(together, 0.0, shares * pricing.single_column)
-        column = pricing.column(count) - np.where(together, pricing.single_column, 0.0)
-        needed = np.maximum(1, np.floor(np.maximum(0.0, column) / entry).astype(np.int64) + 1)
-        columns = bitmatrix.columns_with(group, np.minimum(needed, SMALLEST + 1))
+        follow = slots.max(axis=1) - slots[:, 0] < 2 * SINGLES_ROWS
+        columns, saved = self._worth(group, real, state.singles, follow)
         group &= columns[:, None, :]
         merged = (group.any(axis=2) & real & state.in_tile[slots]).sum(axis=1)
-        saved = bitmatrix.count(group).sum(axis=1) * entry - bitmatrix.count(columns) * column
-        return group, saved - pricing.tile - merged * pricing.merge
+        return group, saved - self._pricing.tile - merged * self._pricing.merge
+
+    def _worth(
+        self, group: Words, real: np.ndarray, singles: Singles, follow: np.ndarray
+    ) -> tuple[Words, np.ndarray]:
+        """The columns that are worth a tile's column, [G, words], and what they save in all.
+
+        Of groups [G, 16, words] with real rows, bool [G, 16]. Single entries of rows that follow
+        each other share what they load: where the rows of a group do, bool [G], a column is loaded
+        once, and elsewhere its entries share it as all of `singles` do.
+        """
+        pricing = self._pricing
+        share = singles.columns / max(1, singles.entries)
+        entry = pricing.single + np.where(follow, 0.0, share * pricing.single_column)
+        column = pricing.column(real.sum(axis=1)) - np.where(follow, pricing.single_column, 0.0)
+        needed = 1 + np.floor(np.maximum(0.0, column) / entry).astype(np.int64)
+        columns = bitmatrix.columns_with(group, np.minimum(needed, SMALLEST + 1))
+        entries = bitmatrix.count(group & columns[:, None, :]).sum(axis=1)
+        return columns, entries * entry - bitmatrix.count(columns) * column
 
 
 def count_singles(words: Words) -> Singles:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sparsebert.backends.routing import planned_for
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.demo import agreement, dropped_positions, encoder_times, text
 from sparsebert.demo.demo_figures import draw_importance, draw_times
@@ -181,7 +182,8 @@ def _agreement(
 def _routes(rows: list[dict[str, Any]]) -> str:
     """Why some patterns would run dense although their tiles are right."""
     routes = [row["route"] for row in rows if row["route"]]
-    threads, margin = torch.get_num_threads(), cost_model("cpu").margin
+    margin = cost_model("cpu", backend=planned_for("cpu")).margin
+    threads = torch.get_num_threads()
     words = (
         "In tiles: the share of all scores that the tiles compute. Predicted: the cost model's "
         f"speed-up of the tiles over dense attention at {MAX_LENGTH} tokens on {threads} "

@@ -44,10 +44,12 @@ def list_entries(bits: dict[int, Bits], num_heads: int, num_rows: int) -> Entrie
         step = max(1, _BYTES_AT_ONCE // max(1, packed.shape[1]))
         for first in range(0, num_rows, step):
             part = packed[first : first + step]
-            byte = np.flatnonzero(part)
-            which, bit = np.nonzero(np.unpackbits(part.reshape(-1)[byte, None], 1, None, "little"))
+            byte = np.flatnonzero(part != 0)
+            ones = np.unpackbits(part.reshape(-1)[byte], bitorder="little").view(bool)
+            place = np.flatnonzero(ones)
             begin = start[head * num_rows + first]
-            cols[begin : begin + len(which)] = byte[which] % part.shape[1] * 8 + bit
+            column = (byte % part.shape[1] * 8)[place >> 3] + (place & 7)
+            cols[begin : begin + len(place)] = column
     return Entries(start, cols)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsebert.compiler import bitmatrix
+from sparsebert.compiler import bitmatrix, orders
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
 from sparsebert.masks.bits import pack
 from tests.compiler.bit_masks import dense_masks, words_of
@@ -22,6 +23,22 @@ def test_groups_are_no_larger_than_they_need_to_be() -> None:
         assert order.rows.shape == (-(-rows // size), size)
         assert order.rows.reshape(-1)[:rows].tolist() == list(range(rows))
         assert order.rows.dtype == np.int32 and order.name == "rows in order"
+
+
+def test_different_rows_with_one_hash_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = np.eye(8, 70, dtype=bool)[np.arange(64) % 8][::-1]
+    order = equal_rows(words_of(kinds), np.arange(64), 64)
+    assert order is not None
+    monkeypatch.setattr(orders, "_hashes", lambda words: np.zeros(len(words), dtype=np.uint64))
+    again = equal_rows(words_of(kinds), np.arange(64), 64)
+    assert again is not None and np.array_equal(order.rows, again.rows)
+
+
+def test_hashes_tell_rows_of_high_bits_apart() -> None:
+    """A sum of products alone would not: of a high bit it keeps little."""
+    alone = words_of(np.eye(4096, dtype=bool))
+    assert len(np.unique(orders._hashes(alone))) == 4096
+    assert len(np.unique(orders._hashes(alone | np.roll(alone, 1, axis=0)))) == 4096
 
 
 def test_equal_rows_stand_together_in_the_order_of_their_first() -> None:

@@ -22,6 +22,8 @@ OTHER_MEANINGS = {
     ("sparsebert/learn/", "dense"): "training and attention without a mask",
     ("sparsebert/masks/patterns.py", "dense"): "the pattern without zeros",
     ("sparsebert/reporting/provenance.py", "torch"): "the package, for its version",
+    ("sparsebert/doctor.py", "torch"): "the package, for its version",
+    ("sparsebert/doctor.py", "triton"): "the package, for its version",
     ("sparsebert/storage.py", "torch"): "the part of the package safetensors",
     ("sparsebert/cli/__init__.py", "torch"): "the package, if it is imported",
     ("sparsebert/integrations/huggingface/discovery.py", "torch"): "the package of a class",
