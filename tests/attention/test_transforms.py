@@ -6,15 +6,20 @@ from torch.autograd import forward_ad
 
 import sparsebert as sb
 from sparsebert import dropout
-from sparsebert.backends import registry
+from sparsebert.backends import registry, routing
+from sparsebert.backends.base import CallKind
+from sparsebert.backends.registry import AUTO
 from tests.attention.cases import UNABLE
 from tests.backends.cases import PLANS
 
 ABOVE_ROUNDING = 1e-11  # of chains of some hundred fp64 operations on values of size 1
 BACKENDS = (
-    registry.AUTO,
+    AUTO,
     *(name for name in registry.composing("cpu") if name not in UNABLE),
 )
+FP64 = CallKind("cpu", torch.float64, 4, composed=True)
+OF_FP64 = tuple(n for n in BACKENDS if n == AUTO or not routing.reasons_against(n, FP64))
+CALLS = tuple((n, torch.float32) for n in BACKENDS) + tuple((n, torch.float64) for n in OF_FP64)
 
 
 def case(name, dtype=torch.float64, batch=1):
@@ -30,7 +35,7 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OF_FP64)
 @pytest.mark.parametrize("name", PLANS)
 def test_jvp_is_that_of_the_reference(name, backend, dropout_p):
     """Of o and the LSE, in all inputs at once."""
@@ -64,7 +69,7 @@ def test_jvp_is_that_of_the_reference(name, backend, dropout_p):
     torch.testing.assert_close(lse_tangent[alive], e_lse_tangent[alive].float())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OF_FP64)
 def test_jvp_is_what_finite_differences_say(backend):
     plan, key_mask, inputs, tangents = case("mixed")
 
@@ -81,8 +86,7 @@ def test_jvp_is_what_finite_differences_say(backend):
     assert tangent.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), CALLS)
 @pytest.mark.parametrize("name", ["tiles", "dense"])
 def test_dual_numbers(name, backend, dtype):
     """Without options too, where dense plans go through torch's SDPA, which has no such rule."""
@@ -95,7 +99,7 @@ def test_dual_numbers(name, backend, dtype):
             torch.testing.assert_close(x, e, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OF_FP64)
 @pytest.mark.parametrize("name", ["mixed", "dense"])
 def test_grad_vjp_and_derivatives_of_them(name, backend):
     plan, key_mask, inputs, tangents = case(name)
@@ -125,6 +129,35 @@ def test_grad_vjp_and_derivatives_of_them(name, backend):
         assert_close(x, e)
 
 
+@pytest.mark.parametrize("options", [{}, {"dropout_p": 0.3}])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in OF_FP64])
+@pytest.mark.parametrize("name", PLANS)
+def test_transforms_of_backends_without_fp64(name, backend, options):
+    """To the bit those of the dense one, whose composed operations they take."""
+    plan, key_mask, inputs, tangents = case(name, torch.float32)
+    assert registry.get(backend).composes_densely
+
+    def results(backend):
+        def run(*inputs):
+            torch.manual_seed(4)
+            return sb.sparse_attention(
+                *inputs, plan, key_mask=key_mask, backend=backend, return_lse=True, **options
+            )
+
+        def total(*inputs):
+            o, lse = run(*inputs)
+            return o.pow(3).sum() + lse.masked_fill(lse == -torch.inf, 0.0).sum()
+
+        gradient = torch.func.grad(total, argnums=(0, 1, 2))
+        outcomes, derivatives = torch.func.jvp(run, tuple(inputs), tuple(tangents))
+        first, second = torch.func.jvp(gradient, tuple(inputs), tuple(tangents))
+        return [*outcomes, *derivatives, *first, *second]
+
+    found, expected = results(backend), results("dense")
+    assert all(x.isnan().sum() == 0 for x in found)
+    assert all(x.equal(e) for x, e in zip(found, expected, strict=True))
+
+
 def test_hessian_of_a_few_values():
     plan, _, (q, k, v), _ = case("tiles")
 
@@ -140,8 +173,7 @@ def test_hessian_of_a_few_values():
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), CALLS)
 @pytest.mark.parametrize("name", ["mixed", "dense"])
 def test_vmap_is_a_loop(name, backend, dtype):
     """Over q and the key mask, and over gradients."""
