@@ -46,6 +46,7 @@ def remembered_lengths(plans: MaskPlans) -> list[int]:
 @pytest.fixture
 def room() -> Iterator[Callable[[int], None]]:
     """Bounds the memory to so much beyond what must stay of other tests."""
+    sb.compile_plan(patterns.star(16), target="cpu")  # the newest stays: a small one
     set_cache_bytes(0)
     stays = remembered_bytes()
     yield lambda size: set_cache_bytes(stays + size)
@@ -220,10 +221,20 @@ def test_what_was_compiled_is_counted(room: Callable, monkeypatch: pytest.Monkey
     assert wanted <= remembered_bytes() - before <= wanted + programs + whole + 10_000
 
 
+@pytest.mark.parametrize(
+    ("planned_for", "bound"),
+    [
+        ("torch", 5 * MIB // 4),  # for which it runs dense: with a mask of 256 KiB
+        ("native", 9 * MIB // 2),  # beside tiles: its entries take 475 KiB, and so does an image
+    ],
+)
 @pytest.mark.parametrize("which", ["compile_plan", "sparse_attention", "MaskPlans"])
-def test_plans_are_bounded_by_bytes_not_by_count(room: Callable, which: str) -> None:
-    """Each plan has a dense mask of 256 KiB, and room is for some four."""
-    n, bound = 512, 5 * MIB // 4
+def test_plans_are_bounded_by_bytes_not_by_count(
+    room: Callable, which: str, planned_for: str, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is for some four plans."""
+    monkeypatch.setitem(registry.planned, "cpu", planned_for)
+    n = 512
 
     def make(seed: int) -> None:
         mask = patterns.random(n, 0.5, seed=100 + seed)
@@ -270,14 +281,20 @@ def test_small_plans_are_all_remembered(room: Callable) -> None:
         assert ready(plans, length) is plan
 
 
+@pytest.mark.parametrize("planned_for", ["torch", "native"])
 def test_a_model_compiles_once_however_little_room_there_is(
-    room: Callable, monkeypatch: pytest.MonkeyPatch
+    room: Callable, monkeypatch: pytest.MonkeyPatch, planned_for: str
 ) -> None:
     from sparsebert.compiler import aim
 
     searches = []
-    search = aim.best_cover
-    monkeypatch.setattr(aim, "best_cover", lambda *args: searches.append(args[1]) or search(*args))
+
+    def counting(search: Callable) -> Callable:
+        return lambda *args: searches.append(args[1]) or search(*args)
+
+    for name in ("best_cover", "best_groups"):
+        monkeypatch.setattr(aim, name, counting(getattr(aim, name)))
+    monkeypatch.setitem(registry.planned, "cpu", planned_for)
     set_cache_bytes(0)
     layers = [MaskPlans(patterns.random(200, 0.3, seed=60 + layer)) for layer in range(3)]
     for _ in range(2):

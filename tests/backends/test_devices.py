@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import sparsebert as sb
 from sparsebert import dropout
-from sparsebert.backends import dense, execution
+from sparsebert.backends import dense, execution, routing
 from sparsebert.backends.base import Backend, Call, Upstream
 from sparsebert.backends.dense import DenseProgram
 from sparsebert.backends.program import Part
@@ -74,7 +74,8 @@ def test_what_the_ops_run(name, device):
     key_mask = make(device, 2, 40, dtype=torch.bool)
     calls = ((None, None, 0.0), (key_mask, dropout.draw_seed(device), 0.3))
     for backend, (hidden, seed, p) in itertools.product(("auto", "torch", "dense"), calls):
-        parts = plan.program_for(*ROUTES[backend]).parts
+        routes = routing.choose(backend, device, torch.float32, 16, False)
+        parts = plan.program_for(*routes).parts
         call = Call(q, k, v, hidden, seed, 0.25, p)
         with OneDevice():
             o, lse = execution.forward(call, parts)
