@@ -16,10 +16,11 @@ struct RowTerms {
 };
 
 // The tile of a group: dq of its rows, in w.o, and their parts of dk and dv.
-template <int DC>
-static void differentiate_tile(const Group& g, Work& w, const RowTerms& t, float* dk, float* dv) {
-  transpose_16(w.q, g.D, w.qt);
-  transpose_16(w.g, g.D, w.gt);
+template <int DC, class E>
+static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
+                               float* dv) {
+  transpose_words(w.q, g.size, w.qt);
+  transpose_words(w.g, g.size, w.gt);
   const vf zero = set1(0.f), score = set1(t.score), scale = set1(t.scale);
   Columns tile = g.tile();
   const int32_t* cols;
@@ -57,14 +58,15 @@ static void differentiate_tile(const Group& g, Work& w, const RowTerms& t, float
 }
 
 // Some single entries of row r; with dk = 0 only its dq.
-template <int DC>
-static inline void differentiate_entries(const Group& g, Work& w, const RowTerms& t, int r,
+template <int DC, class E>
+static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const RowTerms& t, int r,
                                          const int32_t* cols, int n, float* dk, float* dv) {
+  const E *q = w.q + r * g.size, *go = w.g + r * g.size;
   const vf zero = set1(0.f), lse = set1(t.lse[r]), delta = set1(t.delta[r]);
   alignas(64) int32_t last[W] = {};
   for (int i = 0; i < n; i += W) {
-    vf s = entry_scores<DC>(w.q + r * g.D, g.k, g.k_row, cols + i, n - i, g.D);
-    vf dp = entry_scores<DC>(w.g + r * g.D, g.v, g.v_row, cols + i, n - i, g.D);
+    vf s = entry_scores<DC>(q, g.k, g.k_row, cols + i, n - i, g.D);
+    vf dp = entry_scores<DC>(go, g.v, g.v_row, cols + i, n - i, g.D);
     vf p = exp2(fma(s, set1(t.score), zero - lse)), weight = p;
     if (g.drops) {
       const int32_t* from = cols + i;
@@ -76,35 +78,31 @@ static inline void differentiate_entries(const Group& g, Work& w, const RowTerms
     store(w.e + i, weight);
     store(w.de + i, p * (dp - delta) * set1(t.scale));
   }
-  float* dq = w.o + r * g.D;
-  if (dk)
-    entry_spread<DC>(w.e, w.de, g.k, g.k_row, cols, n, g.D, w.q + r * g.D, w.g + r * g.D, dq, dk,
-                     dv);
-  else
-    entry_weigh<DC, false>(w.de, g.k, g.k_row, cols, n, g.D, dq, 1.f);
+  entry_weigh<DC, false>(w.de, g.k, g.k_row, cols, n, g.D, w.o + r * g.D, 1.f);
+  if (dk) entry_spread<DC>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
 }
 
-template <int DC, bool PLAIN>
-static void backward_group(const Task& t, int64_t index, Work& w, float* dk, float* dv) {
+template <class E, int DC, bool PLAIN>
+static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, float* dv) {
   const SbCall& c = *t.call;
-  const Group g(t, index);
+  const Group<E> g(t, index);
   const int64_t size = bytes_of(c.dtype), first = (t.b * c.H + t.h) * c.N;
   RowTerms terms;
   terms.scale = (float)c.scale;
   terms.score = (float)(c.scale * 1.4426950408889634);
   for (int r = 0; r < GROUP; r++) {
-    float *q = w.q + r * g.D, *go = w.g + r * g.D;
+    E *q = w.q + r * g.size, *go = w.g + r * g.size, *o = (E*)w.o;
     if (r >= g.live) {
-      clear(q, g.D), clear(go, g.D);
+      clear(q, g.size), clear(go, g.size);
       terms.lse[r] = INF, terms.delta[r] = 0.f;
       continue;
     }
     const int32_t row = g.rows[r];
-    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, row), 1.f, q);
-    read_row<DC, PLAIN>(c, row_of(c.grad_o, size, t.b, t.h, row), 1.f, go);
-    read_row<DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, row), 1.f, w.o);
+    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, row), g.size, q);
+    read_row<DC, PLAIN>(c, row_of(c.grad_o, size, t.b, t.h, row), g.size, go);
+    read_row<DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, row), g.size, o);
     vf sum = set1(0.f);
-    for (int d = 0; d < g.D; d += W) sum = fma(load(go + d), load(w.o + d), sum);
+    for (int d = 0; d < g.D; d += W) sum = fma(load_float(go + d), load_float(o + d), sum);
     const float lse = c.lse[first + row];
     terms.lse[r] = lse == -INF ? INF : lse * LOG2E;  // of a dead row: 2^(s - INF) = 0
     terms.delta[r] = sum_of(sum) - (c.grad_lse ? c.grad_lse[first + row] : 0.f);
@@ -113,7 +111,7 @@ static void backward_group(const Task& t, int64_t index, Work& w, float* dk, flo
 
   // In a tile a row meets columns that are not its own: as 0 * what is there, which may be NaN.
   const bool by_rows =
-      g.has_tile() && !(are_finite(w.q, g.live, g.D) && are_finite(w.g, g.live, g.D));
+      g.has_tile() && !(are_finite(w.q, g.live, g.size) && are_finite(w.g, g.live, g.size));
   bool again = false;  // dq alone, for the same reason
   if (g.has_tile() && !by_rows) {
     differentiate_tile<DC>(g, w, terms, dk, dv);
@@ -142,13 +140,13 @@ static void backward_group(const Task& t, int64_t index, Work& w, float* dk, flo
     return;
   }
   for (int r = 0; r < g.live; r++)
-    write_row<DC, PLAIN>(c, row_of(c.dq, size, t.b, t.h, g.rows[r]), 1.f, w.o + r * g.D);
+    write_row<E, DC, PLAIN>(c, row_of(c.dq, size, t.b, t.h, g.rows[r]), 1.f, w.o + r * g.D);
 }
 
-template <int DC, bool PLAIN>
+template <class E, int DC, bool PLAIN>
 static void backward(const Task& t, int64_t from, int64_t to, void* memory, float* dk, float* dv) {
-  Work w(memory, t.call->D);
-  for (int64_t g = from; g < to; g++) backward_group<DC, PLAIN>(t, g, w, dk, dv);
+  Work<E> w(memory, t.call->D);
+  for (int64_t g = from; g < to; g++) backward_group<E, DC, PLAIN>(t, g, w, dk, dv);
 }
 
 // dq of the rows that several groups have.

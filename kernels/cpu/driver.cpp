@@ -26,7 +26,7 @@ namespace {
 struct Isa {
   const char* name;
   const Kernels* (*kernels)(int64_t D, int64_t dtype);
-  bool bf16;
+  const Kernels* (*bf16)(int64_t D);  // that multiply bf16, or 0: then it is widened
 };
 
 #if defined(__x86_64__)
@@ -53,21 +53,21 @@ std::vector<Isa> find_isas() {
       __builtin_cpu_supports("fma")) {
 #ifdef SB_HAS_AVX512_BF16
     if (has_avx512_bf16())
-      found.push_back({"avx512", avx512_bf16::kernels, true});
+      found.push_back({"avx512", avx512::kernels, avx512_bf16::kernels});
     else
 #endif
-      found.push_back({"avx512", avx512::kernels, false});
+      found.push_back({"avx512", avx512::kernels, nullptr});
   }
 #endif
 #ifdef SB_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
-    found.push_back({"avx2", avx2::kernels, false});
+    found.push_back({"avx2", avx2::kernels, nullptr});
 #endif
 #endif
 #ifdef SB_HAS_NEON
-  found.push_back({"neon", neon::kernels, false});
+  found.push_back({"neon", neon::kernels, nullptr});
 #endif
-  found.push_back({"generic", generic::kernels, false});
+  found.push_back({"generic", generic::kernels, nullptr});
   return found;
 }
 
@@ -218,7 +218,8 @@ struct Run {
   int64_t prepare(bool backward) {
     if (int64_t wrong = check(c, backward)) return wrong;
     if (int64_t wrong = read_plan(c, plan)) return wrong;
-    k = isas()[in_use].kernels(c.D, c.dtype);
+    const Isa& isa = isas()[in_use];
+    k = isa.bf16 && c.dtype == SB_BFLOAT16 ? isa.bf16(c.D) : isa.kernels(c.D, c.dtype);
     layout = lay_out(c, plan);
     memory = plan_memory(c, plan, layout, *k, backward);
     return SB_OK;
@@ -239,8 +240,9 @@ struct Run {
     if (c.dropout) t.dropout_key = dropout_key(c.dropout_seed, b, h);
     t.slots = slots + b * layout.slots.back() + layout.slots[i];
     if (memory.packing == IN_PLACE) {
-      t.k = (const float*)c.k.data + b * c.k.batch + h_kv * c.k.head, t.k_row = c.k.row;
-      t.v = (const float*)c.v.data + b * c.v.batch + h_kv * c.v.head, t.v_row = c.v.row;
+      const int64_t size = k->packed_bytes;
+      t.k = (const char*)c.k.data + (b * c.k.batch + h_kv * c.k.head) * size, t.k_row = c.k.row;
+      t.v = (const char*)c.v.data + (b * c.v.batch + h_kv * c.v.head) * size, t.v_row = c.v.row;
     } else {
       if (memory.packing == BEFORE) pack = packed + (b * c.H_kv + h_kv) * memory.pack;
       t.k = pack, t.v = pack + memory.pack / 2;

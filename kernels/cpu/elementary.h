@@ -53,26 +53,16 @@ static inline void store_float_as(void* p, int64_t dtype, int64_t at, vf x) {
   dtype == SB_BFLOAT16 ? store_bf16(half, x) : store_f16(half, x);
 }
 
-// A row of D fp32 elements, a multiple of 16, times `factor`: as below, without what that takes.
-static inline __attribute__((always_inline)) void scale_row(const float* row, int D, float factor,
-                                                            float* to) {
-  const vf f = set1(factor);
-#pragma GCC unroll 8
-  for (int d = 0; d < D; d += W) store(to + d, load(row + d) * f);
-}
-
-// to[0 .. padded) = the D elements of a row times `factor`, then zeros
-static inline void load_row(const void* row, int64_t dtype, int D, int padded, float factor,
-                            float* to) {
-  const vf f = set1(factor);
+// to[0 .. padded) = the D elements of a row, then zeros
+static inline void load_row(const void* row, int64_t dtype, int D, int padded, float* to) {
   int d = 0;
-  for (; d + W <= D; d += W) store(to + d, load_as_float(row, dtype, d) * f);
+  for (; d + W <= D; d += W) store(to + d, load_as_float(row, dtype, d));
   if (d == padded) return;
   alignas(64) float rest[W] = {};
   const int64_t size = bytes_of(dtype);
   alignas(64) char raw[4 * W] = {};
   memcpy(raw, (const char*)row + d * size, (D - d) * size);
-  store(rest, load_as_float(raw, dtype, 0) * f);
+  store(rest, load_as_float(raw, dtype, 0));
   for (int i = 0; i < W; i++) rest[i] = d + i < D ? rest[i] : 0.f;
   store(to + d, load(rest));
   for (d += W; d < padded; d += W) store(to + d, set1(0.f));

@@ -1,6 +1,6 @@
 // The forward pass: o and LSE of groups of rows, and the merge of partial results.
 //
-// Scores are in base 2: scale * log2(e) is a factor of q. A row's maximum m, its sum l of
+// Scores are in base 2: q . k times scale * log2(e). A row's maximum m, its sum l of
 // 2^(s - m) and its o = sum of 2^(s - m) v are brought up to date piece by piece.
 #pragma once
 #include "group.h"
@@ -8,9 +8,9 @@
 namespace sb::SB_ISA {
 
 // The tile of a group: m, l and o of its rows.
-template <int DC>
-static void attend_tile(const Group& g, Work& w) {
-  transpose_16(w.q, g.D, w.qt);
+template <int DC, class E>
+static void attend_tile(const Group<E>& g, Work<E>& w, float factor) {
+  transpose_words(w.q, g.size, w.qt);
   vf m[GV], l[GV];
   for (int i = 0; i < GV; i++) m[i] = set1(-INF), l[i] = set1(0.f);
   Columns tile = g.tile();
@@ -25,7 +25,7 @@ static void attend_tile(const Group& g, Work& w) {
 #pragma GCC unroll 4
       for (int i = 0; i < GV; i++) {
         float* s = w.s + c * GROUP + i * W;
-        vf x = keep(load(s), words[c], i * W, set1(-INF));
+        vf x = keep(load(s) * set1(factor), words[c], i * W, set1(-INF));
         most[i] = max(most[i], x);
         store(s, x);
       }
@@ -70,12 +70,13 @@ static void attend_tile(const Group& g, Work& w) {
 }
 
 // Some single entries of row r: m, l and o brought up to date, or begun if FIRST.
-template <int DC, bool FIRST>
-static inline void attend_entries(const Group& g, Work& w, int r, const int32_t* cols, int n) {
-  const float* q = w.q + r * g.D;
+template <int DC, bool FIRST, class E>
+static inline void attend_entries(const Group<E>& g, Work<E>& w, float factor, int r,
+                                  const int32_t* cols, int n) {
+  const E* q = w.q + r * g.size;
   vf most = set1(-INF), last = most;
   for (int i = 0; i < n; i += W) {
-    last = entry_scores<DC>(q, g.k, g.k_row, cols + i, n - i, g.D);
+    last = entry_scores<DC>(q, g.k, g.k_row, cols + i, n - i, g.D) * set1(factor);
     if (i + W > n) last = keep(last, (1u << (n - i)) - 1, 0, set1(-INF));
     most = max(most, last);
     if (n > W) store(w.e + i, last);
@@ -102,20 +103,20 @@ static inline void attend_entries(const Group& g, Work& w, int r, const int32_t*
   entry_weigh<DC, FIRST>(w.e, g.v, g.v_row, cols, n, g.D, w.o + r * g.D, alpha);
 }
 
-template <int DC, bool PLAIN>
-static void forward_group(const Task& t, int64_t index, Work& w) {
+template <class E, int DC, bool PLAIN>
+static void forward_group(const Task& t, int64_t index, Work<E>& w) {
   const SbCall& c = *t.call;
-  const Group g(t, index);
+  const Group<E> g(t, index);
   const int64_t size = bytes_of(c.dtype);
   const float factor = (float)(c.scale * 1.4426950408889634);
   for (int r = 0; r < g.live; r++)
-    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, g.rows[r]), factor, w.q + r * g.D);
-  if (g.live < GROUP) clear(w.q + g.live * g.D, (GROUP - g.live) * g.D);
+    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, g.rows[r]), g.size, w.q + r * g.size);
+  clear(w.q + g.live * g.size, (GROUP - g.live) * g.size);
   if (g.drops) g.list_rows(w);
 
   bool begun = g.has_tile();
   if (begun) {
-    attend_tile<DC>(g, w);
+    attend_tile<DC>(g, w, factor);
     // A row that does not attend to a column has a probability of 0 for it, but 0 * NaN is NaN.
     // Then each row goes by itself, with the columns that are its own.
     begun = are_finite(w.o, g.live, g.D);
@@ -124,9 +125,9 @@ static void forward_group(const Task& t, int64_t index, Work& w) {
     bool first = !begun;
     auto attend = [&](const int32_t* cols, int n) {
       if (first)
-        attend_entries<DC, true>(g, w, r, cols, n);
+        attend_entries<DC, true>(g, w, factor, r, cols, n);
       else
-        attend_entries<DC, false>(g, w, r, cols, n);
+        attend_entries<DC, false>(g, w, factor, r, cols, n);
       first = false;
     };
     if (!begun && g.has_tile()) {
@@ -155,15 +156,15 @@ static void forward_group(const Task& t, int64_t index, Work& w) {
   float* lse = c.lse + (t.b * c.H + t.h) * c.N;
   for (int r = 0; r < g.live; r++) {
     const float l = w.l[r], inverse = l == 0.f ? 0.f : g.factor / l;
-    write_row<DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, g.rows[r]), inverse, w.o + r * g.D);
+    write_row<E, DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, g.rows[r]), inverse, w.o + r * g.D);
     lse[g.rows[r]] = l == 0.f ? -INF : (w.m[r] + log2f(l)) * LN2;
   }
 }
 
-template <int DC, bool PLAIN>
+template <class E, int DC, bool PLAIN>
 static void forward(const Task& t, int64_t from, int64_t to, void* memory) {
-  Work w(memory, t.call->D);
-  for (int64_t g = from; g < to; g++) forward_group<DC, PLAIN>(t, g, w);
+  Work<E> w(memory, t.call->D);
+  for (int64_t g = from; g < to; g++) forward_group<E, DC, PLAIN>(t, g, w);
 }
 
 // o and LSE of the rows that several groups have.

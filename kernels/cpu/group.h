@@ -7,30 +7,34 @@
 
 namespace sb::SB_ISA {
 
-constexpr int CHUNK = 128;    // columns of a tile whose scores are held at once
-constexpr int ENTRIES = 512;  // single entries of a row likewise
-
 // The memory that one thread works in.
+template <class E>
 struct Work {
-  float *q, *g;    // [16, D], rows of the group
-  float *qt, *gt;  // [D, 16]
-  float* o;        // [16, D], unnormalised; in the backward pass dq
-  float *s, *ds;   // [CHUNK, 16]
-  float *e, *de;   // [ENTRIES]
+  E *q, *g;       // [16, row_size], rows of the group
+  E *qt, *gt;     // [row_size in words, 16]: their words transposed
+  float* o;       // [16, D], unnormalised; in the backward pass dq
+  float *s, *ds;  // [CHUNK, 16]
+  float *e, *de;  // [ENTRIES]
   float *m, *l, *a;
-  int32_t* cols;   // [ENTRIES], columns that were picked
-  uint16_t* words; // [CHUNK]
-  uint32_t* rows;  // [16]
+  int32_t* cols;    // [ENTRIES], columns that were picked
+  uint16_t* words;  // [CHUNK]
+  uint32_t* rows;   // [16]
 
   static int64_t bytes(int64_t D) {
     return 4 * (5 * GROUP * padded(D) + 2 * CHUNK * GROUP + 2 * (ENTRIES + 64) + 3 * GROUP +
-                ENTRIES + 64 + GROUP) + 2 * CHUNK + 64;
+                ENTRIES + 64 + GROUP) +
+           2 * CHUNK + 64;
   }
   Work(void* memory, int64_t D) {
     float* p = (float*)memory;
     const int64_t block = GROUP * padded(D);
-    auto take = [&](int64_t n) { float* from = p; p += n; return from; };
-    q = take(block), g = take(block), qt = take(block), gt = take(block), o = take(block);
+    auto take = [&](int64_t n) {
+      float* from = p;
+      p += n;
+      return from;
+    };
+    q = (E*)take(block), g = (E*)take(block), qt = (E*)take(block), gt = (E*)take(block);
+    o = take(block);
     s = take(CHUNK * GROUP), ds = take(CHUNK * GROUP);
     e = take(ENTRIES + 64), de = take(ENTRIES + 64);
     m = take(GROUP), l = take(GROUP), a = take(GROUP);
@@ -47,7 +51,8 @@ struct Columns {
   const uint8_t* visible;  // of the batch, [M], or 0
 
   // The next piece: its columns and words, and how many there are; 0 at the end.
-  int next(Work& w, int most, const int32_t*& c, const uint16_t*& word) {
+  template <class E>
+  int next(Work<E>& w, int most, const int32_t*& c, const uint16_t*& word) {
     if (!visible) {
       const int n = (int)std::min<int64_t>(most, end - at);
       c = cols + at, word = words ? words + at : nullptr;
@@ -66,7 +71,8 @@ struct Columns {
   }
 
   // The next columns that row r of the group attends to.
-  int next_of_row(Work& w, int r) {
+  template <class E>
+  int next_of_row(Work<E>& w, int r) {
     int n = 0;
     for (; at < end && n < ENTRIES; at++)
       if ((words[at] >> r & 1) && (!visible || visible[cols[at]])) w.cols[n++] = cols[at];
@@ -75,11 +81,13 @@ struct Columns {
 };
 
 // A group of a task: its rows and columns, and where k and v are.
+template <class E>
 struct Group {
   const int32_t* rows;
   int live;  // rows that it has
   int D;     // padded
-  const float *k, *v;
+  int size;  // of its rows in Work
+  const E *k, *v;
   int64_t k_row, v_row;
   const uint8_t* visible;
   const HeadPlan& plan;
@@ -92,8 +100,8 @@ struct Group {
     const SbCall& c = *t.call;
     rows = plan.rows + g * GROUP;
     for (live = 0; live < GROUP && rows[live] >= 0;) live++;
-    D = (int)padded(c.D);
-    k = (const float*)t.k, v = (const float*)t.v, k_row = t.k_row, v_row = t.v_row;
+    D = (int)padded(c.D), size = row_size<E>(D);
+    k = (const E*)t.k, v = (const E*)t.v, k_row = t.k_row, v_row = t.v_row;
     visible = c.key_mask ? c.key_mask + t.b * c.M : nullptr;
     drops = c.dropout != 0;
     head_key = t.dropout_key;
@@ -113,11 +121,11 @@ struct Group {
     const int32_t* start = plan.entry_start + index * GROUP;
     return start[GROUP] > start[0];
   }
-  void list_rows(Work& w) const {
+  void list_rows(Work<E>& w) const {
     for (int r = 0; r < GROUP; r++) w.rows[r] = (uint32_t)std::max(rows[r], 0);
   }
   // Which of the rows keep a column in dropout's draw: bit r of it.
-  uint32_t kept(const Work& w, int32_t column) const {
+  uint32_t kept(const Work<E>& w, int32_t column) const {
     uint32_t word = 0;
     for (int i = 0; i < GV; i++)
       word |= is_kept(head_key, load_u32(w.rows + i * W), set1_u32((uint32_t)column), threshold)
@@ -131,31 +139,50 @@ struct Group {
   }
 };
 
-// Whether all of n rows of D floats are finite.
-static inline bool are_finite(const float* x, int n, int D) {
-  vf sum = set1(0.f);
-  for (int64_t i = 0; i < (int64_t)n * D; i += W) sum = fma(load(x + i), set1(0.f), sum);
-  return sum_of(sum) == 0.f;
+// Whether all of n rows of D elements are finite.
+template <class E>
+static inline bool are_finite(const E* x, int n, int D) {
+  const vf zero = set1(0.f);
+  vf sums[4] = {zero, zero, zero, zero};  // one would wait for each product
+  const int64_t all = (int64_t)n * D;
+  int64_t i = 0;
+  for (; i + 4 * W <= all; i += 4 * W)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) sums[j] = fma(load_float(x + i + j * W), zero, sums[j]);
+  for (; i < all; i += W) sums[0] = fma(load_float(x + i), zero, sums[0]);
+  return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3])) == 0.f;
 }
 
-// Rows of a call, [B, H, N, D]: read as fp32, padded, and written. PLAIN: they are fp32 and need no
-// padding, so DC, if not 0, is their size.
+// Rows of a call, [B, H, N, D]: read as E, padded to `size`, and written. PLAIN: they are of type
+// E and need no padding to D, so DC, if not 0, is their size.
 template <int DC, bool PLAIN>
-static inline void read_row(const SbCall& c, const void* row, float factor, float* to) {
+static inline void read_row(const SbCall& c, const void* row, int size, float* to) {
   if constexpr (PLAIN)
-    scale_row((const float*)row, dim<DC>((int)c.D), factor, to);
+    for (int d = 0; d < dim<DC>(size); d += W) store(to + d, load((const float*)row + d));
   else
-    load_row(row, c.dtype, (int)c.D, (int)padded(c.D), factor, to);
+    load_row(row, c.dtype, (int)c.D, size, to);
 }
+#ifdef __AVX512BF16__
 template <int DC, bool PLAIN>
+static inline void read_row(const SbCall& c, const void* row, int size, bf16* to) {
+  const int D = PLAIN ? dim<DC>((int)c.D) : (int)c.D;
+  for (int d = 0; d < size; d += LANES<bf16>)
+    store_words(to + d, load_words((const bf16*)row + d, D - d), size - d);
+}
+#endif
+template <class E, int DC, bool PLAIN>
 static inline void write_row(const SbCall& c, const void* row, float factor, const float* from) {
   if constexpr (PLAIN)
-    scale_row(from, dim<DC>((int)c.D), factor, (float*)row);
+    for (int d = 0; d < dim<DC>((int)c.D); d += W)
+      store_float((E*)row + d, load(from + d) * set1(factor));
   else
     store_row((void*)row, c.dtype, (int)c.D, from, factor);
 }
 
-static inline void clear(float* x, int64_t n) { memset(x, 0, n * sizeof(float)); }
+template <class E>
+static inline void clear(E* x, int64_t n) {
+  memset((void*)x, 0, n * sizeof(E));
+}
 
 static inline const char* row_of(const SbTensor& x, int64_t size, int64_t b, int64_t h,
                                  int64_t row) {

@@ -38,7 +38,7 @@ struct Task {
 };
 
 struct Kernels {
-  int64_t packed_bytes;  // of an element of packed k and v
+  int64_t packed_bytes;  // of an element of k and v, where packed and where read in place
   bool packs_always;     // it cannot read the call's own k and v
   // Bytes that one thread works in.
   int64_t (*work_bytes)(int64_t D);
@@ -85,7 +85,9 @@ SB_DECLARE(generic)
 SB_DECLARE(avx512)
 #endif
 #ifdef SB_HAS_AVX512_BF16
-SB_DECLARE(avx512_bf16)
+namespace avx512_bf16 {
+const Kernels* kernels(int64_t D);  // of bf16
+}
 #endif
 #ifdef SB_HAS_AVX2
 SB_DECLARE(avx2)

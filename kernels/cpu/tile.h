@@ -1,14 +1,16 @@
 // Columns of a tile: products of 16 rows with gathered rows of k and v.
 //
 // Scores stand column by column, s[c][16]; rows of q, o and gradients are padded to D, a multiple
-// of 16. DC is D where the compiler should know it, else 0.
+// of 16. DC is D where the compiler should know it, else 0. E is the type of q, k and v.
 #pragma once
-#include "elementary.h"
+#include "element.h"
 #include "plan.h"
 
 namespace sb::SB_ISA {
 
 constexpr int GV = GROUP / W;  // vectors of a group's rows
+constexpr int CHUNK = 128;     // columns of a tile whose scores are held at once
+constexpr int ENTRIES = 512;   // single entries of a row likewise
 #if defined(__AVX512F__)
 constexpr int COLUMNS = 12;       // of a block of scores
 constexpr int ACCUMULATORS = 16;  // of a block of weighted sums
@@ -25,30 +27,30 @@ static inline int dim(int D) {
   return DC ? DC : D;
 }
 
-// s[c][16] = sum over d of rows[d][16] * x[cols[c]][d], for C columns
-template <int DC, int C>
-static inline __attribute__((always_inline)) void score_block(const float* rows, const float* x,
+// s[c][16] = sum over d of rows[d][16] * x[cols[c]][d], for C columns; d counts words
+template <int DC, int C, class E>
+static inline __attribute__((always_inline)) void score_block(const E* rows, const E* x,
                                                               int64_t stride, const int32_t* cols,
                                                               int D, float* s) {
   vf acc[C][GV];
-  const float* p[C];
+  const E* p[C];
 #pragma GCC unroll 16
   for (int c = 0; c < C; c++) {
     p[c] = x + cols[c] * stride;
 #pragma GCC unroll 4
     for (int i = 0; i < GV; i++) acc[c][i] = set1(0.f);
   }
-  const int depth = dim<DC>(D);
+  const int depth = dim<DC>(D) / PER_WORD<E>;
 #pragma GCC unroll 8
   for (int d = 0; d < depth; d++) {
-    vf r[GV];
+    words_of<E> r[GV];
 #pragma GCC unroll 4
-    for (int i = 0; i < GV; i++) r[i] = load(rows + d * GROUP + i * W);
+    for (int i = 0; i < GV; i++) r[i] = load_words(rows + (d * GROUP + i * W) * PER_WORD<E>);
 #pragma GCC unroll 16
     for (int c = 0; c < C; c++) {
-      vf y = set1(p[c][d]);
+      const words_of<E> y = set1_word(p[c] + d * PER_WORD<E>);
 #pragma GCC unroll 4
-      for (int i = 0; i < GV; i++) acc[c][i] = fma(r[i], y, acc[c][i]);
+      for (int i = 0; i < GV; i++) acc[c][i] = dot(r[i], y, acc[c][i]);
     }
   }
 #pragma GCC unroll 16
@@ -57,9 +59,9 @@ static inline __attribute__((always_inline)) void score_block(const float* rows,
     for (int i = 0; i < GV; i++) store(s + c * GROUP + i * W, acc[c][i]);
 }
 
-template <int DC>
-static void scores(const float* rows, const float* x, int64_t stride, const int32_t* cols, int n,
-                   int D, float* s) {
+template <int DC, class E>
+static void scores(const E* rows, const E* x, int64_t stride, const int32_t* cols, int n, int D,
+                   float* s) {
   int c = 0;
   for (; c + COLUMNS <= n; c += COLUMNS)
     score_block<DC, COLUMNS>(rows, x, stride, cols + c, D, s + c * GROUP);

@@ -16,6 +16,7 @@ from sparsebert.backends import native, native_pack
 from sparsebert.backends.base import Call, CallKind, Upstream
 from sparsebert.kernels.cpu.library import load
 from sparsebert.plan import compile_for_backend
+from sparsebert.testing import expected_attention
 from tests.attention.cases import make_key_mask, random_mask, shared_mask
 from tests.compiler.bit_masks import dense_masks
 
@@ -138,16 +139,21 @@ def test_the_same_bits_with_any_number_of_threads(name, kv_heads, dtype):
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [48, 64])
 @pytest.mark.parametrize("name", MASKS)
-def test_the_same_bits_in_any_memory_order(name):
+def test_the_same_bits_in_any_memory_order(name, dim, dtype):
     """Rows of k and v are read where they are, or copied; results are the same."""
     mask = MASKS[name]()
-    q, k, v = tensors(mask, heads=mask.num_heads, kv_heads=mask.num_heads, dim=64)
-    program, grad_o = program_of(mask), torch.randn(q.shape)
+    heads = mask.num_heads
+    q, k, v = tensors(mask, heads=heads, kv_heads=heads, dim=dim, dtype=dtype)
+    program, grad_o = program_of(mask), torch.randn(q.shape).to(dtype)
     orders = (
         lambda x: x.contiguous(),
         lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-        lambda x: torch.cat([x, x], 3)[..., :64],
+        lambda x: torch.cat([torch.full_like(x, math.nan), x, torch.full_like(x, math.nan)], 3)[
+            ..., dim : 2 * dim
+        ],
         lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),  # D not contiguous: copied
     )
     found = [
@@ -195,32 +201,37 @@ def test_scratch_is_kept_up_to_a_size(monkeypatch, kept):
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", ["k", "v", "q", "grad_o"])
-def test_what_is_not_finite_reaches_those_who_attend_alone(which, value):
+def test_what_is_not_finite_reaches_those_who_attend_alone(which, value, dtype):
     """Within a tile, too, where other rows multiply it by 0."""
     dense = torch.rand(1, 40, 48) < 0.7
     dense[0, 7], dense[0, :, 9] = True, True
     dense[0, 20:30, 5], dense[0, 3, ::3] = False, False
     mask = sb.AttentionMask.from_dense(dense)
-    q, k, v = (x.contiguous() for x in tensors(mask, batch=1, heads=1, kv_heads=1))
-    grad_o = torch.randn(q.shape)
+    inputs = tensors(mask, batch=1, heads=1, kv_heads=1, dtype=dtype)
+    q, k, v = (x.contiguous() for x in inputs)
+    grad_o = torch.randn(q.shape).to(dtype)
     row = 5 if which in "kv" else 3
     {"q": q, "k": k, "v": v, "grad_o": grad_o}[which][0, 0, row] = value
     o, _, dq, dk, dv = results(Call(q, k, v, None, None, 0.2, 0.0), program_of(mask), grad_o)
-    clean = [x.nan_to_num(1.0, 1.0, 1.0) for x in (q, k, v, grad_o)]
-    o2, _, dq2, dk2, dv2 = results(
-        Call(*clean[:3], None, None, 0.2, 0.0), program_of(mask), clean[3]
-    )
+    *clean, clean_grad_o = (x.nan_to_num(1.0, 1.0, 1.0) for x in (q, k, v, grad_o))
+    expected = expected_attention(*clean, mask.dense()[0], scale=0.2, grad_o=clean_grad_o)
+
+    def assert_exact(name, found, rows):
+        error = (found.double() - expected.exact[name])[0, 0, rows].abs()
+        assert (error <= expected.bound[name][0, 0, rows]).all(), name
+
     tainted = mask.dense()[0, 0, :, 5] if which in "kv" else torch.arange(40) == 3
     if which != "grad_o":
-        torch.testing.assert_close(o[0, 0, ~tainted], o2[0, 0, ~tainted])
+        assert_exact("o", o, ~tainted)
         assert not o[0, 0, tainted].isfinite().all(dim=-1).any()
-    torch.testing.assert_close(dq[0, 0, ~tainted], dq2[0, 0, ~tainted])
+    assert_exact("dq", dq, ~tainted)
     # A key gets it from the queries that attend to it.
     keys = mask.dense()[0, 0, tainted].any(dim=0)
-    torch.testing.assert_close(dk[0, 0, ~keys], dk2[0, 0, ~keys])
-    torch.testing.assert_close(dv[0, 0, ~keys], dv2[0, 0, ~keys])
+    assert_exact("dk", dk, ~keys)
+    assert_exact("dv", dv, ~keys)
 
 
 @needs_library
