@@ -22,10 +22,12 @@ enum SbError {
   SB_WRONG_VERSION = 1,  // the call was written for another version of this interface
   SB_WRONG_PLAN = 2,     // the plan image is damaged, or not for tensors of these sizes
   SB_WRONG_CALL = 3,     // a size, dtype or pointer that no caller should pass
+  SB_FAILED = 4,         // the system refused memory, or the threads did not run
 };
 
 // torch's `torch_parallel_for`: runs f(begin, end, context) over parts of [0, items).
 typedef void (*SbRange)(int64_t begin, int64_t end, void* context);
+// It returns 0, or what it likes if it did not run them all.
 typedef int32_t (*SbParallelFor)(int64_t begin, int64_t end, int64_t grain, SbRange f, void* context);
 
 // One call, forward or backward. All members are eight bytes, so both sides agree on the layout.

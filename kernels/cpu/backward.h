@@ -15,6 +15,11 @@ struct RowTerms {
   float scale;
 };
 
+// 2^(s * factor - lse), at most 1: of large scores rounding alone may leave more than any number.
+static inline vf probability(vf s, vf factor, vf lse) {
+  return exp2(not_above(fma(s, factor, set1(0.f) - lse), 0.f));
+}
+
 // The tile of a group: dq of its rows, in w.o, and their parts of dk and dv.
 template <int DC, class E>
 static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
@@ -34,7 +39,7 @@ static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t,
 #pragma GCC unroll 4
       for (int i = 0; i < GV; i++) {
         float *s = w.s + c * GROUP + i * W, *ds = w.ds + c * GROUP + i * W;
-        vf p = exp2(fma(load(s), score, zero - load(t.lse + i * W)));
+        vf p = probability(load(s), score, load(t.lse + i * W));
         vf dp = load(ds);
         vf weight = p;
         if (g.drops) {
@@ -67,7 +72,7 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
   for (int i = 0; i < n; i += W) {
     vf s = entry_scores<DC>(q, g.k, g.k_row, cols + i, n - i, g.D);
     vf dp = entry_scores<DC>(go, g.v, g.v_row, cols + i, n - i, g.D);
-    vf p = exp2(fma(s, set1(t.score), zero - lse)), weight = p;
+    vf p = probability(s, set1(t.score), lse), weight = p;
     if (g.drops) {
       const int32_t* from = cols + i;
       if (i + W > n) from = (const int32_t*)memcpy(last, from, (n - i) * sizeof(int32_t));

@@ -31,7 +31,7 @@ SANITIZERS = ("address", "undefined", "thread")
 GET_A_COMPILER = "apt install g++, dnf install gcc-c++, or conda install cxx-compiler"
 _REMEDY = f"install one ({GET_A_COMPILER}), or name one in CXX"
 
-_COMMON = (
+COMMON_FLAGS = (
     "-O3", "-fPIC", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
 )  # fmt: skip
 _STRICT = ("-Wall", "-Wextra", "-Werror")
@@ -61,7 +61,10 @@ UNITS: dict[str, tuple[Unit, ...]] = {
         Unit("attention.cpp", "avx2", _AVX2),
         Unit("attention.cpp", "generic"),
     ),
-    "aarch64": (Unit("attention.cpp", "neon"), Unit("attention.cpp", "generic")),
+    "aarch64": (
+        Unit("attention.cpp", "neon", ("-DSB_NEON",)),
+        Unit("attention.cpp", "generic"),
+    ),
 }
 """By the architecture that the compiler makes code for, best first, `_PORTABLE` at the end."""
 _PORTABLE = (Unit("attention.cpp", "generic"),)
@@ -82,7 +85,7 @@ def source_hash(folder: Path = FOLDER) -> str:
     files = sources(folder)
     if not files:
         return ""
-    digest = hashlib.sha256(repr((_COMMON, _EXPORTS, UNITS)).encode())
+    digest = hashlib.sha256(repr((COMMON_FLAGS, _EXPORTS, UNITS)).encode())
     for path in files:
         content = path.read_bytes()
         digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
@@ -249,7 +252,15 @@ def build(
     with tempfile.TemporaryDirectory(prefix="sparsebert-native-") as name:
         folder = Path(name)
         commands = [
-            [*compiler.command, *_COMMON, *extra, *flags, "-c", "-o", str(folder / f"{place}.o")]
+            [
+                *compiler.command,
+                *COMMON_FLAGS,
+                *extra,
+                *flags,
+                "-c",
+                "-o",
+                str(folder / f"{place}.o"),
+            ]
             for place, flags in enumerate(_compilations(compiler, units, about))
         ]
         with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:

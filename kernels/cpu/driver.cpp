@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -92,6 +93,25 @@ struct Plan {
   const HeadPlan& plan(int64_t i) const { return heads[head_map ? head_map[i] : 0]; }
 };
 
+// Whether all of a head's arrays lie in the image; of what stands in them only the ends are read.
+bool is_inside(const char* base, int64_t bytes, const HeadHeader& h) {
+  auto holds = [&](int64_t offset, int64_t count, int64_t size) {
+    return offset >= 0 && offset <= bytes && offset % 64 == 0 && count >= 0 &&
+           count <= (bytes - offset) / size;
+  };
+  auto last = [&](int64_t offset, int64_t at) { return ((const int32_t*)(base + offset))[at]; };
+  if (!holds(h.rows, h.groups, GROUP * 4) || !holds(h.tile_start, h.groups + 1, 4) ||
+      !holds(h.entry_start, h.groups * GROUP + 1, 4) || !holds(h.slot, h.groups, 4) ||
+      !holds(h.cost, h.groups + 1, 8) || h.slots < 0 || h.slots > h.groups * GROUP ||
+      !holds(h.merged_rows, h.merged, 4) || !holds(h.merged_start, h.merged + 1, 4))
+    return false;
+  const int64_t columns = last(h.tile_start, h.groups);
+  return holds(h.tile_cols, columns, 4) && holds(h.tile_words, columns, 2) &&
+         holds(h.entry_cols, last(h.entry_start, h.groups * GROUP), 4) &&
+         holds(h.merged_slots, last(h.merged_start, h.merged), 4) &&
+         ((const int64_t*)(base + h.cost))[h.groups] >= 0;
+}
+
 int64_t read_plan(const SbCall& c, Plan& p) {
   const char* base = (const char*)c.plan;
   p.header = (const ImageHeader*)base;
@@ -100,14 +120,25 @@ int64_t read_plan(const SbCall& c, Plan& p) {
   if (h.magic != IMAGE_MAGIC || h.version != SPARSEBERT_CPU_VERSION || h.bytes != c.plan_bytes ||
       h.rows != c.N || h.columns != c.M)
     return SB_WRONG_PLAN;
+  const int64_t left = h.bytes - (int64_t)sizeof(ImageHeader);
+  if (h.distinct < 1 || h.distinct > left / (int64_t)sizeof(HeadHeader)) return SB_WRONG_PLAN;
   p.count = h.heads ? h.heads : c.H;
-  if (p.count > c.H || (h.heads && !h.listed && h.heads != c.H)) return SB_WRONG_PLAN;
+  if (p.count < 1 || p.count > c.H || (!h.listed && p.count != c.H)) return SB_WRONG_PLAN;
+  auto is_array = [&](int64_t offset) {
+    return offset >= 0 && offset % 64 == 0 && offset <= h.bytes && p.count * 4 <= h.bytes - offset;
+  };
+  if ((h.heads && !is_array(h.head_map)) || (h.listed && !is_array(h.listed)))
+    return SB_WRONG_PLAN;
   p.distinct = (const HeadHeader*)(base + sizeof(ImageHeader));
   p.head_map = h.heads ? (const int32_t*)(base + h.head_map) : nullptr;
   p.listed = h.listed ? (const int32_t*)(base + h.listed) : nullptr;
-  if (p.listed && p.count && p.listed[p.count - 1] >= c.H) return SB_WRONG_PLAN;
+  for (int64_t i = 0; i < p.count; i++) {
+    if (p.head_map && (p.head_map[i] < 0 || p.head_map[i] >= h.distinct)) return SB_WRONG_PLAN;
+    if (p.head(i) < (i ? p.head(i - 1) + 1 : 0) || p.head(i) >= c.H) return SB_WRONG_PLAN;
+  }
   for (int64_t u = 0; u < h.distinct; u++) {
     const HeadHeader& d = p.distinct[u];
+    if (!is_inside(base, h.bytes, d)) return SB_WRONG_PLAN;
     auto at = [&](int64_t offset) { return (const int32_t*)(base + offset); };
     p.heads.push_back({d.groups, at(d.rows), at(d.tile_start), at(d.tile_cols),
                        (const uint16_t*)(base + d.tile_words), at(d.entry_start),
@@ -122,9 +153,13 @@ int64_t check(const SbCall& c, bool backward) {
   if (c.version != SPARSEBERT_CPU_VERSION) return SB_WRONG_VERSION;
   if (c.B < 0 || c.H < 1 || c.H_kv < 1 || c.H % c.H_kv || c.N < 1 || c.M < 1 || c.D < 1 ||
       c.D > 256 || c.dtype < 0 || c.dtype > SB_FLOAT16 || c.grad_dtype < 0 ||
-      c.grad_dtype > SB_FLOAT16)
+      c.grad_dtype > SB_FLOAT16 || c.threads < 1 || !c.lse)
     return SB_WRONG_CALL;
   if (backward && c.grad_heads != c.H && c.grad_heads != c.H_kv) return SB_WRONG_CALL;
+  for (const SbTensor* x : {&c.q, &c.k, &c.v, &c.o})
+    if (!x->data) return SB_WRONG_CALL;
+  for (const SbTensor* x : {&c.grad_o, &c.dq, &c.dk, &c.dv})
+    if (backward && !x->data) return SB_WRONG_CALL;
   return SB_OK;
 }
 
@@ -191,18 +226,6 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
   return m;
 }
 
-template <class F>
-void run(const SbCall& c, int64_t items, F f) {
-  if (items <= 0) return;
-  if (items == 1 || c.threads <= 1 || !c.parallel_for) {
-    for (int64_t i = 0; i < items; i++) f(i);
-    return;
-  }
-  c.parallel_for(0, items, 1, [](int64_t begin, int64_t end, void* context) {
-    for (int64_t i = begin; i < end; i++) (*(F*)context)(i);
-  }, &f);
-}
-
 // A call about to run: where everything is.
 struct Run {
   const SbCall& c;
@@ -213,7 +236,23 @@ struct Run {
   char *work, *packed, *buffers;
   float* slots;
 
+  bool failed = false;  // the threads did not run
+
   explicit Run(const SbCall& call) : c(call) {}
+
+  // f(i) for each of the items, on the threads.
+  template <class F>
+  void run(int64_t items, F f) {
+    if (items <= 0) return;
+    if (items == 1 || c.threads == 1 || !c.parallel_for) {
+      for (int64_t i = 0; i < items; i++) f(i);
+      return;
+    }
+    auto part = [](int64_t begin, int64_t end, void* context) {
+      for (int64_t i = begin; i < end; i++) (*(F*)context)(i);
+    };
+    failed = c.parallel_for(0, items, 1, part, &f) || failed;
+  }
 
   int64_t prepare(bool backward) {
     if (int64_t wrong = check(c, backward)) return wrong;
@@ -255,7 +294,7 @@ struct Run {
     constexpr int64_t ROWS = 256;
     const int64_t per = up(c.M, ROWS);
     if (memory.packing == BEFORE)
-      run(c, c.B * c.H_kv * per, [&](int64_t i) {
+      run(c.B * c.H_kv * per, [&](int64_t i) {
         const int64_t b = i / per / c.H_kv, h = i / per % c.H_kv, from = i % per * ROWS;
         char* to = packed + (b * c.H_kv + h) * memory.pack;
         k->pack(c, b, h, from, std::min(c.M, from + ROWS), to, to + memory.pack / 2);
@@ -293,7 +332,7 @@ struct Run {
   void forward() {
     pack_before();
     const int64_t all = layout.cost.back() * c.B, threads = memory.threads;
-    run(c, threads, [&](int64_t thread) {
+    run(threads, [&](int64_t thread) {
       int64_t has = -1;
       groups_in(all * thread / threads, all * (thread + 1) / threads,
                 [&](int64_t pair, int64_t from, int64_t to) {
@@ -304,7 +343,7 @@ struct Run {
                 });
     });
     if (layout.slots.back())
-      run(c, layout.pairs, [&](int64_t pair) {
+      run(layout.pairs, [&](int64_t pair) {
         const Task t = task(pair / plan.count, pair % plan.count, packed);
         if (t.plan->merged) k->merge(t);
       });
@@ -335,7 +374,7 @@ struct Run {
     std::vector<int64_t> before{0};
     for (const Unit& u : all) before.push_back(before.back() + u.end - u.begin);
     const int64_t threads = memory.threads, floats = c.M * padded(c.D);
-    run(c, threads, [&](int64_t thread) {
+    run(threads, [&](int64_t thread) {
       int64_t has = -1;
       for (size_t n = 0; n < all.size(); n++) {
         // A unit is the thread's in whose share its middle lies.
@@ -371,7 +410,7 @@ struct Run {
     });
     if (memory.pieces > 1) sum_pieces(all);
     if (layout.slots.back())
-      run(c, layout.pairs, [&](int64_t pair) {
+      run(layout.pairs, [&](int64_t pair) {
         const Task t = task(pair / plan.count, pair % plan.count, packed);
         if (t.plan->merged) k->merge_dq(t);
       });
@@ -379,7 +418,7 @@ struct Run {
   void sum_pieces(const std::vector<Unit>& all) {
     constexpr int64_t ROWS = 256;
     const int64_t per = up(c.M, ROWS), heads = (int64_t)all.size() / memory.pieces;
-    run(c, heads * per, [&](int64_t n) {
+    run(heads * per, [&](int64_t n) {
       const Unit& u = all[n / per * memory.pieces];
       const int64_t from = n % per * ROWS;
       const char* at = buffers + memory.buffer * (u.b * c.grad_heads + u.head) * memory.pieces;
@@ -416,22 +455,32 @@ SB_EXPORT int64_t sparsebert_cpu_use(const char* name) {
 }
 SB_EXPORT const char* sparsebert_cpu_features(void) { return isas()[in_use].bf16 ? "bf16" : ""; }
 
+// A call, up to an error; `work` is what comes after it is checked.
+template <class F>
+static int64_t checked(const SbCall* call, bool backward, F work) {
+  try {
+    Run r(*call);
+    if (int64_t code = r.prepare(backward)) return code;
+    return work(r);
+  } catch (const std::exception&) {  // std::bad_alloc: none may pass a C interface
+    return SB_FAILED;
+  }
+}
+static int64_t run(const SbCall* call, bool backward) {
+  return checked(call, backward, [&](Run& r) -> int64_t {
+    if (int64_t code = r.place()) return code;
+    backward ? r.backward() : r.forward();
+    return r.failed ? SB_FAILED : SB_OK;
+  });
+}
+
 SB_EXPORT int64_t sparsebert_cpu_scratch(const SbCall* call, int64_t backward) {
-  Run r(*call);
-  if (int64_t wrong = r.prepare(backward)) return -wrong;
-  return r.memory.total;
+  int64_t bytes = 0;
+  const int64_t wrong = checked(call, backward, [&](Run& r) -> int64_t {
+    bytes = r.memory.total;
+    return SB_OK;
+  });
+  return wrong ? -wrong : bytes;
 }
-SB_EXPORT int64_t sparsebert_cpu_forward(const SbCall* call) {
-  Run r(*call);
-  if (int64_t code = r.prepare(false)) return code;
-  if (int64_t code = r.place()) return code;
-  r.forward();
-  return SB_OK;
-}
-SB_EXPORT int64_t sparsebert_cpu_backward(const SbCall* call) {
-  Run r(*call);
-  if (int64_t code = r.prepare(true)) return code;
-  if (int64_t code = r.place()) return code;
-  r.backward();
-  return SB_OK;
-}
+SB_EXPORT int64_t sparsebert_cpu_forward(const SbCall* call) { return run(call, false); }
+SB_EXPORT int64_t sparsebert_cpu_backward(const SbCall* call) { return run(call, true); }

@@ -14,6 +14,7 @@ static inline vf load(const float* p) { return _mm256_loadu_ps(p); }
 static inline void store(float* p, vf x) { _mm256_storeu_ps(p, x); }
 static inline vf set1(float x) { return _mm256_set1_ps(x); }
 static inline vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vf fma(vf a, float b, vf c) { return _mm256_fmadd_ps(a, set1(b), c); }
 static inline vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
 static inline vf keep(vf x, uint32_t word, int shift, vf other) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -53,6 +54,7 @@ static inline void store_f16(uint16_t* p, vf x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+static inline vf not_above(vf x, float most) { return _mm256_min_ps(set1(most), x); }
 static inline vf not_below(vf x, float least) { return _mm256_max_ps(set1(least), x); }
 static inline vf exp2_within(vf n, vf p) {
   __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

@@ -14,6 +14,7 @@ static inline vf load(const float* p) { return _mm512_loadu_ps(p); }
 static inline void store(float* p, vf x) { _mm512_storeu_ps(p, x); }
 static inline vf set1(float x) { return _mm512_set1_ps(x); }
 static inline vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf fma(vf a, float b, vf c) { return _mm512_fmadd_ps(a, set1(b), c); }
 static inline vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf keep(vf x, uint32_t word, int shift, vf other) {
   return _mm512_mask_mov_ps(other, (__mmask16)(word >> shift), x);
@@ -40,6 +41,7 @@ static inline void store_f16(uint16_t* p, vf x) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+static inline vf not_above(vf x, float most) { return _mm512_min_ps(set1(most), x); }
 static inline vf not_below(vf x, float) { return x; }  // scalef takes any x
 static inline vf exp2_within(vf x, vf p) { return _mm512_scalef_ps(p, x); }
 static inline vf round_to_int(vf x) { return _mm512_roundscale_ps(x, 8); }

@@ -17,6 +17,7 @@ static inline vf load(const float* p) {
 static inline void store(float* p, vf x) { memcpy(p, &x, 16); }
 static inline vf set1(float x) { return vf{x, x, x, x}; }
 static inline vf fma(vf a, vf b, vf c) { return a * b + c; }  // contracted where FMA exists
+static inline vf fma(vf a, float b, vf c) { return a * b + c; }
 static inline vf max(vf a, vf b) { return a > b ? a : b; }
 // lanes whose bit of `word`, from bit `shift` on, is 0 become those of `other`
 static inline vf keep(vf x, uint32_t word, int shift, vf other) {
@@ -78,6 +79,8 @@ static inline void store_f16(uint16_t* p, vf x) {
   for (int i = 0; i < 4; i++) p[i] = f16_of(x[i]);
 }
 
+// x, or `most` where that is less; NaN stays NaN
+static inline vf not_above(vf x, float most) { return x > set1(most) ? set1(most) : x; }
 // x, or `least` where that is more; NaN stays NaN. For exp2, which may not need it.
 static inline vf not_below(vf x, float least) { return x < set1(least) ? set1(least) : x; }
 // p * 2^n for whole n from -126 to 127

@@ -93,9 +93,9 @@ static inline __attribute__((always_inline)) void weigh_block(const float* s, co
     for (int i = 0; i < V; i++) y[i] = load(p + i * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      vf w = set1(s[r]);
+      const float w = s[r];
 #pragma GCC unroll 16
-      for (int i = 0; i < V; i++) acc[r][i] = fma(w, y[i], acc[r][i]);
+      for (int i = 0; i < V; i++) acc[r][i] = fma(y[i], w, acc[r][i]);
     }
   }
 #pragma GCC unroll 16
@@ -143,9 +143,9 @@ static inline __attribute__((always_inline)) void spread_block(const float* s, c
     for (int i = 0; i < V; i++) y[i] = load(x + r * D + i * W);
 #pragma GCC unroll 16
     for (int c = 0; c < C; c++) {
-      vf w = set1(s[c * GROUP + r]);
+      const float w = s[c * GROUP + r];
 #pragma GCC unroll 16
-      for (int i = 0; i < V; i++) acc[c][i] = fma(w, y[i], acc[c][i]);
+      for (int i = 0; i < V; i++) acc[c][i] = fma(y[i], w, acc[c][i]);
     }
   }
 #pragma GCC unroll 16

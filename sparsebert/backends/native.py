@@ -204,4 +204,5 @@ _ERRORS = {
     1: "the library is of another version than this package; build it again",
     2: "the plan is damaged, or for tensors of other sizes; compile the mask again",
     3: "a size or dtype that no caller should pass",
+    4: "the system refused memory, or torch's threads did not run",
 }

@@ -132,7 +132,7 @@ def test_the_hash_is_of_names_contents_and_flags(
     seen.append(build.source_hash(folder))
     (folder / "other.cpp").write_text("", encoding="utf-8")
     seen.append(build.source_hash(folder))
-    monkeypatch.setattr(build, "_COMMON", ("-O2",))
+    monkeypatch.setattr(build, "COMMON_FLAGS", ("-O2",))
     seen.append(build.source_hash(folder))
     assert len({*seen}) == 4
     (folder / "notes.md").write_text("no source", encoding="utf-8")

@@ -1,0 +1,106 @@
+// The accuracy of `exp2` of elementary.h, over all floats from -150 to 127, for the instruction
+// set that it is compiled for: -DSB_ISA=<name> and its flags.
+//
+//   exp2_error [EVERY]     every float, or every so many
+//
+// Fails if the error is above LIMIT units in the last place, which elementary.h states.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "elementary.h"
+
+namespace {
+
+using sb::SB_ISA::W;
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr double LIMIT = 2.04;
+#else
+constexpr double LIMIT = 2.30;
+#endif
+constexpr float LOWEST = -150.f, HIGHEST = 127.f, ZERO_BELOW = -126.f;
+
+// 2^x within 2^-45 for |x| up to 150: the Taylor series of 2^f, |f| <= 1/2, whose rest is below
+// (ln 2 / 2)^14 / 14!; checked against the library's below.
+inline double reference(double x) {
+  const double n = std::nearbyint(x), y = (x - n) * 0.6931471805599453094;
+  double sum = 1;
+  for (int i = 13; i > 0; i--) sum = 1 + sum * y / i;
+  uint64_t bits = (uint64_t)((int64_t)n + 1023) << 52;
+  double power;
+  memcpy(&power, &bits, 8);
+  return sum * power;
+}
+
+float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+struct Result {
+  double worst = 0;
+  float at = 0;
+  long count = 0;
+  int failed = 0;
+
+  void fail(const char* what, float x, float y) {
+    if (failed++ < 10) printf("exp2(%a) is %a: %s\n", x, y, what);
+  }
+};
+
+// The floats whose bits are from first to last, by `every`.
+void examine(uint32_t first, uint32_t last, uint32_t every, Result& result) {
+  for (uint64_t begin = first; begin <= last; begin += (uint64_t)every * W) {
+    float x[W], y[W];
+    double error[W];
+    for (int i = 0; i < W; i++)
+      x[i] = float_of((uint32_t)std::min<uint64_t>(last, begin + (uint64_t)i * every));
+    sb::SB_ISA::store(y, sb::SB_ISA::exp2(sb::SB_ISA::load(x)));
+    for (int i = 0; i < W; i++) {
+      // The last place of a result in [2^n, 2^(n + 1)) is 2^(n - 23).
+      const double exact = reference(x[i]);
+      uint64_t bits;
+      memcpy(&bits, &exact, 8);
+      bits = (bits & 0x7ff0000000000000u) - ((uint64_t)23 << 52);
+      double place;
+      memcpy(&place, &bits, 8);
+      error[i] = std::abs(y[i] - exact) / place;
+    }
+    for (int i = 0; i < W; i++) {
+      if (x[i] <= ZERO_BELOW) {
+        if (y[i] != 0) result.fail("not 0", x[i], y[i]);
+      } else if (!(error[i] <= result.worst)) {
+        result.worst = error[i], result.at = x[i];
+        if (!(error[i] <= LIMIT)) result.fail("too far off", x[i], y[i]);
+      }
+    }
+    result.count += W;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const uint32_t every = argc > 1 ? (uint32_t)atol(argv[1]) : 1;
+  Result result;
+  for (double x = -150; x <= 127; x += 0.0101)
+    if (std::abs(reference(x) / std::exp2(x) - 1) > 0x1p-45) result.fail("reference", (float)x, 0);
+  examine(0, bits_of(HIGHEST), every, result);
+  examine(bits_of(-0.f), bits_of(LOWEST), every, result);
+  for (float x : {-std::numeric_limits<float>::infinity(), -1e38f, -1e4f, ZERO_BELOW,
+                  std::numeric_limits<float>::quiet_NaN()}) {
+    float y[W];
+    sb::SB_ISA::store(y, sb::SB_ISA::exp2(sb::SB_ISA::set1(x)));
+    if (x != x ? y[0] == y[0] : y[0] != 0) result.fail("must be 0, or NaN of NaN", x, y[0]);
+  }
+  printf("exp2: %ld floats, at most %.4f units in the last place off, at %.9g; %d wrong\n",
+         result.count, result.worst, result.at, result.failed);
+  return result.failed != 0;
+}
