@@ -1,8 +1,9 @@
 """Run the numeric tests as on other processors: `make test-isa`, or `python tests/isa.py --one`.
 
-torch, oneDNN and MKL choose their code by the processor, and each choice rounds in another order.
-Together the settings hold every pair of ATen's instruction set with oneDNN's and with the number
-of threads. What the processor at hand lacks is left out, and said.
+torch, oneDNN, MKL and the native kernels choose their code by the processor, and each choice
+rounds in another order. Together the settings hold every pair of ATen's instruction set, which is
+the native kernels' too, with oneDNN's and with the number of threads. What the processor at hand
+lacks is left out, and said.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ATEN = "ATEN_CPU_CAPABILITY"
+NATIVE = "SPARSEBERT_CPU_ISA"
 ORDER = ("default", "avx2", "avx512")
 NUMERIC = (
     "attention/test_autograd.py",
@@ -32,12 +34,12 @@ NUMERIC = (
 )
 OLD = {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 SETTINGS: tuple[dict[str, str], ...] = (
-    {ATEN: "default", "OMP_NUM_THREADS": "1", **OLD},
-    {ATEN: "default", "OMP_NUM_THREADS": "2"},
-    {ATEN: "avx2", "OMP_NUM_THREADS": "2", **OLD},
-    {ATEN: "avx2", "OMP_NUM_THREADS": "1"},
-    {ATEN: "avx512", "OMP_NUM_THREADS": "1", **OLD},
-    {ATEN: "avx512", "OMP_NUM_THREADS": "2"},
+    {ATEN: "default", NATIVE: "generic", "OMP_NUM_THREADS": "1", **OLD},
+    {ATEN: "default", NATIVE: "generic", "OMP_NUM_THREADS": "2"},
+    {ATEN: "avx2", NATIVE: "avx2", "OMP_NUM_THREADS": "2", **OLD},
+    {ATEN: "avx2", NATIVE: "avx2", "OMP_NUM_THREADS": "1"},
+    {ATEN: "avx512", NATIVE: "avx512", "OMP_NUM_THREADS": "1", **OLD},
+    {ATEN: "avx512", NATIVE: "avx512", "OMP_NUM_THREADS": "2"},
 )
 
 
