@@ -26,6 +26,7 @@ NUMERIC = (
     "attention/test_modules.py",
     "attention/test_reference.py",
     "attention/test_sparse_attention.py",
+    "backends/test_native.py",
     "backends/test_routes.py",
     "dam/test_gates.py",
     "huggingface/test_dam_attached.py",

@@ -114,6 +114,10 @@ def is_sealed(content: bytes) -> bool:
     return bool(seal) and sealed(body) == content
 
 
+def _not_for(system: str) -> str:
+    return f"they are made for Linux, not for {system}; the torch executor serves there"
+
+
 class Compiler(NamedTuple):
     """A C++ compiler.
 
@@ -131,6 +135,8 @@ class Compiler(NamedTuple):
     def find(cls, cxx: str | None = None) -> Compiler:
         """`cxx`, else what CXX names, else the first of `COMPILERS` that is there."""
         given = cxx or os.environ.get("CXX", "")
+        if sys.platform != "linux" and not given:
+            raise BuildError(_not_for(sys.platform))
         candidates = [given] if given else [name for name in COMPILERS if shutil.which(name)]
         if not candidates:
             raise BuildError(f"there is no C++ compiler; {_REMEDY}")
@@ -214,10 +220,7 @@ def build(
     began = time.monotonic()
     compiler = Compiler.find(cxx)
     if "linux" not in compiler.target:
-        raise BuildError(
-            f"the native CPU kernels are made for Linux, not for {compiler.target}; the torch "
-            "executor serves there"
-        )
+        raise BuildError(_not_for(compiler.target))
     if not (FOLDER / _DRIVER).is_file():
         raise BuildError(f"there are no sources in {FOLDER}; build in a checkout")
     all_units = [

@@ -164,7 +164,7 @@ def compile_schedule(request: Request) -> Schedule:
 def _report_head(cover: Cover, mask: HeadMask, model: CostModel, objective: str) -> HeadReport:
     """The report of one distinct head, which says on which route it runs."""
     tiles = all_tiles(cover.pieces)
-    singles = NO_SINGLES if cover.singles is None else count_singles(cover.singles)
+    singles = NO_SINGLES if cover.singles is None else count_singles(cover.singles, cover.pieces)
     reason = f"least {'area' if objective == 'area' else 'forward time'} of the covers tried"
     report = report_tiles(mask, tiles, singles, cover.name, cover.tried, reason, model)
     return dense_unless_tiles_win(report, mask, model) if objective == "time" else report

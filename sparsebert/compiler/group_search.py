@@ -13,7 +13,7 @@ Everything works on packed bits; no loop runs over entries or rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -21,16 +21,16 @@ from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.bitmatrix import Words
 from sparsebert.compiler.cover_search import Cover, close_ones, long_rows, name_of
 from sparsebert.compiler.orders import SMALLEST, Order, equal_rows, folded, in_order, union_growth
-from sparsebert.compiler.pieces import Piece
+from sparsebert.compiler.pieces import Piece, all_tiles
 from sparsebert.compiler.pricing import GroupPricing
 from sparsebert.compiler.strides import find_strides
-from sparsebert.tiles.outlines import NO_SINGLES, SINGLES_ROWS, Singles, TileOutlines
+from sparsebert.tiles.outlines import NO_SINGLES, Singles, TileOutlines, groups_of_rows
 
 _MAX_TILES = 3
 """Orders that are combined, so tiles that a row may be in."""
 
-_PROMISING = 2
-"""The best so many covers are continued in other orders."""
+_PROMISING = 3
+"""So many covers are continued in other orders, those first that may become the cheapest."""
 
 _LEAST_GAIN = 0.99
 """A further order must bring the cost below this share of what it was."""
@@ -171,9 +171,9 @@ class _GroupSearch:
         for _ in range(_MAX_TILES - 1):
             goal = _LEAST_GAIN * self._best.cost
             before, self._latest = self._latest, []
-            for state in sorted(before, key=lambda state: state.cost)[:_PROMISING]:
+            for state in sorted(before, key=self._least)[:_PROMISING]:
                 if self._least(state) > goal:
-                    continue
+                    return
                 others = [o for o in orders if o.name != state.pieces[-1].name]
                 may = [o for o in others if state.cost - saved.get(o.name, 0.0) < goal]
                 self.try_orders(may, state)
@@ -189,7 +189,7 @@ class _GroupSearch:
 
     def _state(self, pieces: tuple[Piece, ...], rest: Words, in_tile: np.ndarray) -> _State:
         self._go_on()
-        singles = count_singles(rest)
+        singles = count_singles(rest, pieces)
         cost = self._pricing.total(pieces, singles)
         state = _State(pieces, rest, singles, in_tile, cost)
         self._tried[state.name] = min(cost, self._tried.get(state.name, np.inf))
@@ -218,7 +218,7 @@ class _GroupSearch:
     def _shared(self, state: _State, slots: np.ndarray) -> tuple[Words, np.ndarray]:
         """The entries that would be tiles of some groups, [G, 16, words], and what each saves."""
         group, real = bitmatrix.take(state.rest, slots), slots >= 0
-        follow = slots.max(axis=1) - slots[:, 0] < 2 * SINGLES_ROWS
+        follow = slots.max(axis=1) - slots[:, 0] < 2 * SMALLEST
         columns, saved = self._worth(group, real, state.singles, follow)
         group &= columns[:, None, :]
         merged = (group.any(axis=2) & real & state.in_tile[slots]).sum(axis=1)
@@ -243,10 +243,12 @@ class _GroupSearch:
         return columns, entries * entry - bitmatrix.count(columns) * column
 
 
-def count_singles(words: Words) -> Singles:
-    """Entries that stand alone, uint64 [N, words], counted."""
-    starts = np.arange(0, len(words), SINGLES_ROWS)
-    union = np.bitwise_or.reduceat(words, starts, axis=0)
+def count_singles(words: Words, pieces: Iterable[Piece]) -> Singles:
+    """Entries that stand alone beside some pieces, uint64 [N, words], counted."""
+    group = groups_of_rows(all_tiles(pieces), len(words))
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    union = np.bitwise_or.reduceat(words[order], starts, axis=0)
     return Singles(int(bitmatrix.count(words).sum()), int(bitmatrix.count(union).sum()))
 
 

@@ -105,7 +105,8 @@ class GroupPricing(Protocol):
     Attributes:
         tile: each tile, beside its columns.
         single: each entry that stands alone.
-        single_column: each column that the single entries of 16 rows share, see `Singles`.
+        single_column: each column that single entries of rows that run together share, see
+            `Singles`.
         merge: each row of a tile that is in another tile, too.
     """
 

@@ -6,15 +6,16 @@ The search for covers and the cost model work on these; `sparsebert.tiles.build`
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsebert.masks.bits import Int64Array
-from sparsebert.tiles.format import TileSet, pad_columns
+from sparsebert.tiles.format import HEIGHTS, TileSet, pad_columns
 
-SINGLES_ROWS = 16
-"""Rows whose single entries are taken to share what they load."""
+_SEEN = 1 << 24
+"""Groups x columns that are counted at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Singles(NamedTuple):
 
     Attributes:
         entries: their number.
-        columns: different columns among those of 16 rows that follow each other, summed up: what
-            has to be loaded for them.
+        columns: different columns among those of rows that run together, summed up: what has to be
+            loaded for them. See `groups_of_rows`.
     """
 
     entries: int = 0
@@ -62,17 +63,43 @@ class Singles(NamedTuple):
 NO_SINGLES = Singles()
 
 
+def groups_of_rows(tiles: Iterable[TileOutlines], num_rows: int) -> Int64Array:
+    """Which rows run their single entries together, int64 [num_rows]: equal numbers.
+
+    They are the rows of a tile, of the first one that a row is in; and of those in none 16 that
+    follow each other.
+    """
+    group = np.full(num_rows, -1, dtype=np.int64)
+    first = 0
+    for some in tiles:
+        index, slot = np.nonzero(some.rows >= 0)
+        rows = some.rows[index, slot]
+        new = group[rows] < 0
+        group[rows[new]] = first + index[new]
+        first += len(some.rows)
+    alone = np.flatnonzero(group < 0)
+    group[alone] = first + np.arange(len(alone)) // min(HEIGHTS)
+    return group
+
+
 def singles_of_head(tiles: TileSet, head: int) -> Singles:
     """The single entries of a head, counted."""
-    first = tiles.entry_start[head * tiles.num_rows : (head + 1) * tiles.num_rows : SINGLES_ROWS]
-    edges = np.append(first, tiles.entry_start[(head + 1) * tiles.num_rows])
-    cols = tiles.entry_cols[edges[0] : edges[-1]]
+    start = tiles.entry_start[head * tiles.num_rows : (head + 1) * tiles.num_rows + 1]
+    cols = tiles.entry_cols[start[0] : start[-1]]
     if not len(cols):
         return NO_SINGLES
-    block = np.repeat(np.arange(len(first)), np.diff(edges))
-    seen = np.zeros((len(first), tiles.num_cols), dtype=bool)
-    seen[block, cols] = True
-    return Singles(len(cols), int(np.count_nonzero(seen)))
+    groups = groups_of_rows(outlines_of_head(tiles, head), tiles.num_rows)
+    group = np.repeat(groups, np.diff(start))
+    order = np.argsort(group, kind="stable")
+    group, cols = group[order], cols[order]
+    columns, last = 0, int(group[-1]) + 1
+    step = max(1, _SEEN // tiles.num_cols)
+    for first in range(0, last, step):
+        begin, end = np.searchsorted(group, [first, first + step])
+        seen = np.zeros((step, tiles.num_cols), dtype=bool)
+        seen[group[begin:end] - first, cols[begin:end]] = True
+        columns += int(np.count_nonzero(seen))
+    return Singles(len(cols), columns)
 
 
 def outlines_of_head(tiles: TileSet, head: int) -> list[TileOutlines]:

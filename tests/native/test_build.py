@@ -194,6 +194,14 @@ def test_another_system(folder: Path, out: Path, tmp_path: Path) -> None:
         build.build(out, cxx=cxx)
 
 
+def test_a_system_without_any(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    """It is not told to install a compiler, which would not help."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(build.BuildError, match="for Linux, not for win32; the torch executor"):
+        build.build(out)
+
+
 def test_no_sources(folder: Path, out: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()

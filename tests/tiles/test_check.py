@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparsebert.masks.bits import pack
+from sparsebert.tiles import outlines
 from sparsebert.tiles.assemble import join_heads, without_heads
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.check import check_cover, check_format
@@ -139,11 +140,21 @@ def test_single_entries_are_a_part_of_the_cover() -> None:
         check_cover(tiles, masks, ~routes)
 
 
-def test_single_entries_are_counted_by_16_rows() -> None:
-    tiles = tiles_of(staircase(), diagonal())
-    # 16 consecutive rows have 19 columns of the two diagonals, and the last 8 rows 11.
-    assert singles_of_head(tiles, 0) == Singles(80, 19 + 19 + 11)
-    assert singles_of_head(tiles_of(staircase()), 0) == NO_SINGLES == Singles(0, 0)
+def test_single_entries_are_counted_by_the_rows_that_run_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of a tile, or 16 that are in none: n neighbours have n + 3 columns."""
+    tiles, alone = tiles_of(staircase(), diagonal()), {0: pack(diagonal())}
+    for at_once in (1 << 20, 60):
+        monkeypatch.setattr(outlines, "_SEEN", at_once)
+        assert singles_of_head(tiles, 0) == Singles(80, 35 + 11)
+        assert singles_of_head(build_tile_set([], 1, 40, 50, alone), 0) == Singles(
+            80, 19 + 19 + 11
+        )
+        group = TileGroup(0, pack(staircase()), np.arange(4, 20, dtype=np.int32)[None])
+        mixed = build_tile_set([group], 1, 40, 50, alone)  # rows 0 to 3 and 20 to 31 are together
+        assert singles_of_head(mixed, 0) == Singles(80, 19 + (7 + 15) + 11)
+        assert singles_of_head(tiles_of(staircase()), 0) == NO_SINGLES == Singles(0, 0)
 
 
 def test_heads_and_crops_keep_their_single_entries() -> None:

@@ -25,8 +25,11 @@ DEFAULT_HEAD_DIM = 64
 DEFAULT_HEADS = 12
 """Heads that a mask of one head is taken to serve."""
 
-PACKED_READS = 6
-"""Rows of k and v that are read more often than this, on the mean, are packed first."""
+NEAR_CALL = 8e6
+"""Bytes of q, k, v and o in fp32, of all batches and heads, that stay in a processor's caches."""
+
+NEAR_HEAD = 7e5
+"""Bytes of k and v in fp32, of one head, that stay in the cache of one core."""
 
 PER_CALL = ("call", "shape", "level", "mixed", "dense_call")
 """Terms whose `once` is shared by all batches and heads, not just by those with the same tiles."""
@@ -51,8 +54,11 @@ class PassCost:
         dense_call, dense_entry: dense attention: each call, each score.
         mask_entry: what a mask adds to each score of dense attention.
         single: each entry that stands alone.
-        single_column: each column that the single entries of 16 rows share, see `Singles`.
-        pack: each row of k and v, where they are packed.
+        single_column: each column that single entries of rows that run together share, see
+            `Singles`.
+        far_row: each row of q and o, and of k and v, where a call has more than `NEAR_CALL`.
+        far_column: each column of a tile, and of single entries as above, where a head has more
+            than `NEAR_HEAD`.
     """
 
     call: float
@@ -70,7 +76,8 @@ class PassCost:
     mask_entry: float
     single: float = 0.0
     single_column: float = 0.0
-    pack: float = 0.0
+    far_row: float = 0.0
+    far_column: float = 0.0
 
     def tiles(
         self, height: int, rows: np.ndarray, width: np.ndarray, *, overlapped: bool
@@ -154,8 +161,12 @@ class CostModel(TileBackend):
         if self.singles:
             work += cost.row * int(np.count_nonzero(tiles_of_row == 0))
             work += cost.single * singles.entries + cost.single_column * singles.columns
-            reads = singles.entries + sum(int(width.sum()) for width in widths)
-            work += cost.pack * kv_len if reads > PACKED_READS * kv_len else 0.0
+            row_bytes = 8 * self.head_dim  # of two tensors
+            if self.copies * (q_len + kv_len) * row_bytes > NEAR_CALL:
+                work += cost.far_row * (q_len + kv_len)
+            if kv_len * row_bytes > NEAR_HEAD:
+                columns = singles.columns + sum(int(width.sum()) for width in widths)
+                work += cost.far_column * columns
         return max(cost.call + cost.shape * shapes + work, cost.floor(q_len, kv_len))
 
     def columns(self, tiles: TileOutlines) -> np.ndarray:
