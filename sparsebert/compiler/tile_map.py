@@ -25,7 +25,7 @@ def tile_map(schedule: Schedule, head: int = 0) -> npt.NDArray[np.int32]:
     Raises IndexError if the plan has no such head.
 
     >>> import sparsebert as sb
-    >>> plan = sb.compile_plan(sb.patterns.block_local(64, 32), objective="area", target="cpu")
+    >>> plan = sb.compile_plan(sb.patterns.block_local(64, 32), objective="area", target="sm90")
     >>> tile_map(plan.schedule)[[0, 0, 32, 63], [31, 32, 31, 63]].tolist()
     [0, -1, -1, 1]
     """

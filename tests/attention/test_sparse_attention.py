@@ -45,7 +45,7 @@ DROPOUT = (0.0, 0.0, 0.3)
 @pytest.mark.parametrize("dim", HEAD_DIMS)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_contract(dtype, dim, length, device):
-    """On a GPU the plans are for it, and the kernels run too; on a CPU for either kind of cover."""
+    """On a GPU the plans are for it, and the kernels run too; on a CPU for either cover."""
     on_gpu = device == "cuda"
     backends = BACKENDS + (("triton",) if on_gpu and dtype != torch.float64 else ())
     # Each draw of each case takes its features from a different place in their product.

@@ -220,7 +220,8 @@ def test_the_kernels_refuse_and_say_what_to_do(name):
         lambda: torch.func.vmap(run)(q[None]),
         lambda: torch.func.grad(lambda q: run(q).sum())(q),
     ):
-        with pytest.raises(NotImplementedError, match="use backend=.*'torch' or 'dense', or 'auto'"):
+        told = r"use backend=.*'torch' or 'dense', or 'auto'"
+        with pytest.raises(NotImplementedError, match=told):
             transform()
 
 

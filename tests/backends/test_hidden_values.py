@@ -65,7 +65,10 @@ def test_queries_that_the_mask_leaves_nothing(route, options):
 @pytest.mark.parametrize("kv_heads", [2, 1])
 @pytest.mark.parametrize("route", ["dense", "tiles"])
 def test_plain_calls_with_a_key_mask(route, hides, kv_heads):
-    """By SDPA if they are dense: keys that no query sees, hidden keys, and queries that the key mask leaves none."""
+    """Keys that no query sees, hidden keys, and queries that the key mask leaves none.
+
+    Dense heads go to SDPA.
+    """
     dense = torch.rand(2, 30, 34) < 0.9
     dense[..., 7] = False
     dense[0, :, 9] = False  # unused for one query head of a shared key head only

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 import sparsebert as sb
+from sparsebert.compiler.cost.constants import isas
 from sparsebert.compiler.cost.model import cost_model
 from tests import ROOT
+from tests.compiler.plans import singles_plan, tiles_plan
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMPILER = (ROOT / "docs" / "compiler.md").read_text(encoding="utf-8")
@@ -57,11 +60,24 @@ def test_where_sparsity_begins_to_pay() -> None:
     assert "from 512 tokens with one thread, 1,024 with two, 2,048 with eight and 4,096 with" in (
         flat(COMPILER)
     )
-    for threads, length in ((1, 512), (2, 1024), (8, 2048)):  # sixteen: see above
+    for threads, length in ((1, 512), (2, 1024), (8, 2048), (16, 4096)):
         for tokens, pays in ((length // 2, False), (length, True)):
             mask = sb.patterns.longformer(tokens, window=16, num_global=2).without_diagonal()
-            report = sb.compile_plan(mask, target="cpu", threads=threads).explain()
+            report = tiles_plan(mask, threads=threads).explain()
             assert (report.executed_fraction < 1.0) == pays, (threads, tokens)
+
+
+@pytest.mark.parametrize("isa", isas("cpu", "native"))
+def test_where_the_native_kernels_begin_to_pay(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "the native kernels {}from 128 tokens at the latest (256 by their portable code)"
+    shortest = 256 if isa == "generic" else 128
+    assert said.format("of the CPU ") in flat(README) and said.format("") in flat(COMPILER)
+    monkeypatch.setattr("sparsebert.compiler.compile.isa_for", lambda *_: isa)
+    for threads, tokens in itertools.product((1, 2, 8, 16), (shortest, 512, 2048)):
+        mask = sb.patterns.longformer(tokens, window=16, num_global=2).without_diagonal()
+        report = singles_plan(mask, threads=threads).explain()
+        assert report.isa == isa
+        assert report.executed_fraction < 1.0, (threads, tokens)
 
 
 def test_the_blocks_of_the_page_on_learning_run(tmp_path: Path) -> None:
