@@ -270,7 +270,8 @@ def compile_plan(
         target: the machine to plan for: "cpu", "sm80", "sm90", "sm100", "gfx942", ...;
             None means the machine at hand.
         objective: "time" follows the cost model and falls back to dense attention where sparsity
-            would lose; "area" minimises the executed area and never falls back.
+            would lose; "area" minimises the executed area, in which entries that stand alone count
+            double, and never falls back.
         head_dim: D of the calls to come.
         threads: CPU threads of the calls to come; None means torch.get_num_threads().
         copies: batch x heads of the calls to come. None means one batch on a CPU and 8 on a GPU,

@@ -13,6 +13,7 @@ import sparsebert as sb
 from sparsebert import patterns
 from sparsebert.compiler import aim as aim_module
 from sparsebert.compiler.compile import Request, compile_schedule
+from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan
@@ -101,6 +102,24 @@ def test_errors_of_a_search_come_out(threads: None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(aim_module, "best_cover", search)
     with pytest.raises(MemoryError, match="too large"):
         aim().search([np.zeros((N, N // 8), dtype=np.uint8)] * 4, N, N)
+
+
+@pytest.mark.parametrize(
+    ("target", "backend", "other"),
+    [("cpu", "torch", ("cpu", "native")), ("cpu", "native", ("cpu", "torch")),
+     ("sm90", "triton", ("cpu", "native")), ("sm120", "triton", ("cpu", "native"))],
+)  # fmt: skip
+def test_an_aim_at_tiles_of_the_other_kind(
+    target: str, backend: str, other: tuple[str, str]
+) -> None:
+    """Of the same target, or where it has none of that kind, of the CPU."""
+    aim = aim_module.Aim(target, "time", (48, 1, 6), 3, backend, isa_for(target, backend))
+    assert aim.towards(singles=aim.singles) is aim
+    changed = aim.towards(singles=not aim.singles)
+    assert (changed.target, changed.backend) == other
+    assert changed.singles == (not aim.singles) == bool(changed.isa)
+    assert (changed.calls, changed.objective, changed.tile_sets) == ((48, 1, 6), "time", 3)
+    assert changed.model.head_dim == 48
 
 
 # ------------------------------------------------------------------------ progress

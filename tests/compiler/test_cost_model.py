@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparsebert import patterns
+from sparsebert.compiler import compile as compile_module
 from sparsebert.compiler.cost import constants
-from sparsebert.compiler.cost.constants import Term, tile_backends
+from sparsebert.compiler.cost.constants import Term, isas, tile_backends
+from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cost.model import (
     DEFAULT_HEADS,
     PER_CALL,
@@ -19,10 +22,12 @@ from sparsebert.compiler.cost.model import (
     cost_model,
     usual_copies,
 )
+from sparsebert.kernels.cpu import library
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import AttentionPlan
 from sparsebert.tiles.format import HEIGHTS
 from sparsebert.tiles.outlines import TileOutlines, outlines_of_head
-from tests.compiler.plans import tiles_plan
+from tests.compiler.plans import singles_plan, tiles_plan
 
 TARGETS = ("cpu", "sm80", "sm90", "sm100", "gfx942")
 
@@ -234,3 +239,59 @@ def test_a_win_within_the_models_error_is_not_taken() -> None:
     speedup = tiles_plan(mask, threads=1).explain().predicted_speedup
     assert speedup > model.margin > 1.0
     assert model.wins(1.0, model.margin * 1.01) and not model.wins(1.0, model.margin * 0.99)
+
+
+# ------------------------------------------------------------------------ instruction sets
+
+ISAS = ("avx512", "avx2", "neon", "generic")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_constants_for_each_instruction_set(isa: str) -> None:
+    """Tiles have 16 rows; what computes more slowly is never predicted to be quicker."""
+    assert isas("cpu", "native") == ISAS
+    model, best = (cost_model("cpu", backend="native", isa=name) for name in (isa, "avx512"))
+    assert (model.isa, model.singles, model.padded) == (isa, True, False)
+    assert model.source and model.margin > 1.0
+    for which in ("forward", "backward"):
+        cost, least = getattr(model, which), getattr(best, which)
+        assert set(cost.entry) == {16} and cost.single > 0.0 and cost.column > 0.0
+        assert cost.entry[16] >= least.entry[16] > 0.0 and cost.single >= least.single
+        small, large = (
+            getattr(cost_model("cpu", backend="native", isa=isa, head_dim=dim), which)
+            for dim in (32, 128)
+        )
+        for one, other in ((small.single, large.single), (small.entry[16], large.entry[16])):
+            assert one <= other <= 4 * one
+
+
+def test_the_instruction_set_is_that_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass
+    class Found:
+        isa: str
+
+    for isa in ("avx2", "generic"):
+        monkeypatch.setattr(library, "load", lambda isa=isa: Found(isa))
+        assert isa_for("cpu", "native") == isa
+        assert singles_plan(patterns.star(40), head_dim=24).report.isa == isa
+    monkeypatch.setattr(library, "load", lambda: Found(""))  # there is none
+    assert isa_for("cpu", "native") == "avx512"
+    assert isa_for("cpu", "torch") == isa_for("cpu", None) == isa_for("sm90", "triton") == ""
+    assert isa_for("sm90", "native") == ""  # `cost_model` says what is wrong
+
+
+def test_plans_for_other_instruction_sets_are_other_plans(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mask = patterns.longformer(64, 8, 2)
+    monkeypatch.setattr(compile_module, "isa_for", lambda *_: "generic")
+    one = singles_plan(mask)
+    monkeypatch.setattr(compile_module, "isa_for", lambda *_: "avx2")
+    other = singles_plan(mask)
+    assert one is not other and one.fingerprint != other.fingerprint
+    assert (one.shared_tiles.aim.model.isa, other.crop(30).report.isa) == ("generic", "avx2")
+    assert one.report.cost_source != other.report.cost_source
+    one.save(tmp_path / "plan")
+    loaded = AttentionPlan.load(tmp_path / "plan", mask)
+    assert loaded.fingerprint == one.fingerprint
+    assert loaded.shared_tiles.aim == one.shared_tiles.aim
