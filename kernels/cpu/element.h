@@ -11,8 +11,10 @@ namespace sb::SB_ISA {
 
 static inline vf load_words(const float* p) { return load(p); }
 static inline vf load_words(const float* p, int) { return load(p); }  // rows are padded
-static inline vf set1_word(const float* p) { return set1(*p); }
+// A word for all lanes: of fp32 a number, which NEON takes as it is.
+static inline float each_word(const float* p) { return *p; }
 static inline vf dot(vf a, vf b, vf sum) { return fma(a, b, sum); }
+static inline vf dot(vf a, float b, vf sum) { return fma(a, b, sum); }
 static inline vf load_float(const float* p) { return load(p); }
 static inline void store_float(float* p, vf x) { store(p, x); }
 
@@ -31,7 +33,7 @@ static inline __m512bh load_words(const bf16* p, int left) {
 static inline void store_words(bf16* p, __m512bh x, int left) {
   _mm512_mask_storeu_epi16(p, first_of(left), (__m512i)x);
 }
-static inline __m512bh set1_word(const void* p) {
+static inline __m512bh each_word(const void* p) {
   int32_t word;
   memcpy(&word, p, sizeof word);
   return (__m512bh)_mm512_set1_epi32(word);

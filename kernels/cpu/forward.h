@@ -185,10 +185,10 @@ static void merge(const Task& t) {
     clear(o, D);
     for (const int32_t* s = begin; s < end; s++) {
       const float* part = t.slots + *s * floats;
-      const float a = part[D + 1] == 0.f ? 0.f : exp2f(part[D] - base);
+      if (part[D + 1] == 0.f) continue;  // it attended to nothing
+      const float a = exp2f(part[D] - base);
       l += a * part[D + 1];
-      if (a != 0.f)  // what the others hold may not be finite
-        for (int d = 0; d < D; d += W) store(o + d, fma(set1(a), load(part + d), load(o + d)));
+      for (int d = 0; d < D; d += W) store(o + d, fma(set1(a), load(part + d), load(o + d)));
     }
     const int32_t row = p.merged_rows[i];
     store_row((void*)row_of(c.o, bytes_of(c.dtype), t.b, t.h, row), c.dtype, (int)c.D, o,

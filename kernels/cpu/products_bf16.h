@@ -59,7 +59,7 @@ static inline __attribute__((always_inline)) void weigh_block(const uint32_t* pa
     interleave<V>(x + cols[c] * stride, x + cols[c + 1 < n ? c + 1 : c] * stride, y);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const __m512bh w = set1_word(pairs + r);
+      const __m512bh w = each_word(pairs + r);
 #pragma GCC unroll 16
       for (int i = 0; i < V; i++) acc[r][i] = dot(w, y[i], acc[r][i]);
     }
@@ -112,7 +112,7 @@ static inline __attribute__((always_inline)) void spread_block(const bf16* weigh
     for (int i = 0; i < V; i++) y[i] = load_words(rows + r * D + i * LANES<bf16>);
 #pragma GCC unroll 16
     for (int c = 0; c < C; c++) {
-      const __m512bh w = set1_word(weights + c * GROUP + r);
+      const __m512bh w = each_word(weights + c * GROUP + r);
 #pragma GCC unroll 16
       for (int i = 0; i < V; i++) acc[c][i] = dot(w, y[i], acc[c][i]);
     }
@@ -208,7 +208,7 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const uint32
   for (; c + 4 <= n; c += 4) {
     unpack<V>(x + cols[c] * stride, x + cols[c + 1] * stride, y);
     unpack<V>(x + cols[c + 2] * stride, x + cols[c + 3] * stride, z);
-    const __m512bh w = set1_word(pairs + c / 2), u = set1_word(pairs + c / 2 + 1);
+    const __m512bh w = each_word(pairs + c / 2), u = each_word(pairs + c / 2 + 1);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) acc[i] = dot(w, y[i], acc[i]);
 #pragma GCC unroll 8
@@ -218,7 +218,7 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const uint32
     // Nothing stands beside the last of an odd number, not itself times 0: it may be infinite.
     unpack<V>(x + cols[c] * stride, c + 1 < n ? x + cols[c + 1] * stride : NOTHING, y);
     const uint32_t last = c + 1 < n ? pairs[c / 2] : pairs[c / 2] & 0xffff;
-    const __m512bh w = set1_word(&last);
+    const __m512bh w = each_word(&last);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) acc[i] = dot(w, y[i], acc[i]);
   }

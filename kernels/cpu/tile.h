@@ -48,7 +48,7 @@ static inline __attribute__((always_inline)) void score_block(const E* rows, con
     for (int i = 0; i < GV; i++) r[i] = load_words(rows + (d * GROUP + i * W) * PER_WORD<E>);
 #pragma GCC unroll 16
     for (int c = 0; c < C; c++) {
-      const words_of<E> y = set1_word(p[c] + d * PER_WORD<E>);
+      const auto y = each_word(p[c] + d * PER_WORD<E>);
 #pragma GCC unroll 4
       for (int i = 0; i < GV; i++) acc[c][i] = dot(r[i], y, acc[c][i]);
     }

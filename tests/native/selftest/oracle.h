@@ -126,6 +126,8 @@ inline Truth compute_truth(const Case& c, double p_unit) {
   Truth t{Expected(c.B, c.H, c.N, c.D), Expected(c.B, c.H, c.N, 1), Expected(c.B, c.H, c.N, c.D),
           Expected(c.B, c.grad_heads, c.M, c.D), Expected(c.B, c.grad_heads, c.M, c.D)};
   const Format format = format_of(c.dtype), grad_format = format_of(c.grad_dtype);
+  // Instructions that multiply bf16 take numbers below 2^-126 for 0, and give 0 for them.
+  const double tiny = p_unit > 0 ? FLUSHED : 0;
   // Sums of as many terms as a key has: of all rows of all heads that share it.
   const double of_key = sum_error((double)(c.N * c.H / c.grad_heads) + 4) + p_unit;
   for (int64_t b = 0; b < c.B; b++)
@@ -139,7 +141,7 @@ inline Truth compute_truth(const Case& c, double p_unit) {
         t.lse.value[t.lse.row(b, h, n)] = row.lse;
         t.lse.bound[t.lse.row(b, h, n)] = row.lse_error;
         if (row.entries.empty()) continue;
-        const double of_row = sum_error((double)row.entries.size() + 4);
+        const double row_size = (double)row.entries.size(), of_row = sum_error(row_size + 4);
         double *o = &t.o.value[t.o.row(b, h, n)], *o_bound = &t.o.bound[t.o.row(b, h, n)];
         if (row.infinite) {  // p = 0 times what is there, or 0 / 0: anything goes
           for (int64_t d = 0; d < c.D; d++) {
@@ -159,7 +161,7 @@ inline Truth compute_truth(const Case& c, double p_unit) {
           }
         double delta = 0, delta_error = 0, delta_size = 0;
         for (int64_t d = 0; d < c.D; d++) {
-          o_bound[d] += std::abs(o[d]) * format.unit() + format.tiny();
+          o_bound[d] += std::abs(o[d]) * format.unit() + format.tiny() + tiny * row_size;
           delta += g[d] * o[d];
           delta_error += std::abs(g[d]) * o_bound[d];
           delta_size += std::abs(g[d] * o[d]);
@@ -205,13 +207,14 @@ inline Truth compute_truth(const Case& c, double p_unit) {
           }
         }
         for (int64_t d = 0; d < c.D; d++)
-          dq_bound[d] += std::abs(dq[d]) * format.unit() + format.tiny();
+          dq_bound[d] += std::abs(dq[d]) * format.unit() + format.tiny() + tiny * row_size;
       }
     }
   for (Expected* x : {&t.dk, &t.dv})
     for (size_t n = 0; n < x->value.size(); n++)
       if (x->bound[n] != 0)  // else no row attends to the key: exactly 0
-        x->bound[n] += std::abs(x->value[n]) * grad_format.unit() + grad_format.tiny();
+        x->bound[n] += std::abs(x->value[n]) * grad_format.unit() + grad_format.tiny() +
+                       tiny * (double)(c.N * c.H);
   return t;
 }
 
