@@ -7,9 +7,10 @@ second, and what they take over what the constants predict are `Factors` for all
 attention, tiles, single entries, and of what comes once a call.
 
 They are kept in memory, and in a file in the user's cache folder ($XDG_CACHE_HOME or ~/.cache,
-sparsebert/) for later processes: one for each processor, instruction set, library, torch, set of
-constants and number of threads. `plan.explain()` says what its constants are. SPARSEBERT_CALIBRATE=0 turns
-all of this off. It never runs while torch traces, nor in a forked process, where threads may hang.
+sparsebert/) for later processes, one for all that they depend on: processor, instruction set,
+library, torch, constants and number of threads. `plan.explain()` says what its constants are.
+SPARSEBERT_CALIBRATE=0 turns all of this off. It never runs while torch traces, nor in a forked
+process, where threads may hang.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def _model(backend: str, threads: int, part: str) -> CostModel:
         head_dim=DIM,
         threads=threads,
         copies=HEADS,
-        factors=Factors(0.0, 0.0, 0.0, 0.0)._replace(**{part: 1.0}),
+        factors=_factors({part: 1.0}),
     )
 
 
@@ -271,13 +272,19 @@ def solve(calls: Mapping[str, Timed], times: Mapping[str, float]) -> Factors:
     return _described({name: float(f"{factor:.3g}") for name, factor in found.items()})
 
 
+def _factors(found: Mapping[str, float], source: str = "") -> Factors:
+    names = (_DENSE, *_IN_KERNELS)
+    dense, tiles, singles, call = (found.get(name, 0.0) for name in names)
+    return Factors(dense, tiles, singles, call, source)
+
+
 def _described(found: Mapping[str, float], date: str = "") -> Factors:
     date = date or datetime.date.today().isoformat()
     source = (
         f"calibrated on this machine, {date}: dense attention x{found[_DENSE]:g}, tiles "
         f"x{found[_TILES]:g}, single entries x{found[_SINGLES]:g}, calls x{found[_CALL]:g}"
     )
-    return Factors(source=source)._replace(**found)
+    return _factors(found, source)
 
 
 # ------------------------------------------------------------------------------ the file

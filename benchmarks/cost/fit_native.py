@@ -241,20 +241,13 @@ def update(stored: dict[str, Any], rows: list[dict[str, Any]]) -> None:
                     f"{isa}, {which}, {route}: relative error, median {middle:.0%}, 90 % below "
                     f"{most:.0%}"
                 )
-        dense = next(
-            r["dense is"] for r in rows if r["isa"] == isa and r["dense is"] != AS_SHIPPED
-        )
-        where = ", ".join(f"{name} {rows[0][name]}" for name in COLUMNS)
+        about = next(row for row in rows if row["isa"] == isa and row["dense is"] != AS_SHIPPED)
+        where = ", ".join(f"{name} {about[name]}" for name in COLUMNS)
+        slower = f" (as shipped {shipped['forward']:.2f} times as long)" if shipped else ""
         entries[isa]["margin"] = margin
         entries[isa]["source"] = (
-            f"fitted by benchmarks/cost/fit_native.py, fp32, D = {DIMS}, threads {THREADS}, beside "
-            f"dense attention with {dense.upper()}"
-            + "".join(
-                f" (as shipped {times:.2f} times as long)"
-                for times in [shipped["forward"]]
-                if shipped
-            )
-            + f": {where}"
+            f"fitted by benchmarks/cost/fit_native.py, fp32, D = {DIMS}, threads {THREADS}, "
+            f"dense attention with {about['dense is'].upper()}{slower}: {where}"
         )
 
 
@@ -274,7 +267,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         isa, dense, out = arguments.worker
-        return worker(isa, dense, arguments.rounds, Path(out))
+        worker(isa, dense, arguments.rounds, Path(out))
+        return
     if arguments.fit_only:
         rows = read_rows(arguments.out)
     else:
