@@ -18,6 +18,7 @@ import torch
 from sparsebert.backends import routing
 from sparsebert.backends.program import Program
 from sparsebert.backends.routing import Routes
+from sparsebert.calibration import factors_for
 from sparsebert.compiler.compile import (
     Request,
     check_request,
@@ -116,7 +117,8 @@ class AttentionPlan:
         """Identifies the mask and everything that shaped the plan."""
         calls = f"d{self.report.head_dim}-t{self.report.threads}-c{self.report.copies}"
         made_for = "-".join(filter(None, (self.target, self.report.backend, self.report.isa)))
-        return f"{self.mask.fingerprint}-{made_for}-{self.objective}-{calls}"
+        factors = ",".join(f"{factor:g}" for factor in self.report.factors[:-1])
+        return f"{self.mask.fingerprint}-{made_for}-{self.objective}-{calls}-x{factors}"
 
     @property
     def transposed(self) -> TileSet:
@@ -315,7 +317,8 @@ def compile_for_backend(
     target = check_target(target)
     backend = routing.planned_for(target) if backend is None else backend
     request = check_request(mask, target, objective, head_dim, threads, copies, backend)
-    return plan_on(request, CPU)
+    factors = factors_for(target, backend, request.calls[1])
+    return plan_on(request._replace(factors=factors), CPU)
 
 
 def request_for(
@@ -327,7 +330,9 @@ def request_for(
     """
     target = "cpu" if device.type == "cpu" else check_target(None)
     copies = heads if target == "cpu" else None
-    return complete(mask, target, "time", head_dim, None, copies, routing.planned_for(target))
+    backend = routing.planned_for(target)
+    factors = factors_for(target, backend, None)
+    return complete(mask, target, "time", head_dim, None, copies, backend, factors)
 
 
 def compile_for(

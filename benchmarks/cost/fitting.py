@@ -49,6 +49,16 @@ DENSE_TERMS = (
 )
 COUNTS = tuple(dict.fromkeys(name for name, _, _ in (*TILE_TERMS, *DENSE_TERMS)))
 
+NATIVE_TERMS = (
+    ("call", "once", SERIAL),
+    *((name, part, PARALLEL) for name in ("tile", "row", "column", "entry", "merge", "single",
+      "single_column") for part in ("copy", "dim")),
+    ("pack", "dim", PARALLEL),
+)  # fmt: skip
+"""The same of the CPU kernels' calls; every head is run by itself, so heads share nothing."""
+
+NATIVE_COUNTS = tuple(dict.fromkeys(name for name, _, _ in (*NATIVE_TERMS, *DENSE_TERMS)))
+
 
 @dataclasses.dataclass
 class MeasuredCall:
@@ -84,22 +94,22 @@ class MeasuredCall:
             for name, part, divided in terms
         ]
 
-    def as_row(self) -> dict[str, object]:
-        """The call as a row of a table."""
+    def as_row(self, counts: Sequence[str] = COUNTS) -> dict[str, object]:
+        """The call as a row of a table with these counts."""
         return {
             "route": self.route, "mask": self.mask, "N": self.length, "D": self.head_dim,
             "threads used": self.threads, "copies": self.copies, "tile_sets": self.tile_sets,
-            **{name: f"{self.counts.get(name, 0):g}" for name in COUNTS},
+            **{name: f"{self.counts.get(name, 0):.10g}" for name in counts},
             "forward_us": f"{self.best[0]:.1f}", "backward_us": f"{self.best[1]:.1f}",
         }  # fmt: skip
 
     @classmethod
-    def from_row(cls, row: Mapping[str, str]) -> MeasuredCall:
+    def from_row(cls, row: Mapping[str, str], counts: Sequence[str] = COUNTS) -> MeasuredCall:
         """The call of a row of text, without its passes."""
         return cls(
             row["route"], row["mask"], int(row["N"]), int(row["D"]), int(row["threads used"]),
             int(row["copies"]), int(row["tile_sets"]),
-            {name: float(row[name]) for name in COUNTS}, (),
+            {name: float(row[name]) for name in counts}, (),
             np.array([float(row["forward_us"]), float(row["backward_us"])]),
         )  # fmt: skip
 
@@ -117,9 +127,16 @@ class FittedPass:
     errors: dict[str, np.ndarray]
 
 
-def fit_constants(calls: Sequence[MeasuredCall]) -> tuple[dict[str, FittedPass], float]:
+def fit_constants(
+    calls: Sequence[MeasuredCall],
+    tile_terms: Terms = TILE_TERMS,
+    heights: Sequence[int] = HEIGHTS,
+) -> tuple[dict[str, FittedPass], float]:
     """The constants of both passes, by name, and the margin by which tiles must win."""
-    passes = {"forward": fit_pass(calls, 0), "backward": fit_pass(calls, 1)}
+    passes = {
+        which: fit_pass(calls, column, tile_terms, heights)
+        for column, which in enumerate(("forward", "backward"))
+    }
     errors = np.concatenate([np.abs(found.errors["tiles"]) for found in passes.values()])
     least, most = MARGINS
     return passes, _rounded(min(max(1.0 + float(np.quantile(errors, 0.8)), least), most))
@@ -142,11 +159,19 @@ def fit(matrix: np.ndarray, times: np.ndarray) -> np.ndarray:
     return found
 
 
-def fit_pass(calls: Sequence[MeasuredCall], column: int) -> FittedPass:
-    """The constants of the forward pass (column 0) or the backward pass (1)."""
+def fit_pass(
+    calls: Sequence[MeasuredCall],
+    column: int,
+    tile_terms: Terms = TILE_TERMS,
+    heights: Sequence[int] = HEIGHTS,
+) -> FittedPass:
+    """The constants of the forward pass (column 0) or the backward pass (1).
+
+    `tile_terms` are those of the backend that was measured, `heights` its tiles'.
+    """
     stored: dict[str, dict[str, dict[str, Any]]] = {"tiles": {}, "dense": {}}
     predicted = np.zeros(len(calls))
-    for route, terms in (("tiles", TILE_TERMS), ("dense", DENSE_TERMS)):
+    for route, terms in (("tiles", tile_terms), ("dense", DENSE_TERMS)):
         if len({call.threads for call in calls}) == 1:
             terms = known_split(terms, SERIAL if column else PARALLEL)
         chosen = [call for call in calls if call.route == route]
@@ -164,7 +189,7 @@ def fit_pass(calls: Sequence[MeasuredCall], column: int) -> FittedPass:
     predicted[is_mixed] += mixed * moved[is_mixed]
     errors = {route: (predicted / times - 1.0)[route_of == route] for route in set(route_of)}
     tiles = stored["tiles"] | {"mixed": {"dim": [0.0, _rounded(mixed)]}}
-    tiles["entry"] = {str(height): tiles["entry"] for height in HEIGHTS}
+    tiles["entry"] = {str(height): tiles["entry"] for height in heights}
     machine = {"floor_row": {"dim": [0.0, 0.0]}}
     return FittedPass({"machines": machine, "dense": stored["dense"], "tiles": tiles}, errors)
 

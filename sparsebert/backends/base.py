@@ -144,6 +144,13 @@ class Backend(abc.ABC):
         nothing to attend are zero.
         """
 
+    def speed_depends_on(self) -> tuple[str, ...]:
+        """What its speed depends on beside processor, torch and threads, to be calibrated by.
+
+        () if plans for it go by the constants alone, see `sparsebert.calibration`.
+        """
+        return ()
+
     def runs_directly(self, call: Call, program: Any, *, alone: bool) -> bool:
         """Whether `direct` is quicker than our op for a call without dropout and LSE.
 

@@ -65,6 +65,10 @@ class Native(Backend):
         if kind.dtype in _DTYPES:
             warn_once()
 
+    def speed_depends_on(self) -> tuple[str, ...]:
+        found = load()
+        return () if found.library is None else (found.isa, found.build.get("sources", ""))
+
     def lower(self, schedule: Schedule, heads: np.ndarray) -> NativeProgram:
         tiles = schedule.queries(heads, singles=True)
         if schedule.is_shared:

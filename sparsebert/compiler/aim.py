@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sparsebert.compiler.cost.constants import tile_backend, tile_backends
+from sparsebert.compiler.cost.factors import AS_FITTED, Factors
 from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cost.model import CostModel, cost_model
 from sparsebert.compiler.cover_search import Cover, best_cover
@@ -39,6 +40,7 @@ class Aim:
         tile_sets: heads with tiles of their own: 1 if all share one mask, else all.
         backend: what runs the tiles.
         isa: the instruction set that it has in mind, "" if that does not matter.
+        factors: how fast the machine is against the one of the constants.
     """
 
     target: str
@@ -47,13 +49,22 @@ class Aim:
     tile_sets: int
     backend: str
     isa: str
+    factors: Factors = AS_FITTED
 
     @classmethod
     def of(cls, report: PlanReport, head_map: np.ndarray) -> Aim:
         """What the plan with this report and these distinct heads was searched for by."""
         calls = report.head_dim, report.threads, report.copies
         tile_sets = len(head_map) if head_map.any() else 1
-        return cls(report.target, report.objective, calls, tile_sets, report.backend, report.isa)
+        return cls(
+            report.target,
+            report.objective,
+            calls,
+            tile_sets,
+            report.backend,
+            report.isa,
+            report.factors,
+        )
 
     @property
     def singles(self) -> bool:
@@ -70,7 +81,9 @@ class Aim:
             for backend in tile_backends(target):
                 isa = isa_for(target, backend)
                 if tile_backend(target, backend, isa).singles == singles:
-                    return dataclasses.replace(self, target=target, backend=backend, isa=isa)
+                    return dataclasses.replace(
+                        self, target=target, backend=backend, isa=isa, factors=AS_FITTED
+                    )
         raise AssertionError(f"no backend with singles={singles} has constants")
 
     @property
@@ -85,6 +98,7 @@ class Aim:
             threads=threads,
             copies=copies,
             tile_sets=self.tile_sets,
+            factors=self.factors,
         )
 
     def search(self, heads: Sequence[np.ndarray], q_len: int, kv_len: int) -> list[Cover]:

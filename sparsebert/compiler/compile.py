@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sparsebert.compiler.aim import Aim, Calls
+from sparsebert.compiler.cost.factors import AS_FITTED, Factors
 from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cost.model import CostModel, usual_copies
 from sparsebert.compiler.cost.targets import about_targets, is_target, machine_target
@@ -40,7 +41,7 @@ class Request(NamedTuple):
 
     Attributes:
         mask: one layer.
-        target, objective, calls, backend, isa: see `Aim`.
+        target, objective, calls, backend, isa, factors: see `Aim`.
     """
 
     mask: AttentionMask
@@ -49,6 +50,7 @@ class Request(NamedTuple):
     calls: Calls
     backend: str
     isa: str = ""
+    factors: Factors = AS_FITTED
 
     @property
     def key(self) -> tuple[Hashable, ...]:
@@ -110,6 +112,7 @@ def complete(
     threads: int | None,
     copies: int | None,
     backend: str,
+    factors: Factors = AS_FITTED,
 ) -> Request:
     """The request, with what is left open filled in; threads count on a CPU only."""
     if target != "cpu":
@@ -119,7 +122,7 @@ def complete(
     if copies is None:
         copies = usual_copies(target, mask.num_heads)
     calls = head_dim, threads, copies
-    return Request(mask, target, objective, calls, backend, isa_for(target, backend))
+    return Request(mask, target, objective, calls, backend, isa_for(target, backend), factors)
 
 
 def compile_schedule(request: Request) -> Schedule:
@@ -129,7 +132,15 @@ def compile_schedule(request: Request) -> Schedule:
     head_map = _head_map(mask)
     distinct = range(int(head_map.max()) + 1)
     tile_sets = len(head_map) if len(distinct) > 1 else 1
-    aim = Aim(request.target, objective, request.calls, tile_sets, request.backend, request.isa)
+    aim = Aim(
+        request.target,
+        objective,
+        request.calls,
+        tile_sets,
+        request.backend,
+        request.isa,
+        request.factors,
+    )
     model = aim.model
     head_masks = [
         HeadMask.of(mask, tuple(np.flatnonzero(head_map == u).tolist())) for u in distinct
@@ -157,6 +168,7 @@ def compile_schedule(request: Request) -> Schedule:
         copies=model.copies,
         backend=request.backend,
         isa=request.isa,
+        factors=request.factors,
     )
     return Schedule.create(mask, head_map, dense_heads, tiles, report)
 

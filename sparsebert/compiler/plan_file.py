@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsebert.compiler.cost.constants import tile_backends
+from sparsebert.compiler.cost.factors import Factors
 from sparsebert.compiler.report import HeadReport, PlanReport
 from sparsebert.compiler.report_check import check_report
 from sparsebert.compiler.schedule import Schedule
@@ -119,7 +120,8 @@ def _report(stored: dict[str, Any]) -> PlanReport:
         tried = tuple((name, cost) for name, cost in head["tried"])
         changed = {"heads": tuple(head["heads"]), "tiles": tiles, "tried": tried}
         heads.append(HeadReport(**{**head, **changed}))
-    return PlanReport(**{**stored, "per_head": tuple(heads)})
+    changed = {"per_head": tuple(heads), "factors": Factors(*stored.get("factors", ()))}
+    return PlanReport(**{**stored, **changed})
 
 
 def _check_heads(arrays: dict[str, np.ndarray], report: PlanReport, mask: AttentionMask) -> None:

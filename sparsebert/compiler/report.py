@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from sparsebert.compiler.cost.factors import AS_FITTED, Factors
+
 _IN_FULL = 4  # different heads that str() gives in full, if there are no more
 _IN_LINES = 12  # if there are more, so many of them get a line
 
@@ -90,6 +92,7 @@ class PlanReport:
             batch x heads.
         backend: what runs the tiles in the calls planned for, "" if that is not known.
         isa: the instruction set that it has in mind there, "" if that does not matter.
+        factors: how fast the machine is against the one of the constants.
     """
 
     q_len: int
@@ -104,6 +107,7 @@ class PlanReport:
     copies: int = 12
     backend: str = ""
     isa: str = ""
+    factors: Factors = AS_FITTED
 
     _pictures: ClassVar[Any] = None  # or what `with_pictures` got; no field, it is not stored
 

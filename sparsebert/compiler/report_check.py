@@ -40,6 +40,9 @@ def check_report(
     _require(runs, "backend, which does not run such tiles")
     sizes = (report.q_len, report.kv_len, report.num_heads)
     _require(sizes == (mask.q_len, mask.kv_len, mask.num_heads), "size of the mask")
+    *numbers, source = report.factors
+    _require(all(_is_amount(each) and each > 0 for each in numbers), "factors")
+    _require(type(source) is str, "source of its factors")
     _require(report.head_dim >= 1, "head_dim")
     _require(report.threads == 1 or (report.threads > 1 and target == "cpu"), "threads")
     _require(report.copies >= mask.num_heads, "copies")

@@ -27,7 +27,10 @@ LAYERS = (
     ("sparsebert.compiler.cost",),
     ("sparsebert.compiler",),
     ("sparsebert.backends",),
-    ("sparsebert.plan", "sparsebert.plan_cache", "sparsebert.autograd", "sparsebert.arguments"),
+    (
+        "sparsebert.plan", "sparsebert.plan_cache", "sparsebert.calibration",
+        "sparsebert.autograd", "sparsebert.arguments",
+    ),
     ("sparsebert.mask_plans", "sparsebert.api"),
     ("sparsebert.modules",),
     ("sparsebert.integrations",),

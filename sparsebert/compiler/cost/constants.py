@@ -132,6 +132,15 @@ def tile_backend(target: str, backend: str | None = None, isa: str = "") -> Tile
     return TileBackend(**fields)
 
 
+def reference(target: str, backend: str, isa: str = "") -> dict[str, float]:
+    """What the calls of a calibration took where the constants come from, over what these say.
+
+    By the names of `sparsebert.calibration.timed_calls`; {} for constants that are not measured.
+    """
+    found: dict[str, float] = _tiles(target, backend, isa).get("reference", {})
+    return found
+
+
 def pass_terms(target: str, which: str, backend: str | None = None, isa: str = "") -> Terms:
     """All terms of the "forward" or the "backward" pass: machine, dense attention and tiles."""
     machine_entry, dense = (_entry(stored()[name], target) for name in ("machines", "dense"))

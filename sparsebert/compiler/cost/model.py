@@ -17,6 +17,7 @@ import numpy as np
 
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, Terms, TileBackend
+from sparsebert.compiler.cost.factors import AS_FITTED, Factors
 from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.tiles.batching import batch_tiles
 from sparsebert.tiles.outlines import NO_SINGLES, Singles, TileOutlines
@@ -210,6 +211,7 @@ def cost_model(
     threads: int = 1,
     copies: int | None = None,
     tile_sets: int = 1,
+    factors: Factors = AS_FITTED,
 ) -> CostModel:
     """The model of a target such as "cpu", "sm90" or "gfx942", for one kind of call.
 
@@ -223,6 +225,7 @@ def cost_model(
         copies: batch x heads; None for the target's usual number, see `usual_copies`.
         tile_sets: how many of the heads have tiles of their own: 1 if all share one mask, else
             the number of heads.
+        factors: how fast the machine is against the one of the constants.
 
     Raises ValueError for a backend that has no constants for the target.
 
@@ -233,13 +236,15 @@ def cost_model(
     threads = threads if target == "cpu" else 1
     isa = isa_for(target, backend) if isa is None else isa
     forward, backward = (
-        _resolve(terms, head_dim, threads, copies, tile_sets)
+        _resolve(terms, head_dim, threads, copies, tile_sets, factors)
         for terms in (
             constants.pass_terms(target, name, backend, isa) for name in ("forward", "backward")
         )
     )
+    about = constants.tile_backend(target, backend, isa)
+    source = "; ".join(filter(None, (factors.source, about.source)))
     return CostModel(
-        **vars(constants.tile_backend(target, backend, isa)),
+        **vars(dataclasses.replace(about, source=source)),
         isa=isa,
         head_dim=head_dim,
         threads=threads,
@@ -249,16 +254,20 @@ def cost_model(
     )
 
 
-def _resolve(terms: Terms, head_dim: int, threads: int, copies: int, tile_sets: int) -> PassCost:
+def _resolve(
+    terms: Terms, head_dim: int, threads: int, copies: int, tile_sets: int, factors: Factors
+) -> PassCost:
     """The terms of a pass as times for one of the batches and heads of a call."""
     alike = copies / tile_sets
     resolved: dict[str, Any] = {}
     for name, term in terms.items():
         if isinstance(term, Term):
             sharing = copies if name in PER_CALL else alike
-            resolved[name] = term.share(head_dim, threads, sharing)
+            resolved[name] = factors.of(name) * term.share(head_dim, threads, sharing)
         else:
-            resolved[name] = {h: t.share(head_dim, threads, alike) for h, t in term.items()}
+            resolved[name] = {
+                h: factors.of(name) * t.share(head_dim, threads, alike) for h, t in term.items()
+            }
     return PassCost(**resolved)
 
 
