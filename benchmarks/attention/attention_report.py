@@ -34,12 +34,8 @@ def device_section(device: str, rows: Sequence[Row], folder: Path) -> list[str]:
         lines += [*tables.aims(rows), ""]
     settings = setting_tables.settings_of(rows)
     main = setting_tables.of_setting(rows, settings[0]) if settings else list(rows)
-    missing = _missing(device, main)
-    if missing:
-        body = [[group, str(number), tables.NOT_MEASURED] for group, number in missing]
-        lines += [*table(["group", "cases", "state"], body), ""]
     if not rows:
-        return lines
+        return [*lines, *_missing(device, rows)]
     lines += [*_origins(rows), ""]
     if device == "cpu":
         lines += [
@@ -65,7 +61,7 @@ def _setting_section(
     device: str, rows: Sequence[Row], folder: Path, *, is_main: bool
 ) -> list[str]:
     """What was found in one setting of the machine; plots and single cases for the main one."""
-    lines = ["### Speed-up over SDPA with the same mask", ""]
+    lines = [*_missing(device, rows), "### Speed-up over SDPA with the same mask", ""]
     lines += [*tables.summary(rows), ""]
     if is_main:
         path = folder / f"attention_{device}_speedup.png"
@@ -101,8 +97,11 @@ def _setting_section(
             "All scores of a tile's column are counted, 16, and the peak is that of fused "
             "multiply-adds in registers (of bf16 dot products for bf16), measured in the same run "
             "on one core, times the threads. *2^x* is the share that the time of one 2^x a score "
-            "would be, at the kernels' own rate. The last column is our time over that of moving "
-            "q, k, v and o once (in training also their gradients) at the rate of a copy.",
+            "would be, at the kernels' own rate. *k and v read* counts a row of each for a column "
+            "of a tile and for a single entry; *of L2* is its share of the rate of reading from "
+            "the second cache (window masks read the same rows again, from the first). The last "
+            "column is our time over that of moving q, k, v and o once (in training also their "
+            "gradients) at the rate of a copy.",
             "",
             *setting_tables.roofline(rows),
             "",
@@ -134,17 +133,18 @@ def _share_of_bound(row: Row) -> str:
     return f"{float(row['of_bound']):.0%}" if row["of_bound"] else "-"
 
 
-def _missing(device: str, rows: Sequence[Row]) -> list[tuple[str, int]]:
-    """Groups of the full set that are not complete, and how many of their cases are missing."""
+def _missing(device: str, rows: Sequence[Row]) -> list[str]:
+    """A table of the groups of the full set of which cases are missing, if there are any."""
     found = {key_of(row) for row in rows}
     cases = select(device)
     if {row["group"] for row in rows} == {"quick"}:
         return []
-    missing = [
-        (group, sum(case.group == group and case.key not in found for case in cases))
+    missing = {
+        group: sum(case.group == group and case.key not in found for case in cases)
         for group in group_names(cases)
-    ]
-    return [(group, number) for group, number in missing if number]
+    }
+    body = [[group, str(n), tables.NOT_MEASURED] for group, n in missing.items() if n]
+    return [*table(["group", "cases", "state"], body), ""] if body else []
 
 
 def _origins(rows: Sequence[Row]) -> list[str]:

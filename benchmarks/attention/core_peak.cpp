@@ -62,13 +62,31 @@ double core_bf16() {
 
 // Nanoseconds of 2^x for one x
 double core_exp2() {
-  constexpr int SCORES = 2048;
+  constexpr int SCORES = 2048, TIMES = 16;
   alignas(64) static float x[SCORES], y[SCORES];
   for (int i = 0; i < SCORES; i++) x[i] = -(float)i * 0.01f;
   const double ns = fastest([&] {
-    for (int i = 0; i < SCORES; i += W) store(y + i, exp2(load(x + i)));
-    sink = y[(int)sink];
+    for (int n = 0; n < TIMES; n++) {
+      for (int i = 0; i < SCORES; i += W) store(y + i, exp2(load(x + i)));
+      asm volatile("" ::: "memory");  // so that each time counts
+    }
   });
-  return ns / SCORES;
+  return ns / (SCORES * TIMES);
+}
+
+// GB/s of reading memory that lies in the second cache: more than the first holds
+double core_l2() {
+  constexpr int FLOATS = 96 * 1024, AT_ONCE = 8 * W;
+  alignas(64) static float x[FLOATS];
+  const double ns = fastest([&] {
+    vf sum[8];
+    for (int i = 0; i < 8; i++) sum[i] = set1(0.f);
+    for (int n = 0; n < FLOATS; n += AT_ONCE)
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; i++) sum[i] = sum[i] + load(x + n + i * W);
+    for (int i = 1; i < 8; i++) sum[0] = sum[0] + sum[i];
+    sink = sum_of(sum[0]);
+  });
+  return sizeof(x) / ns;
 }
 }

@@ -27,11 +27,13 @@ class CorePeak:
         fma_gflop_s: fp32 multiply-adds, 10^9 flop a second.
         bf16_gflop_s: dot products of bf16 pairs; the same as fp32's where there are none.
         exp_ns: nanoseconds of one of the kernels' 2^x, in a vector of them.
+        l2_gb_s: reading from the second cache, 10^9 bytes a second.
     """
 
     fma_gflop_s: float
     bf16_gflop_s: float
     exp_ns: float
+    l2_gb_s: float
 
     def gflop_s(self, dtype: str) -> float:
         """By the name of a dtype of q, k and v; what is widened is multiplied in fp32."""
@@ -58,11 +60,11 @@ def measure() -> CorePeak | None:
             )
             library = ctypes.CDLL(str(path))
             found = []
-            for name in ("core_fma", "core_bf16", "core_exp2"):
+            for name in ("core_fma", "core_bf16", "core_exp2", "core_l2"):
                 function = getattr(library, name)
                 function.restype = ctypes.c_double
                 found.append(float(function()))
     except (BuildError, OSError):
         return None
-    fma, bf16, exp = found
-    return CorePeak(fma, max(fma, bf16), exp)
+    fma, bf16, exp, l2 = found
+    return CorePeak(fma, max(fma, bf16), exp, l2)

@@ -45,6 +45,8 @@ MEASURED = (
     "of_peak",  # one over the other
     "exp_share",  # of the time, at the rate of the kernels' own 2^x
     "moved_mb",  # what floor_ms moves
+    "read_gb_s",  # rows of k and v that tiles and single entries read, forward
+    "of_l2",  # of the rate at which cores read from their second cache
     "note",  # why there are no times, or what a reader should know
 )
 PROVENANCE = (

@@ -27,7 +27,7 @@ import torch
 from benchmarks.attention import core_peak
 from benchmarks.attention.cases import Case
 from benchmarks.attention.core_peak import CorePeak
-from benchmarks.attention.plan_work import Work
+from benchmarks.attention.plan_work import ROWS, Work
 from sparsebert.reporting.timing import side_by_side
 
 BACKWARD_FLOP = 2.5  # of the forward pass: five matrix products instead of two
@@ -70,9 +70,13 @@ class Bound:
 
 def moved_bytes(case: Case) -> int:
     """Bytes of q, k, v and o, and in training also of their gradients and what backward reads."""
-    size = torch.finfo(getattr(torch, case.dtype)).bits // 8
     tensors = 4 + (8 if case.trains else 0)
-    return size * case.batch * case.heads * case.length * case.dim * tensors
+    return element_bytes(case) * case.batch * case.heads * case.length * case.dim * tensors
+
+
+def element_bytes(case: Case) -> int:
+    """Bytes of an element of q, k and v."""
+    return torch.finfo(getattr(torch, case.dtype)).bits // 8
 
 
 def flop(case: Case, executed: float) -> float:
@@ -95,7 +99,9 @@ def of_work(case: Case, work: Work, ms: float, roofs: Roofs) -> dict[str, object
     """The columns of a row that compare a call of the native kernels with a core's peak.
 
     The flop are those of `flop` for the scores that the plan computes; the time of 2^x is what
-    one for each of them (and another in the backward pass) takes at the kernels' own rate.
+    one for each of them (and another in the backward pass) takes at the kernels' own rate. What is
+    read is a row of k and one of v for each column of a tile and each single entry, whichever
+    cache has them.
     """
     every = case.length**2 * case.batch * case.heads
     gflop_s = flop(case, work.scores / every) / ms / 1e6
@@ -106,6 +112,11 @@ def of_work(case: Case, work: Work, ms: float, roofs: Roofs) -> dict[str, object
         "gflop_s": f"{gflop_s:.1f}",
         "moved_mb": f"{moved_bytes(case) / 1e6:.3f}",
     }
+    read = 0.0
+    if not case.trains and not work.dense_scores:
+        pairs = work.tile_scores // ROWS + work.entry_scores
+        read = 2 * pairs * case.dim * element_bytes(case) / ms / 1e6
+        row["read_gb_s"] = f"{read:.1f}"
     if roofs.core is not None:
         peak = roofs.peak_gflop_s(case.dtype)
         exps = work.scores * (2 if case.trains else 1)
@@ -114,6 +125,8 @@ def of_work(case: Case, work: Work, ms: float, roofs: Roofs) -> dict[str, object
             "of_peak": f"{gflop_s / peak:.4f}",
             "exp_share": f"{exps * roofs.core.exp_ns / roofs.threads / 1e6 / ms:.4f}",
         }
+        if read:
+            row["of_l2"] = f"{read / (roofs.core.l2_gb_s * roofs.threads):.4f}"
     return row
 
 

@@ -158,13 +158,16 @@ def roofline(rows: Sequence[Row]) -> list[str]:
                 row["gflop_s"],
                 f"{float(row['of_peak']):.0%}" if row["of_peak"] else "-",
                 f"{float(row['exp_share']):.0%}" if row["exp_share"] else "-",
+                row["read_gb_s"] or "-",
+                f"{float(row['of_l2']):.0%}" if row["of_l2"] else "-",
                 f"{float(row['moved_mb']):.2f}",
                 f"{ms / floor:.1f}" if floor else "-",
             ]
         )
     header = [
         "case", "direction", "heads", "tile scores, 10^3", "single entries, 10^3", "ms",
-        "GFLOP/s", "of peak", "2^x", "q, k, v, o: MB", "time over moving them once",
+        "GFLOP/s", "of peak", "2^x", "k and v read, GB/s", "of L2", "q, k, v, o: MB",
+        "time over moving them once",
     ]  # fmt: skip
     return table(header, body)
 

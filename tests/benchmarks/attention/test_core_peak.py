@@ -37,6 +37,7 @@ def test_a_core_multiplies_and_raises(fresh: None) -> None:
     assert found.gflop_s("bfloat16") == found.bf16_gflop_s
     assert found.gflop_s("float16") == found.gflop_s("float32") == found.fma_gflop_s
     assert 0.001 < found.exp_ns < 100.0
+    assert 1.0 < found.l2_gb_s < 10000.0
 
 
 def test_without_a_compiler_there_is_no_peak(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

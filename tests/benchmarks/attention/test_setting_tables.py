@@ -9,6 +9,7 @@ from tests.benchmarks.attention.test_attention_report import row
 WORK = {
     "routes": "2 native", "tile_scores": "3200", "entry_scores": "0", "gflop_s": "6.0",
     "of_peak": "0.6", "exp_share": "0.1", "moved_mb": "1.5", "floor_ms": "0.5",
+    "read_gb_s": "20.5", "of_l2": "0.3",
 }  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_what_limits_the_kernels() -> None:
     assert lines[2].startswith("- single entries alone: 20% to 20%")
     table = setting_tables.roofline(ours)[2:]
     assert table[0] == (
-        "| star, N = 64, D = 8 | forward | 2 native | 3 | 0 | 1.000 | 6.0 | 60% | 10% | 1.50 "
-        "| 2.0 |"
+        "| star, N = 64, D = 8 | forward | 2 native | 3 | 0 | 1.000 | 6.0 | 60% | 10% | 20.5 "
+        "| 30% | 1.50 | 2.0 |"
     )
     assert len(table) == 2
