@@ -3,6 +3,7 @@
 #
 #   make demo PYTHON=python3.12     another interpreter
 #   make test PYTEST_ARGS="-k plan" a selection of the tests
+#   make bench BENCH_ARGS="--threads 1 2 --mkl stock avx512"   four settings of a CPU
 #   PIP_EXTRA_INDEX_URL=...         pip's own variables work: on PyPI, torch for Linux is a CUDA
 #                                   build of several GB, on PyTorch's CPU index it is 200 MB
 
@@ -10,6 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -66,7 +68,7 @@ native-if-possible: $(INSTALLED)
 	@$(BIN)/python kernels/cpu/build.py --if-possible
 
 bench: $(INSTALLED) native-if-possible  ## time attention and whole models on this machine, and report; 15 minutes
-	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks run $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.end_to_end
 
 bench-quick: $(INSTALLED) native-if-possible  ## a look at attention's times on this machine, under a minute

@@ -17,7 +17,7 @@ from sparsebert.reporting.figures import new_figure, save_figure
 from sparsebert.support.colours import COLOURS
 
 _BARS = "bars: times of 20 to 80 % of the calls"
-_GROUPS = ("paper-short", "paper-long", "no-gain", "learned", "quick")
+_GROUPS = ("paper-short", "paper-long", "no-gain", "learned", "tiny", "quick")
 _MASKS = (*PAPER, LEARNED_LOOKING, NO_DIAGONAL)
 _STYLES = dict(zip(_MASKS, zip((*COLOURS, "#888888"), "osD^vP*X", strict=True), strict=True))
 Points = dict[int, tuple[float, float, float]]

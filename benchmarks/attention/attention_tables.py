@@ -17,7 +17,9 @@ from benchmarks.harness.named_masks import NO_DIAGONAL
 
 EVEN = 0.05  # times this close count neither as won nor as lost
 NOT_MEASURED = "not measured yet"
-SIMPLE_GROUPS = ("paper-short", "paper-long", "patterns", "no-gain", "learned", "quick")
+SIMPLE_GROUPS = (
+    "paper-short", "paper-long", "patterns", "no-gain", "learned", "tiny", "crossover", "quick",
+)  # fmt: skip
 
 
 def scores(values: Iterable[float]) -> str:
@@ -46,14 +48,6 @@ def group_table(rows: Sequence[Row], column: str = "speedup") -> list[str]:
     order = [key for key in itertools.product(groups, DIRECTIONS) if key in found.index]
     body = [[*key, *found.loc[key, shown]] for key in order]
     return table(["group", "direction", *shown], body)
-
-
-def totals(rows: Sequence[Row]) -> list[str]:
-    """A line for each rival: geometric mean, wins and losses over all cases, by direction."""
-    found = _scores_by(_timed(rows, "speedup"), ["direction"], "speedup").T
-    cells = found.reindex(columns=DIRECTIONS, fill_value="").replace("", "-")
-    body = [[rival.what, *cells.loc[rival.name]] for rival in RIVALS if rival.name in cells.index]
-    return table(["against", *DIRECTIONS], body)
 
 
 def _timed(rows: Sequence[Row], column: str) -> pd.DataFrame:
@@ -89,12 +83,11 @@ def summary(
 
 
 def losses(rows: Sequence[Row], most: int = 12) -> list[str]:
-    """Where a route that does the same work is faster than ours by more than 5 %, worst first."""
-    masked = {rival.name for rival in RIVALS if rival.masked} - {OURS}
+    """Where another route is faster than ours by more than 5 %, worst first."""
     found = [
         row
         for row in rows
-        if row["contender"] in masked and row["speedup"] and float(row["speedup"]) < 1.0 - EVEN
+        if row["contender"] != OURS and row["speedup"] and float(row["speedup"]) < 1.0 - EVEN
     ]
     if not found:
         return ["None."]
@@ -102,7 +95,7 @@ def losses(rows: Sequence[Row], most: int = 12) -> list[str]:
     body = [
         [
             row["group"],
-            f"{row['mask']}, N = {row['length']}{_extras(row)}",
+            case_name(row),
             row["direction"],
             row["contender"],
             f"{float(row['speedup']):.2f}",
@@ -159,6 +152,12 @@ def every_case(rows: Sequence[Row]) -> list[str]:
         body.append(line)
     header = ["group", "mask", "B x H x N x D", "direction", "density", "executed", "compile ms"]
     return table([*header, "first call ms", "ours, ms (20 to 80 %)", *more, *rivals], body)
+
+
+def case_name(row: Row) -> str:
+    """A case in a few words: "star, N = 512, bfloat16"."""
+    shape = "" if row["dim"] == "64" else f", D = {row['dim']}"
+    return f"{row['mask']}, N = {row['length']}{shape}{_extras(row)}"
 
 
 def _extras(row: Row) -> str:

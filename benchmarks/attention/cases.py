@@ -21,6 +21,7 @@ DIRECTIONS = (FORWARD, BOTH)
 DEVICES, TIERS = ("cpu", "cuda"), ("quick", "full")
 TOKENS = 32768  # tokens of a batch on a GPU
 DROPOUT, PADDING = 0.1, 0.25
+HALF_PADDED = 0.5
 
 PAPER = ("star", "longformer", "log_sparse", "strided", "fixed", "bigbird")
 """The patterns that the SparseBERT paper compares, in `sparsebert.masks.patterns`."""
@@ -148,7 +149,6 @@ def _all_cases(device: str) -> Iterator[Case]:
     no_diagonal = named_masks.NO_DIAGONAL
     yield from cases("paper-short", (128, 512, 1024), PAPER)
     yield from cases("paper-long", on((2048,), (2048, 4096, 8192)), PAPER)
-    yield from cases("paper-long", on((4096,), ()), ("longformer",), directions=(FORWARD,))
     yield from cases("patterns", on((1024,), (512, 1024, 4096)), OTHERS)
     yield from cases("no-gain", on((128, 512, 1024), (128, 512, 1024, 2048, 4096)), NO_GAIN)
     lengths = on((128, 512, 1024), (128, 512, 1024, 2048))
@@ -158,11 +158,13 @@ def _all_cases(device: str) -> Iterator[Case]:
         names = ("longformer", "strided", no_diagonal)
         yield from cases("shapes", on((512,), (512, 1024, 4096)), names, shape=shape)
     yield from cases("vit", VIT_LENGTHS, ("neighborhood_2d", no_diagonal), shape=VIT_LARGE)
-    # bf16 is what all other cases on a GPU have, fp32 what those on a CPU have. Nobody trains in
-    # bf16 on a CPU that has no instructions for it, where torch's backward pass takes seconds.
+    # bf16 is what all other cases on a GPU have, fp32 what those on a CPU have. Hardly anybody
+    # trains in bf16 on a CPU; without instructions for it torch's backward pass takes seconds.
     names = ("longformer", "log_sparse", no_diagonal)
     if device == "cpu":
-        yield from cases("dtypes", (512,), names, dtype="bfloat16", directions=(FORWARD,))
+        names += (named_masks.LEARNED_LOOKING,)
+        yield from cases("dtypes", (128, 512), names, dtype="bfloat16", directions=(FORWARD,))
+        yield from cases("dtypes", (512,), ("longformer",), dtype="bfloat16", directions=(BOTH,))
     else:
         for dtype in ("float16", "float32"):
             yield from cases("dtypes", (512, 2048), names, dtype=dtype)
@@ -174,6 +176,25 @@ def _all_cases(device: str) -> Iterator[Case]:
     names = on(("longformer",), ("longformer", "strided"))
     for tokens in on((TOKENS,), (TOKENS // 2, TOKENS * 2)):
         yield from cases("batch", lengths, names, batch=4, tokens=tokens)
+    if device == "cpu":
+        yield from _on_a_cpu()
+
+
+def _on_a_cpu() -> Iterator[Case]:
+    """What a CPU may gain where a GPU does not: short texts, masks of any density, padding; and
+    what takes a CPU too long to be timed for every mask.
+    """
+    cases = functools.partial(_cases, "cpu")
+    learned = named_masks.LEARNED_LOOKING
+    yield from cases("paper-long", (4096,), ("star", "longformer"), directions=(FORWARD,))
+    yield from cases("learned", (2048, 4096), (learned,), directions=(FORWARD,))
+    yield from cases("no-gain", (2048, 4096), ("dense",), directions=(FORWARD,))
+    names = ("longformer", "strided", learned, "dense")
+    yield from cases("tiny", (32, 64), names)
+    shares = (f"random {share} %" for share in named_masks.RANDOM_SHARES)
+    yield from cases("crossover", (512,), tuple(shares))
+    names = ("longformer", "strided", learned, "dense")
+    yield from cases("half-padded", (128, 512, 1024), names, padding=HALF_PADDED)
 
 
 def _learned(device: str) -> Iterator[Case]:

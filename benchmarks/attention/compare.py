@@ -2,8 +2,9 @@
 
     python -m benchmarks compare OLD NEW    # CSV files, or folders of them
 
-Cases are matched by all that defines them. A change counts if the ranges from the 20 % to the
-80 % quantile do not overlap and the medians are at least 3 % apart (--least); the rest is noise.
+Cases are matched by all that defines them, and by threads, MKL and instruction set. A change
+counts if the ranges from the 20 % to the 80 % quantile do not overlap and the medians are at least
+3 % apart (--least); the rest is noise.
 The rivals' drift shows how far the machine itself changed. Exit status: 0 no regression, 1 some
 regression, 2 unusable input.
 """
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.attention.result_files import Row, key_of, read
+from benchmarks.attention.result_files import Row, key_of, read, setting_of
 from benchmarks.attention.rivals import OURS
 
 
@@ -46,22 +47,22 @@ class Change:
 
 def changes(old: Sequence[Row], new: Sequence[Row]) -> list[Change]:
     """What both have times for."""
-    before = {(key_of(row), row["contender"]): row for row in old if row["ms_50"]}
+    before = {_matched_by(row): row for row in old if row["ms_50"]}
     return [
-        Change(before[key_of(row), row["contender"]], row)
+        Change(before[_matched_by(row)], row)
         for row in new
-        if row["ms_50"] and (key_of(row), row["contender"]) in before
+        if row["ms_50"] and _matched_by(row) in before
     ]
 
 
 def lost(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """Cases that we had times for and that the new results have without: they now fail."""
-    timed = {key_of(row) for row in old if row["contender"] == OURS and row["ms_50"]}
-    return [
-        row
-        for row in new
-        if row["contender"] == OURS and not row["ms_50"] and key_of(row) in timed
-    ]
+    timed = {_matched_by(row) for row in old if row["contender"] == OURS and row["ms_50"]}
+    return [row for row in new if not row["ms_50"] and _matched_by(row) in timed]
+
+
+def _matched_by(row: Row) -> tuple[str, ...]:
+    return (*key_of(row), *setting_of(row), row["contender"])
 
 
 def describe(row: Row) -> str:
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     ours = [change for change in both if change.new["contender"] == OURS]
     if not ours:
         parser.error("the two results have no case in common; were they made on the same device?")
-    for name in ("processor", "threads", "python", "torch", "triton", "method"):
+    for name in ("processor", "python", "torch", "triton", "method"):
         before, after = (" and ".join(sorted({row[name] for row in part})) for part in (old, new))
         if before != after:
             print(f"mind: {name} was {before}, is {after}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import time
@@ -21,9 +22,16 @@ _CPU_CACHE = 32 * 2**20  # where the system does not say
 
 @functools.lru_cache(maxsize=16)
 def compiled_plan(
-    mask: AttentionMask, device: str, head_dim: int = 64, heads: int | None = None
+    mask: AttentionMask,
+    device: str,
+    head_dim: int = 64,
+    heads: int | None = None,
+    threads: int | None = None,
 ) -> tuple[AttentionPlan, float]:
-    """The plan that `sparse_attention` would make of the mask, and the milliseconds it took."""
+    """The plan that `sparse_attention` would make of the mask, and the milliseconds it took.
+
+    `threads` are torch's, which shape plans, so that each number of them has plans of its own.
+    """
     start = time.perf_counter()
     plan = compile_for(mask, torch.device(device), head_dim, heads)
     return plan.to(device), (time.perf_counter() - start) * 1e3
@@ -35,6 +43,27 @@ def tensors_of(case: Case, device: str) -> Tensors:
     dtype = getattr(torch, case.dtype)
     made = [torch.randn(shape, device=device, dtype=dtype).transpose(1, 2) for _ in range(4)]
     return (*(x.requires_grad_(case.trains) for x in made[:3]), made[3])
+
+
+def sets_of(case: Case, device: str) -> list[Tensors]:
+    """As many sets of tensors as take turns, the same in every run.
+
+    Cases of one shape share their numbers: making these takes longer than timing a short case.
+    """
+    torch.manual_seed(0)
+    made = _numbers(
+        dataclasses.replace(case, group="", mask="", direction="", dropout=0.0, padding=0.0),
+        device,
+    )
+    return [
+        (*(x.detach().requires_grad_(case.trains) for x in tensors[:3]), tensors[3])
+        for tensors in made
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def _numbers(case: Case, device: str) -> list[Tensors]:
+    return [tensors_of(case, device) for _ in range(number_of_sets(case, device))]
 
 
 def number_of_sets(case: Case, device: str) -> int:

@@ -2,7 +2,7 @@
 
 Contenders run in turn in one process. Each has sets of inputs that together are larger than the
 last cache, and takes the next set at every call, so that no cache flatters. Ratios are medians of
-the ratios of single rounds.
+the ratios of single rounds. With one CPU thread times are that thread's CPU time.
 """
 
 from __future__ import annotations
@@ -23,30 +23,40 @@ from benchmarks.attention.inputs import (
     call_of,
     compiled_plan,
     key_mask_of,
-    number_of_sets,
-    tensors_of,
+    sets_of,
 )
+from benchmarks.attention.plan_work import Work, work_of
 from benchmarks.attention.rivals import OURS, Rival, rivals_on
 from benchmarks.harness import gpu_timing, named_masks
 from benchmarks.harness.errors import in_a_line, is_fatal
 from benchmarks.harness.memory import peak_bytes
-from sparsebert.reporting.timing import quantiles, side_by_side
+from sparsebert.reporting.timing import own_clock, quantiles, side_by_side
 
+ROUNDS = 3  # at least
 Values = dict[str, object]
 
 
-def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Iterator[Values]:
+def rows_of(
+    case: Case,
+    device: str,
+    limits: roofs.Roofs,
+    seconds: float,
+    chosen: tuple[str, ...] | None = None,
+) -> Iterator[Values]:
     """A row for every contender of a case, this project's first.
 
     Args:
         seconds: least time spent on the rounds of the case.
+        chosen: names of the rivals that run, None for all; the others' rows say so.
     """
     try:
         mask = build_mask(case)
     except named_masks.NoSuchMask as error:
         yield {"contender": OURS, "note": str(error)}
         return
-    plan, compile_ms = compiled_plan(mask, device, case.dim, case.heads)
+    plan, compile_ms = compiled_plan(
+        mask, device, case.dim, case.heads, torch.get_num_threads() if device == "cpu" else None
+    )
     report = plan.explain()
     predicted = report.predicted_step_speedup if case.trains else report.predicted_speedup
     common = {
@@ -57,13 +67,18 @@ def rows_of(case: Case, device: str, limits: roofs.Roofs, seconds: float) -> Ite
         "roof_gb_s": f"{limits.copy_gb_s:.1f}",
         "roof_tflop_s": f"{limits.matrix_tflop_s[case.dtype]:.4g}",
     }
-    torch.manual_seed(0)
-    inputs = [tensors_of(case, device) for _ in range(number_of_sets(case, device))]
+    inputs = sets_of(case, device)
     key_mask = key_mask_of(case, device)
     setup = CaseSetup(case, mask, plan, inputs[0][:3], key_mask)
     check = ResultCheck(case, mask, inputs[0][:3], inputs[0][3], key_mask)
 
-    entries = [_Entry(rival, common) for rival in rivals_on(device)]
+    entries = [
+        _Entry(rival, common, left_out=chosen is not None and rival.name not in (OURS, *chosen))
+        for rival in rivals_on(device)
+    ]
+    if device == "cpu":
+        dtype = getattr(torch, case.dtype)
+        entries[0].work = work_of(plan, case.heads, case.batch, dtype, key_mask)
     # One cycle for all: else the first of a round would bring the inputs into the cache for the
     # others.
     sets = itertools.cycle(inputs)
@@ -92,11 +107,15 @@ class _Entry:
     times: list[float] = dataclasses.field(default_factory=list)
     graph_ms: float | None = None
     note: str = ""
+    left_out: bool = False
+    work: Work | None = None
 
     def prepare(self, setup: CaseSetup, check: ResultCheck, sets: Iterator[Tensors]) -> None:
         """Build it, call it once, check its results; on failure the note says why."""
         case = setup.case
         self.note = self.rival.refusal(case, setup.device.type)
+        if not self.note and self.left_out:
+            self.note = "left out of this run (--rivals)"
         if self.note:
             return
         try:
@@ -138,6 +157,8 @@ class _Entry:
             "area_ms": f"{bound.area_ms:.4f}",
             "of_bound": f"{bound.ms / median:.4f}",
         }
+        if self.work is not None:
+            row |= roofs.of_work(case, self.work, median, limits)
         if self.peak_mb is not None:
             row["peak_mb"] = f"{self.peak_mb:.1f}"
         if self.graph_ms is not None:
@@ -152,9 +173,8 @@ class _Entry:
 def _measure(entries: list[_Entry], device: str, seconds: float, sets: int) -> None:
     """Time the contenders that run, in turn."""
     if device == "cpu":
-        found = side_by_side(
-            {e.rival.name: e.call for e in entries if e.call is not None}, seconds=seconds
-        )
+        alone = {e.rival.name: e.call for e in entries if e.call is not None}
+        found = side_by_side(alone, seconds=seconds, least=ROUNDS, clock=own_clock()[0])
     else:
         calls = {
             e.rival.name: (e.call, e.ready.around)

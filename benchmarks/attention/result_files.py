@@ -1,7 +1,8 @@
 """Rows of the attention benchmark as CSV files: one file a group, one row a case and contender.
 
 A file is written case by case, so that an interrupted run loses nothing, and a later run goes on
-where it stopped, as long as machine, versions, commit and method are the same.
+where it stopped, as long as machine, versions, commit and method are the same. Runs that differ
+in their setting alone (threads, MKL, instruction set) write into the same files.
 """
 
 from __future__ import annotations
@@ -36,12 +37,24 @@ MEASURED = (
     "of_bound",  # the longer of the two over ms_50
     "roof_gb_s",
     "roof_tflop_s",
+    "routes",  # of our heads: who runs how many
+    "tile_scores",  # of a call: 16 for each column of a tile
+    "entry_scores",  # of a call: those that stand alone
+    "gflop_s",  # of the products of all scores that are computed
+    "peak_gflop_s",  # of a core, times the threads
+    "of_peak",  # one over the other
+    "exp_share",  # of the time, at the rate of the kernels' own 2^x
+    "moved_mb",  # what floor_ms moves
+    "read_gb_s",  # rows of k and v that tiles and single entries read, forward
+    "of_l2",  # of the rate at which cores read from their second cache
     "note",  # why there are no times, or what a reader should know
 )
 PROVENANCE = (
     "device",
     "processor",
     "threads",
+    "mkl",  # see `benchmarks.harness.mkl`
+    "isa",  # of the native kernels; "" where they cannot be used
     "python",
     "torch",
     "triton",
@@ -52,6 +65,8 @@ PROVENANCE = (
     "date",
 )
 COLUMNS = (*KEY, *MEASURED, *PROVENANCE)
+SETTINGS = ("threads", "mkl", "isa")
+"""What a machine's runs differ in: a file holds the rows of several settings beside each other."""
 FAILED = "FAILED:"  # begins the note of a case that has no rows; it is tried again
 BEST_DENSE = "best dense"  # the fastest of the routes without a mask
 
@@ -59,6 +74,11 @@ BEST_DENSE = "best dense"  # the fastest of the routes without a mask
 def key_of(row: Row) -> tuple[str, ...]:
     """The case of a row, as `Case.key` gives it."""
     return tuple(row[name] for name in KEY)
+
+
+def setting_of(row: Row) -> tuple[str, ...]:
+    """The setting of a row's run, see `SETTINGS`."""
+    return tuple(row[name] for name in SETTINGS)
 
 
 def read(path: Path) -> list[Row]:
@@ -82,7 +102,7 @@ def with_best_dense(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row["contender"] not in DENSE or not row["speedup"]:
             continue
-        key = key_of(row)
+        key = (*key_of(row), *setting_of(row))
         if key not in best or float(row["speedup"]) < float(best[key]["speedup"]):
             best[key] = row
     return [*rows, *({**row, "contender": BEST_DENSE} for row in best.values())]
@@ -119,7 +139,10 @@ class Store:
         ]
 
     def add(self, case: Case, rows: Iterable[dict[str, object]]) -> None:
-        """Write the rows of one case; the first of a group drop those of other runs."""
+        """Write the rows of one case; the first of a group drop those of other runs.
+
+        Those of runs that differ in their setting alone stay.
+        """
         file = self._file(case.group)
         fields = dict(zip(KEY, case.key, strict=True))
         lines = [{**fields, **row} for row in rows]
@@ -127,7 +150,12 @@ class Store:
             file.append(lines)
             return
         self._opened.add(case.group)
-        kept = [] if self._fresh else [row for row in file.of_this_run() if not _failed(row)]
+        mine = setting_of(self.origin)
+        kept = [
+            row
+            for row in file.of_this_run(*SETTINGS)
+            if not _failed(row) and not (self._fresh and setting_of(row) == mine)
+        ]
         file.write([*kept, *lines])
 
     def _file(self, group: str) -> RowFile:

@@ -17,11 +17,14 @@ from benchmarks.attention.cases import Case
 from benchmarks.attention.contender import CaseSetup, Ready
 from benchmarks.attention.correctness import eager_attention
 from sparsebert.api import sparse_attention
+from sparsebert.backends import routing
+from sparsebert.plan import AttentionPlan, compile_for_backend
 
 OURS = "sparsebert"
 SDPA_MASK, EAGER = "SDPA + mask", "eager + mask"
 FLEX, FLEX_FORMULA, FLEX_TUNED = "FlexAttention", "Flex, formula", "Flex, tuned"
 SDPA_DENSE = "SDPA dense"
+EXECUTOR = "torch executor"
 FLASH, CUDNN, EFFICIENT = "flash dense", "cuDNN dense", "efficient dense"
 DENSE = (SDPA_DENSE, FLASH, CUDNN, EFFICIENT)
 EAGER_LIMIT = {"cpu": 2**25, "cuda": 2**33}  # bytes of all scores: for time, and for memory
@@ -53,7 +56,24 @@ def _any(case: Case, device: str) -> str:
 
 
 def _ours(setup: CaseSetup) -> Ready:
-    plan, key_mask, p = setup.plan, setup.key_mask, setup.case.dropout
+    return _by_plan(setup, setup.plan)
+
+
+def _executor(setup: CaseSetup) -> Ready:
+    case = setup.case
+    made = compile_for_backend(
+        setup.mask, "torch", target="cpu", head_dim=case.dim, copies=case.heads
+    )
+    # A plan of its own that holds, for what "auto" would run, the programs of these backends.
+    plan = dataclasses.replace(made, programs={})
+    dtype = getattr(torch, case.dtype)
+    chosen = routing.Routes(*routing.choose("auto", "cpu", dtype, case.dim, False))
+    plan.programs[chosen] = plan.program_for("torch", "dense")
+    return _by_plan(setup, plan)
+
+
+def _by_plan(setup: CaseSetup, plan: AttentionPlan) -> Ready:
+    key_mask, p = setup.key_mask, setup.case.dropout
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return sparse_attention(q, k, v, plan, key_mask=key_mask, dropout_p=p)
@@ -111,6 +131,10 @@ RIVALS: tuple[Rival, ...] = (
     Rival(
         SDPA_DENSE, "torch's SDPA without any mask: other numbers, the time of dense attention",
         ("cpu",), False, _any, _sdpa_dense,
+    ),
+    Rival(
+        EXECUTOR, "this project without the native kernels: tiles in torch operations, or dense",
+        ("cpu",), True, _any, _executor,
     ),
     Rival(
         FLASH, "torch's SDPA without any mask, FlashAttention", ("cuda",), False, _half_only,

@@ -12,6 +12,9 @@ Executed-area bound, for the scores that a contender computes (a fraction x of N
 
 The bound of a row is the longer of the two, over both passes where both are timed. The mask, the
 LSE, softmax and index lists are not counted, so nothing reaches 100 %.
+
+Of calls of the native CPU kernels rows also have the share of a core's peak, which is measured by
+itself (`core_peak`).
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.attention import core_peak
 from benchmarks.attention.cases import Case
+from benchmarks.attention.core_peak import CorePeak
+from benchmarks.attention.plan_work import ROWS, Work
 from sparsebert.reporting.timing import side_by_side
 
 BACKWARD_FLOP = 2.5  # of the forward pass: five matrix products instead of two
@@ -35,10 +41,18 @@ class Roofs:
         copy_gb_s: reading and writing memory, GB (10^9 bytes) a second, both counted.
         matrix_tflop_s: torch.mm of large square matrices, 10^12 flop a second, by dtype; fp32's
             where that is faster.
+        core: what a core of a CPU can do at most; None on a GPU, or where it is not known.
+        threads: torch's, of the CPU.
     """
 
     copy_gb_s: float
     matrix_tflop_s: dict[str, float]
+    core: CorePeak | None = None
+    threads: int = 1
+
+    def peak_gflop_s(self, dtype: str) -> float:
+        """The peak of all cores that threads run on; 0 if it is not known."""
+        return 0.0 if self.core is None else self.core.gflop_s(dtype) * self.threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +70,13 @@ class Bound:
 
 def moved_bytes(case: Case) -> int:
     """Bytes of q, k, v and o, and in training also of their gradients and what backward reads."""
-    size = torch.finfo(getattr(torch, case.dtype)).bits // 8
     tensors = 4 + (8 if case.trains else 0)
-    return size * case.batch * case.heads * case.length * case.dim * tensors
+    return element_bytes(case) * case.batch * case.heads * case.length * case.dim * tensors
+
+
+def element_bytes(case: Case) -> int:
+    """Bytes of an element of q, k and v."""
+    return torch.finfo(getattr(torch, case.dtype)).bits // 8
 
 
 def flop(case: Case, executed: float) -> float:
@@ -69,10 +87,47 @@ def flop(case: Case, executed: float) -> float:
 
 def bound(case: Case, executed: float, roofs: Roofs) -> Bound:
     """The least time of a case for a contender that computes a share `executed` of the scores."""
+    # On AMD torch's products are slower than the processor's multiply-adds.
+    rate = max(roofs.matrix_tflop_s[case.dtype], roofs.peak_gflop_s(case.dtype) / 1e3)
     return Bound(
         moved_bytes(case) / (roofs.copy_gb_s * 1e9) * 1e3,
-        flop(case, executed) / (roofs.matrix_tflop_s[case.dtype] * 1e12) * 1e3,
+        flop(case, executed) / (rate * 1e12) * 1e3,
     )
+
+
+def of_work(case: Case, work: Work, ms: float, roofs: Roofs) -> dict[str, object]:
+    """The columns of a row that compare a call of the native kernels with a core's peak.
+
+    The flop are those of `flop` for the scores that the plan computes; the time of 2^x is what
+    one for each of them (and another in the backward pass) takes at the kernels' own rate. What is
+    read is a row of k and one of v for each column of a tile and each single entry, whichever
+    cache has them.
+    """
+    every = case.length**2 * case.batch * case.heads
+    gflop_s = flop(case, work.scores / every) / ms / 1e6
+    row: dict[str, object] = {
+        "routes": work.routes,
+        "tile_scores": work.tile_scores,
+        "entry_scores": work.entry_scores,
+        "gflop_s": f"{gflop_s:.1f}",
+        "moved_mb": f"{moved_bytes(case) / 1e6:.3f}",
+    }
+    read = 0.0
+    if not case.trains and not work.dense_scores:
+        pairs = work.tile_scores // ROWS + work.entry_scores
+        read = 2 * pairs * case.dim * element_bytes(case) / ms / 1e6
+        row["read_gb_s"] = f"{read:.1f}"
+    if roofs.core is not None:
+        peak = roofs.peak_gflop_s(case.dtype)
+        exps = work.scores * (2 if case.trains else 1)
+        row |= {
+            "peak_gflop_s": f"{peak:.1f}",
+            "of_peak": f"{gflop_s / peak:.4f}",
+            "exp_share": f"{exps * roofs.core.exp_ns / roofs.threads / 1e6 / ms:.4f}",
+        }
+        if read:
+            row["of_l2"] = f"{read / (roofs.core.l2_gb_s * roofs.threads):.4f}"
+    return row
 
 
 def measure(device: str, dtypes: set[str], repeats: int = 10) -> Roofs:
@@ -89,7 +144,12 @@ def measure(device: str, dtypes: set[str], repeats: int = 10) -> Roofs:
         seconds = _seconds(lambda a=a, b=b: torch.mm(a, b), device, repeats)
         rates[name] = 2 * edge**3 / seconds / 1e12
     # Nobody has to compute in 16 bits where fp32 is faster.
-    return Roofs(copy / 1e9, {name: max(rates[name], rates["float32"]) for name in dtypes})
+    return Roofs(
+        copy / 1e9,
+        {name: max(rates[name], rates["float32"]) for name in dtypes},
+        None if device == "cuda" else core_peak.measure(),
+        torch.get_num_threads(),
+    )
 
 
 def _seconds(call: Callable[[], object], device: str, repeats: int) -> float:

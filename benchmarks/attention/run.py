@@ -5,10 +5,16 @@
     python -m benchmarks run --group vit        # one group; --list names them
     python -m benchmarks run --device cuda --group paper-short --out DIR
 
+    python -m benchmarks run --threads 1 2 --mkl stock avx512     # four settings of a CPU
+
 On a machine with a GPU the cases of the GPU run, else those of the CPU. Results go to
 DIR/attention_cpu/GROUP.csv or attention_cuda/GROUP.csv, case by case: Ctrl-C keeps what is done,
 and the same command goes on from there if machine, versions and commit are the same. DIR is
 --out, else $OUT, else benchmarks/results (with --quick out/bench).
+
+On a CPU all cases are timed for each number of threads, with MKL as it is or made to use AVX-512
+on AMD, which takes a C++ compiler (`benchmarks/harness/mkl.py`). SPARSEBERT_CPU_ISA decides what
+the native kernels use. Every row says which.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -25,12 +32,15 @@ from tqdm import tqdm
 from benchmarks.attention import compare, measure_case, result_files, roofs
 from benchmarks.attention.cases import DEVICES, Case, group_names, select
 from benchmarks.attention.correctness import WRONG
-from benchmarks.attention.rivals import OURS
-from benchmarks.harness import errors
+from benchmarks.attention.rivals import OURS, rivals_on
+from benchmarks.harness import errors, mkl
 from benchmarks.harness.memory import keep_memory
 from benchmarks.harness.origin import RESULTS, ROOT
 from benchmarks.harness.origin import origin as machine_and_commit
+from sparsebert.kernels.cpu.build import BuildError
+from sparsebert.kernels.cpu.library import load
 from sparsebert.machine import threads_for
+from sparsebert.reporting.timing import own_clock
 
 SECONDS = {("cpu", "full"): 1.0, ("cpu", "quick"): 0.3}
 GPU_SECONDS = 0.5
@@ -52,8 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="begin no case after this time")
     parser.add_argument("--seconds", type=float, help="least time for the rounds of a case")
     parser.add_argument(
-        "--threads", type=int, help="CPU threads (default: torch's, fewer on a busy machine)"
+        "--threads", type=int, nargs="+", default=[None], metavar="T",
+        help="CPU threads, one after the other (default: torch's, fewer on a busy machine)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mkl", nargs="+", choices=mkl.MODES, default=[mkl.active()],
+        help="how MKL runs, one after the other (default: as shipped)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rivals", nargs="*", metavar="NAME", help="only these contenders beside this project"
     )
+    arguments = sys.argv[1:] if arguments is None else arguments
     chosen = parser.parse_args(arguments)
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tier = "quick" if chosen.quick else "full"
@@ -61,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         cases = select(device, tier, tuple(chosen.group))
     except ValueError as error:
         parser.error(str(error))
+    known = [rival.name for rival in rivals_on(device)]
+    for name in chosen.rivals or ():
+        if name not in known:
+            parser.error(f"--rivals: there is no {name!r}; there are {', '.join(known)}")
     if chosen.list:
         for group in group_names(cases):
             number = sum(case.group == group for case in cases)
@@ -68,34 +91,56 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA or ROCm device; leave --device out")
-    with threads_for(given=chosen.threads) as sentence:
-        print(sentence, flush=True)
-        return _run_and_report(chosen, cases, device, tier)
-
-
-def _run_and_report(
-    chosen: argparse.Namespace, cases: tuple[Case, ...], device: str, tier: str
-) -> int:
     usual = ROOT / "out" / "bench" if chosen.quick else RESULTS
     folder = chosen.out or Path(os.environ.get("OUT") or usual)
+    status = 0
+    if chosen.mkl == [mkl.active()]:
+        for threads in chosen.threads:
+            with threads_for(given=threads) as sentence:
+                print(sentence, flush=True)
+                status = max(status, _run_setting(chosen, cases, device, tier, folder))
+    else:
+        try:
+            for mode in chosen.mkl:
+                print(f"{mkl.WORDS[mode]}:", flush=True)
+                status = max(status, mkl.run_again("benchmarks", ["run", *arguments], mode))
+        except BuildError as error:
+            parser.error(f"--mkl: {error}")
+    if not (chosen.quick or chosen.group or mkl.is_child()):
+        _report(folder)
+    return status
+
+
+def _report(folder: Path) -> None:
+    try:
+        from benchmarks.attention import attention_report
+    except ModuleNotFoundError as error:  # a GPU's machine may have torch alone
+        print(f"no report here: {error}; python -m benchmarks report makes it from the rows")
+        return
+    attention_report.main(["--out", str(folder)])
+
+
+def _run_setting(
+    chosen: argparse.Namespace, cases: tuple[Case, ...], device: str, tier: str, folder: Path
+) -> int:
+    """The cases with torch's threads and MKL as they are now."""
     seconds = chosen.seconds or SECONDS.get((device, tier), GPU_SECONDS)
     store = result_files.Store(
         folder / f"attention_{device}", origin(device, seconds), fresh=chosen.fresh
     )
-    status = run(cases, device, store, seconds, chosen.minutes)
+    rivals = None if chosen.rivals is None else tuple(chosen.rivals)
+    status = run(cases, device, store, seconds, chosen.minutes, rivals)
     print(f"rows: {store.folder}")
-    try:
-        from benchmarks.attention import attention_report, attention_tables
-    except ModuleNotFoundError as error:  # a GPU's machine may have torch alone
-        print(f"no tables here: {error}; python -m benchmarks report makes them from the rows")
-        return status
     rows = store.rows(cases)
     if rows and (chosen.quick or chosen.group):
+        try:
+            from benchmarks.attention import attention_tables
+        except ModuleNotFoundError as error:  # a GPU's machine may have torch alone
+            print(f"no tables here: {error}")
+            return status
         print("SDPA's time with the same mask over ours, forward / forward + backward:\n")
         tables = [*attention_tables.summary(rows), "", *attention_tables.group_table(rows)]
         print("\n".join(tables))
-    if not chosen.quick and not chosen.group:
-        attention_report.main(["--out", str(folder)])
     return status
 
 
@@ -105,8 +150,12 @@ def run(
     store: result_files.Store,
     seconds: float,
     minutes: float | None = None,
+    rivals: tuple[str, ...] | None = None,
 ) -> int:
-    """Measure what the store does not have; see `main` for the exit status."""
+    """Measure what the store does not have; see `main` for the exit status.
+
+    `rivals` are the names of those that run, None for all.
+    """
     done = store.done(cases)
     left = [case for case in cases if case.key not in done]
     print(
@@ -132,7 +181,7 @@ def run(
             if of_case != shape:  # FlexAttention compiles for each shape
                 torch.compiler.reset()
                 shape = of_case
-            store.add(case, _rows_of(case, device, limits, seconds))
+            store.add(case, _rows_of(case, device, limits, seconds, rivals))
             finished += 1
     except KeyboardInterrupt:
         print(f"\nstopped; {finished} cases are kept, the same command goes on from here")
@@ -141,11 +190,15 @@ def run(
 
 
 def _rows_of(
-    case: Case, device: str, limits: roofs.Roofs, seconds: float
+    case: Case,
+    device: str,
+    limits: roofs.Roofs,
+    seconds: float,
+    rivals: tuple[str, ...] | None,
 ) -> list[measure_case.Values]:
     """The case's rows, or a single one that says that it failed as a whole."""
     try:
-        return list(measure_case.rows_of(case, device, limits, seconds))
+        return list(measure_case.rows_of(case, device, limits, seconds, rivals))
     except Exception as error:  # out of memory, say: the other cases do not depend on this one
         if errors.is_fatal(error):
             raise
@@ -163,13 +216,22 @@ def _report_wrong(rows: list[result_files.Row]) -> int:
 
 def origin(device: str, seconds: float) -> result_files.Row:
     """The provenance columns of this run."""
+    cpu = device == "cpu"
     return {
         **machine_and_commit(device),
         "device": device,
+        "mkl": mkl.active() if cpu else "",
+        "isa": _instruction_set() if cpu else "",
         "python": platform.python_version(),
         "triton": _triton_version(),
-        "method": f"{seconds:g} s a case, inputs rotate",
+        "method": f"{seconds:g} s a case, inputs rotate, {own_clock()[1] if cpu else 'time'}",
     }
+
+
+def _instruction_set() -> str:
+    """Of the native kernels: "avx512", or with what it has beside, "avx512 bf16"."""
+    native = load()
+    return " ".join(filter(None, (native.isa, *native.features)))
 
 
 def _triton_version() -> str:

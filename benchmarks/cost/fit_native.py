@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
 import tempfile
@@ -55,7 +54,7 @@ from benchmarks.cost.native_covers import (
     covers,
 )
 from benchmarks.cost.timed_calls import THREADS, least
-from benchmarks.harness.mkl import preload
+from benchmarks.harness import mkl
 from benchmarks.harness.named_masks import learned_looking
 from benchmarks.harness.origin import COLUMNS, RESULTS, origin
 from benchmarks.harness.rows import RowFile
@@ -179,12 +178,11 @@ def worker(isa: str, dense: str, rounds: int, out: Path) -> None:
 
 def run_worker(isa: str, dense: str, rounds: int) -> list[dict[str, Any]]:
     """The rows of one instruction set, measured in a process of its own."""
-    environment = {**os.environ, library.VARIABLE: isa, "SPARSEBERT_CALIBRATE": "0"}
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.pop(name, None)
-    with tempfile.TemporaryDirectory() as folder:
-        if dense == AVX512:
-            environment |= preload(Path(folder))
+    mode = mkl.AVX512 if dense == AVX512 else mkl.STOCK
+    with tempfile.TemporaryDirectory() as folder, mkl.environment(mode) as of_mode:
+        environment = {**of_mode, library.VARIABLE: isa, "SPARSEBERT_CALIBRATE": "0"}
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment.pop(name, None)
         if dense == AVX2:
             environment["ATEN_CPU_CAPABILITY"] = "avx2"
         out = Path(folder) / "rows.csv"

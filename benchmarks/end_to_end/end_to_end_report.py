@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import origin
+from benchmarks.harness import mkl, origin
 from benchmarks.harness.markdown import table
 from benchmarks.harness.rows import RowFile
 from sparsebert.reporting.figures import new_figure, save_figure
@@ -24,7 +24,10 @@ COLUMNS = (
     "tokens_per_s", "speedup", "peak_mb", "attention_ms", "attention_share", "attention_speedup",
     "executed", "predicted_share", "predicted_attention_speedup", "predicted_speedup", "note",
 )  # fmt: skip
+SETTINGS = ("threads", "mkl")
+"""What a machine's runs differ in; rows of several settings stand beside each other."""
 SDPA, OURS = "sdpa", "sparsebert"
+LEFT_OUT = "left out of this run (--routes)"
 TITLES = {"cpu": "On the CPU", "cuda": "On a GPU"}
 MARKERS = ("o", "s", "^", "D")
 Row = dict[str, str]
@@ -48,7 +51,7 @@ Peak memory is what torch allocates beyond the model and its inputs.
 def row_file(folder: Path, device: str, where: dict[str, str] | None = None) -> RowFile:
     """The rows of one device; `where` is the origin of the run that writes them."""
     path = folder / f"end_to_end_{device}.csv"
-    columns = (*COLUMNS, *origin.COLUMNS)
+    columns = (*COLUMNS, *origin.COLUMNS, "mkl")
     return RowFile(path, columns, origin=where, made_by="python -m benchmarks.end_to_end")
 
 
@@ -65,7 +68,7 @@ def write_report(folder: Path) -> Path:
         lines += _section(rows)
         plot = folder / f"end_to_end_{device}.png"
         try:
-            draw(rows, plot)
+            draw(_of(rows, _settings(rows)[0]), plot)
             lines += ["", f"![speed-ups, Amdahl's line, throughput]({plot.name})"]
         except ModuleNotFoundError as error:
             lines += ["", f"(No plot: {error}.)"]
@@ -78,46 +81,59 @@ def _section(rows: Sequence[Row]) -> list[str]:
     runs: dict[str, dict[str, str]] = {}  # rows may be of several runs
     for row in rows:
         run = (
-            f"{row['processor']}, {row['threads']} threads, {row['dtype']}, torch {row['torch']}, "
-            f"commit {row['commit']} ({row['tree']}), {row['date']}"
+            f"{row['processor']}, {mkl.in_words(row['threads'], row['mkl'])}, {row['dtype']}, "
+            f"torch {row['torch']}, commit {row['commit']} ({row['tree']}), {row['date']}"
         )
         runs.setdefault(run, {})[row["model"]] = row["layers"]
     lines = [
         f"{run}: " + ", ".join(f"{model} with {n} layers" for model, n in models.items()) + "."
         for run, models in runs.items()
     ]
-    lines += [
-        "",
-        *_outcome(rows),
-        "",
-    ]
-    for mode in ("inference", "training"):
-        lines += [f"### {mode.capitalize()}", ""]
-        body = [_line(row, rows) for row in rows if row["mode"] == mode]
-        header = [
-            "model", "N", "batch", "route", "ms", "tokens/s", "peak MB", "executed", "share",
-            "best", "attention", "whole",
-        ]  # fmt: skip
-        lines += [*table(header, body), ""]
+    header = [
+        "model", "N", "batch", "route", "ms", "tokens/s", "peak MB", "executed", "share",
+        "best", "attention", "whole",
+    ]  # fmt: skip
+    settings = _settings(rows)
+    for setting in settings:
+        mine = _of(rows, setting)
+        name = f", {mkl.in_words(*setting)}" if len(settings) > 1 else ""
+        lines += ["", *_outcome(mine, f"{mkl.in_words(*setting)}: " if name else ""), ""]
+        for mode in ("inference", "training"):
+            lines += [f"### {mode.capitalize()}{name}", ""]
+            shown = [row for row in mine if row["mode"] == mode and row["note"] != LEFT_OUT]
+            lines += [*table(header, map(_line, shown)), ""]
+        missing = dict.fromkeys(
+            f"{row['route']} ({row['model']})" for row in mine if row["note"] == LEFT_OUT
+        )
+        if missing:
+            lines += [f"Left out of this run (--routes): {', '.join(missing)}.", ""]
     return lines[:-1]
 
 
-def _outcome(rows: Sequence[Row]) -> list[str]:
+def _settings(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(tuple(row[name] for name in SETTINGS) for row in rows))
+
+
+def _of(rows: Sequence[Row], setting: tuple[str, ...]) -> list[Row]:
+    return [row for row in rows if tuple(row[name] for name in SETTINGS) == setting]
+
+
+def _outcome(rows: Sequence[Row], about: str) -> list[str]:
     """Gains and losses counted, and how far the predictions are off."""
-    ours = [row for row in rows if row["route"].startswith(OURS)]
+    ours = [row for row in rows if row["route"].startswith(OURS) and not row["note"]]
     gains = [float(row["speedup"]) for row in ours]
     errors = [float(row["predicted_speedup"]) / float(row["speedup"]) - 1.0 for row in ours]
     off = np.quantile(np.abs(errors), [0.5, 0.9])
     return [
-        f"Of {len(ours)} sparse cases {sum(gain > 1.05 for gain in gains)} are more than 5 % "
-        f"faster than the dense model, {sum(gain < 0.95 for gain in gains)} more than 5 % slower; "
-        f"geometric mean {statistics.geometric_mean(gains):.2f}, from {min(gains):.2f} to "
+        f"{about}Of {len(ours)} sparse cases {sum(gain > 1.05 for gain in gains)} are more than "
+        f"5 % faster than the dense model, {sum(gain < 0.95 for gain in gains)} more than 5 % "
+        f"slower; geometric mean {statistics.geometric_mean(gains):.2f}, from {min(gains):.2f} to "
         f"{max(gains):.2f}. The predicted gain of the whole model is off by {off[0]:.0%} in the "
         f"median, and by less than {off[1]:.0%} in nine of ten cases."
     ]
 
 
-def _line(row: Row, rows: Iterable[Row]) -> list[str]:
+def _line(row: Row) -> list[str]:
     cells = [row["model"], row["N"], row["batch"], row["route"]]
     if row["note"]:
         return [*cells, row["note"], *[""] * 7]

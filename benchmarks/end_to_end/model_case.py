@@ -11,9 +11,10 @@ from torch import nn
 
 import sparsebert as sb
 from benchmarks.end_to_end import model_families as models
+from benchmarks.end_to_end.end_to_end_report import LEFT_OUT
 from benchmarks.harness.memory import peak_bytes
 from sparsebert.estimate import ModelShape, Rates, calibrate, estimate
-from sparsebert.reporting.timing import quantiles, side_by_side
+from sparsebert.reporting.timing import own_clock, quantiles, side_by_side
 
 SDPA = "sdpa"
 MODES = ("inference", "training")
@@ -30,10 +31,12 @@ class ModelCase:
         length: int,
         batch: int,
         device: torch.device,
-        quick: bool,
+        seconds: float,
+        routes: tuple[str, ...] | None = None,
     ) -> None:
+        """`seconds` go to the rounds at least; `routes` are those beside SDPA, None means all."""
         self.family, self.layers, self.length = family, layers, length
-        self.batch, self.device, self.quick = batch, device, quick
+        self.batch, self.device, self.seconds, self.routes = batch, device, seconds, routes
         self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
 
     def measure(self) -> Iterator[dict[str, object]]:
@@ -86,7 +89,10 @@ class ModelCase:
         dense = self._ready(self.family.build(self.layers, self.length))
         dense.set_attn_implementation("sdpa")
         runs, masks, skipped = {SDPA: dense}, {}, {}
-        for name, mask in models.masks(self.length).items():
+        for name, mask in models.masks(self.length, dense.config.num_attention_heads).items():
+            if not self._is_asked_for(name):
+                skipped[f"sparsebert, {name}"] = LEFT_OUT
+                continue
             sparse = self._ready(self.family.build(self.layers, self.length))
             sparse.load_state_dict(dense.state_dict())
             route = f"sparsebert, {name}"
@@ -95,6 +101,9 @@ class ModelCase:
             models.check(dense, sparse, mask, batch)
         if self.family.name == "BERT-base":
             for name, build in models.RIVALS.items():
+                if not self._is_asked_for(name):
+                    skipped[name] = LEFT_OUT
+                    continue
                 try:
                     model = self._ready(build(self.layers, self.length))
                     with torch.no_grad():
@@ -103,6 +112,9 @@ class ModelCase:
                 except (ValueError, TypeError, RuntimeError) as error:
                     skipped[name] = str(error).splitlines()[0]
         return runs, masks, skipped
+
+    def _is_asked_for(self, name: str) -> bool:
+        return self.routes is None or name in self.routes
 
     def _ready(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, self.dtype).eval()
@@ -126,7 +138,7 @@ class ModelCase:
         return finished
 
     def _side_by_side(self, calls: dict[str, Call]) -> dict[str, list[float]]:
-        return side_by_side(calls, seconds=0.5 if self.quick else 2.0, least=3)
+        return side_by_side(calls, seconds=self.seconds, least=3, clock=own_clock()[0])
 
     def _predicted(
         self, shape: ModelShape, mask: sb.AttentionMask, rates: Rates | None, training: bool

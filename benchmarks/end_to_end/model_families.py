@@ -32,6 +32,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import sparsebert as sb
+from benchmarks.harness import named_masks
+from benchmarks.harness.named_masks import LEARNED_LOOKING
 from sparsebert.masks import AttentionMask
 from sparsebert.testing import root_mean_square, route_bound
 
@@ -99,11 +101,12 @@ def inputs(model: nn.Module, batch: int, length: int, device: torch.device) -> d
     return {"input_ids": tokens}
 
 
-def masks(length: int) -> dict[str, AttentionMask]:
-    """The sparse masks, for all layers and heads."""
+def masks(length: int, heads: int) -> dict[str, AttentionMask]:
+    """The sparse masks, for all layers; the last has a mask of its own for each head."""
     return {
         "longformer": sb.patterns.longformer(length, max(8, length // 64), 2),
         "star": sb.patterns.star(length),
+        LEARNED_LOOKING: named_masks.build(LEARNED_LOOKING, length, heads),
     }
 
 

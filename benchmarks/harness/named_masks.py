@@ -15,6 +15,8 @@ from sparsebert.masks import AttentionMask
 LEARNED = RESULTS / "learned_masks"
 LEARNED_PREFIX = "learned: "
 NONE_LEARNED = LEARNED_PREFIX + "no file"
+RANDOM_SHARES = (2, 5, 20, 30, 50, 70)
+"""Percent of ones in masks without any structure, beside `RANDOM`."""
 NO_DIAGONAL, RANDOM, LEARNED_LOOKING = "dense, no diagonal", "random 10 %", "learned-looking"
 
 
@@ -75,6 +77,10 @@ _ONE_HEAD: dict[str, Callable[[int], AttentionMask]] = {
     "random": lambda n: patterns.random(n, 0.01),
     RANDOM: lambda n: patterns.random(n, 0.1),
     NO_DIAGONAL: lambda n: patterns.dense(n).without_diagonal(),
+    **{
+        f"random {share} %": lambda n, share=share: patterns.random(n, share / 100)
+        for share in RANDOM_SHARES
+    },
 }
 NAMES = (*_ONE_HEAD, LEARNED_LOOKING)
 

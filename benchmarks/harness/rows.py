@@ -55,15 +55,18 @@ class RowFile:
             )
         return [row for row in reader if None not in row.values()]
 
-    def of_this_run(self) -> list[Row]:
+    def of_this_run(self, *whatever: str) -> list[Row]:
         """The rows of this origin, of whatever day; none of a file that is not there or of another
         kind.
+
+        Args:
+            whatever: columns of the origin that may differ, too.
         """
         try:
             rows = self.read()
         except (FileNotFoundError, ValueError):
             return []
-        same = [name for name in self.origin if name != "date"]
+        same = [name for name in self.origin if name not in ("date", *whatever)]
         return [row for row in rows if all(row.get(n) == self.origin[n] for n in same)]
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:

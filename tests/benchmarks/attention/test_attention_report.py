@@ -27,6 +27,7 @@ def row(contender: str, ms: float, ours: float, **changed: str) -> result_files.
     values = dict.fromkeys(result_files.COLUMNS, "") | dict(zip(cases.KEY, case.key, strict=True))
     values |= {"contender": contender, "device": "cpu", "processor": "test", "density": "0.1"}
     values |= {"executed": "0.2", "compile_ms": "3", "first_ms": "4", "of_bound": "0.5"}
+    values |= {"threads": "2", "mkl": "stock", "isa": "avx512"}
     values |= {"ms_20": f"{ms * 0.95}", "ms_50": f"{ms}", "ms_80": f"{ms * 1.05}"}
     return values | {"speedup": f"{ms / ours}"} | changed
 
@@ -69,7 +70,7 @@ def test_the_report_shows_losses_refusals_and_what_is_missing(tmp_path: Path) ->
     write_rows(tmp_path / "attention_cpu", small_table())
     text = attention_report.write(tmp_path).read_text()
     assert "| star | 0.50 / - | 2.00 / - | 8.00 / - |" in text
-    assert "| paper-short | star, N = 128 | forward | SDPA + mask | 0.50 |" in text
+    assert "| paper-short | star, N = 128, D = 8 | forward | SDPA + mask | 0.50 |" in text
     assert "| FlexAttention | has no dropout | 1 |" in text
     assert "| vit | 8 | not measured yet |" in text
     gpu = text.split("## GPU")[1]
@@ -183,7 +184,7 @@ def test_the_readme_is_brought_up_to_date(tmp_path: Path) -> None:
     assert text.endswith(f"{readme_section.END}\nafter\n")
     assert "old" not in text
     assert "| star | 0.50 / - | 2.00 / - | 8.00 / - |" in text
-    assert "| 2.00 (2/0/1) | - |" in text
+    assert "| 2 threads, MKL as shipped, avx512 | SDPA + mask | 2.00 (2/0/1) | - | 0.50:" in text
     readme_section.update(readme_file, folder)
     assert readme_file.read_text() == text
     with pytest.raises(ValueError, match="make bench"):
@@ -230,3 +231,29 @@ def test_the_report_shows_graphs_where_there_are_some(tmp_path: Path) -> None:
     assert "| paper-short | forward | 4.00 (1/0/0) | 3.00 (1/0/0) |" in text
     assert "| paper-short | forward | 2.00 (1/0/0) |" in text
     assert "| 1.00 (0.95 to 1.05) | 0.5 | 12.5 | 4.00 | 3.00 |" in text  # graph ms, peak MB
+
+
+def test_the_report_has_a_part_for_each_setting(tmp_path: Path) -> None:
+    stock = [{**r, "threads": "1"} for r in small_table()]
+    best = [{**r, "mkl": "avx512"} for r in small_table()]
+    write_rows(tmp_path / "attention_cpu", [*stock, *best])
+    text = attention_report.write(tmp_path).read_text()
+    parts = [line for line in text.splitlines() if line.startswith("## CPU")]
+    assert parts == [
+        "## CPU",
+        "## CPU: 2 threads, MKL made to use AVX-512, avx512",
+        "## CPU: 1 thread, MKL as shipped, avx512",
+    ]
+    assert text.count("### Every case") == 1
+    assert text.count("### Lost cases") == 2
+
+
+def test_compare_matches_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [*small_table(), *({**r, "threads": "1"} for r in small_table())]
+    slower = [scaled(r, 2.0) if r["threads"] == "1" else r for r in both]
+    old, new = write_rows(tmp_path / "old", both), write_rows(tmp_path / "new", slower)
+    assert compare.main([str(old), str(new)]) == 1
+    assert "6 cases in both: 3 slower, 0 faster" in capsys.readouterr().out
+    alone = write_rows(tmp_path / "alone", [r for r in slower if r["threads"] == "1"])
+    with pytest.raises(SystemExit):
+        compare.main([str(write_rows(tmp_path / "two", small_table())), str(alone)])

@@ -37,7 +37,21 @@ def test_the_gpu_table_has_what_was_asked_for() -> None:
 def test_the_cpu_table_has_every_pattern_and_kind() -> None:
     table = select("cpu")
     assert {c.mask for c in table} >= {*patterns.PATTERNS, named_masks.LEARNED_LOOKING}
-    assert {c.group for c in table} == {c.group for c in select("cuda")}
+    assert {c.group for c in table} >= {c.group for c in select("cuda")}
+
+
+def test_the_cpu_table_has_short_texts_padding_and_masks_of_any_density() -> None:
+    table = select("cpu")
+    lengths = {c.length for c in table if c.mask == named_masks.LEARNED_LOOKING}
+    assert lengths == {32, 64, 128, 512, 1024, 2048, 4096}
+    padded = [c for c in table if c.padding == cases.HALF_PADDED]
+    assert {c.mask for c in padded} >= {"dense", "longformer", named_masks.LEARNED_LOOKING}
+    shares = {f"random {share} %" for share in named_masks.RANDOM_SHARES}
+    assert {c.mask for c in table} >= shares
+    for name in shares:
+        density = named_masks.build(name, 256, 1).density
+        assert density == pytest.approx(int(name.split()[1]) / 100, abs=0.02)
+    assert {c.direction for c in table if c.dtype == "bfloat16"} == {FORWARD, BOTH}
 
 
 @pytest.mark.parametrize("name", named_masks.NAMES)

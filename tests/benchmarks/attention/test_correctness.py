@@ -43,6 +43,13 @@ def test_the_check_stops_wrong_results(wrong: object) -> None:
     assert check.refusal(lambda q, k, v: wrong(q, k, v, setup.plan)).startswith("WRONG")
 
 
+def test_one_sample_is_padded_at_its_right_end() -> None:
+    case = dataclasses.replace(TINY, batch=1, length=400, padding=0.5)
+    key_mask = inputs.key_mask_of(case, "cpu")
+    assert key_mask is not None
+    assert key_mask[0, :200].all() and not key_mask[0, 200:].any()
+
+
 def test_padding_is_the_share_asked_for_on_average() -> None:
     case = dataclasses.replace(TINY, batch=5, length=400, padding=0.25)
     key_mask = inputs.key_mask_of(case, "cpu")

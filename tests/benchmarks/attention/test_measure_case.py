@@ -10,10 +10,12 @@ import pytest
 from benchmarks.attention import (
     measure_case,
     rivals,
+    roofs,
 )
 from benchmarks.attention.cases import select
 from benchmarks.attention.contender import CaseSetup, Ready
 from benchmarks.harness import named_masks
+from sparsebert.kernels.cpu.library import load
 from tests.benchmarks.attention.tiny import ROOFS, TINY
 
 
@@ -36,6 +38,29 @@ def test_a_contender_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> Non
     assert failed["note"] == "RuntimeError: no such kernel"
     assert "ms_50" not in failed
     assert float(str(ours["speedup"])) == 1.0
+
+
+def test_a_rival_that_is_not_asked_for_is_a_row() -> None:
+    rows = {
+        str(row["contender"]): row
+        for row in measure_case.rows_of(TINY, "cpu", ROOFS, 0.0, (rivals.SDPA_MASK,))
+    }
+    assert "ms_50" in rows[rivals.OURS] and "ms_50" in rows[rivals.SDPA_MASK]
+    assert rows[rivals.SDPA_DENSE]["note"] == "left out of this run (--rivals)"
+    assert "ms_50" not in rows[rivals.SDPA_DENSE]
+
+
+def test_our_rows_say_what_is_computed_and_how_fast() -> None:
+    ours, *others = measure_case.rows_of(TINY, "cpu", ROOFS, 0.0, ())
+    assert all("gflop_s" not in row for row in others)
+    if not load().isa:
+        assert "gflop_s" not in ours
+        return
+    tiles, entries = (int(str(ours[name])) for name in ("tile_scores", "entry_scores"))
+    scores = (tiles + entries) / (TINY.batch * TINY.heads * TINY.length**2)
+    expected = roofs.flop(TINY, scores) / float(str(ours["ms_50"])) / 1e6
+    assert float(str(ours["gflop_s"])) == pytest.approx(expected, abs=0.06)
+    assert "of_peak" not in ours  # these roofs know no peak
 
 
 def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:

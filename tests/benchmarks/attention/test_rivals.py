@@ -13,6 +13,8 @@ from benchmarks.attention import (
 )
 from benchmarks.attention.cases import DEVICES, FORWARD, select
 from benchmarks.harness import named_masks
+from sparsebert.backends import native
+from sparsebert.kernels.cpu.library import load
 from sparsebert.masks import AttentionMask
 from tests.benchmarks.attention.tiny import TINY, ready
 
@@ -45,7 +47,9 @@ def test_a_formula_is_the_pattern(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "padding"),
     [
-        *itertools.product((rivals.SDPA_MASK, rivals.EAGER, rivals.FLEX), (0.0, 0.25)),
+        *itertools.product(
+            (rivals.SDPA_MASK, rivals.EAGER, rivals.FLEX, rivals.EXECUTOR), (0.0, 0.25)
+        ),
         (rivals.FLEX_FORMULA, 0.0),
     ],
 )
@@ -61,3 +65,21 @@ def test_masked_rivals_compute_what_we_compute(
     rival = next(rival for rival in rivals.RIVALS if rival.name == name)
     contender = rival.prepare(setup)
     assert check.refusal(contender.attention, stores_scores=contender.stores_scores) == ""
+
+
+@pytest.mark.parametrize("mask", ["longformer", "dense"])
+def test_the_executor_is_no_native_kernel(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though "auto" prefers these: our own contender fails where they do, the rival does not."""
+
+    def broken(*_: object) -> None:
+        raise AssertionError("the native kernels ran")
+
+    monkeypatch.setattr(native.Native, "forward", broken)
+    case = dataclasses.replace(TINY, mask=mask, direction=FORWARD)
+    setup, check = ready(case)
+    contenders = {rival.name: rival for rival in rivals.RIVALS}
+    attention = contenders[rivals.EXECUTOR].prepare(setup).attention
+    assert check.refusal(attention) == ""
+    if load().isa and not setup.plan.dense_heads.any():
+        with pytest.raises(AssertionError, match="native kernels ran"):
+            contenders[rivals.OURS].prepare(setup).attention(*setup.example)

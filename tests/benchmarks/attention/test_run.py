@@ -19,6 +19,7 @@ from benchmarks.attention import (
     run,
 )
 from benchmarks.attention.cases import BOTH, FORWARD, Case
+from benchmarks.harness import mkl
 from tests import ROOT
 from tests.benchmarks.attention.tiny import ROOFS, TINY
 
@@ -110,3 +111,44 @@ def test_a_lost_gpu_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(roofs, "measure", lambda *_: ROOFS)
     with pytest.raises(RuntimeError, match="illegal"):
         run.run((TINY,), "cpu", result_files.Store(tmp_path, run.origin("cpu", 0.1)), 0.1)
+
+
+def test_settings_stand_beside_each_other_in_a_file(tmp_path: Path) -> None:
+    origin = run.origin("cpu", 0.1)
+    rows = [{"contender": rivals.OURS, "ms_50": "1"}]
+    settings = ({"threads": "1"}, {"threads": "2"}, {"mkl": "avx512"}, {"isa": "avx2"})
+    for setting in settings:
+        store = result_files.Store(tmp_path, {**origin, **setting})
+        assert store.done((TINY,)) == set()
+        store.add(TINY, rows)
+        assert store.done((TINY,)) == {TINY.key}
+    assert len({result_files.setting_of(row) for row in result_files.read(tmp_path)}) == 4
+    again = result_files.Store(tmp_path, {**origin, "threads": "1"}, fresh=True)
+    again.add(TINY, [{"contender": rivals.OURS, "ms_50": "2"}])
+    found = result_files.read(tmp_path)
+    assert sorted(row["ms_50"] for row in found) == ["1", "1", "1", "2"]
+    newer = result_files.Store(tmp_path, {**origin, "commit": "another"})
+    newer.add(TINY, rows)
+    assert [row["commit"] for row in result_files.read(tmp_path)] == ["another"]
+
+
+def test_each_number_of_threads_and_each_mode_of_mkl_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured, again = [], []
+
+    def measures(cases: object, device: str, store: result_files.Store, *rest: object) -> int:
+        measured.append((store.origin["threads"], rest[-1]))
+        return 0
+
+    monkeypatch.setattr(run, "run", measures)
+    common = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--threads", "1", "2"]
+    assert run.main([*common, "--rivals", rivals.SDPA_MASK]) == 0
+    assert measured == [("1", (rivals.SDPA_MASK,)), ("2", (rivals.SDPA_MASK,))]
+    monkeypatch.setattr(mkl, "run_again", lambda *asked: again.append(asked) or len(again))
+    assert run.main([*common, "--mkl", "stock", "avx512"]) == 2
+    assert [mode for *_, mode in again] == ["stock", "avx512"]
+    assert len(measured) == 2
+    with pytest.raises(SystemExit):
+        run.main([*common, "--rivals", "nobody"])
+    assert "there is no 'nobody'" in capsys.readouterr().err

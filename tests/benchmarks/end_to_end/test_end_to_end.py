@@ -52,7 +52,7 @@ def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixt
     assert end_to_end.main(arguments) == 0
     with (tmp_path / "end_to_end_cpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 5  # lengths, modes, routes
+    assert len(rows) == 2 * 2 * 6  # lengths, modes, routes
     assert {row["commit"] for row in rows} != {""}
     by_route = {row["route"]: row for row in rows if row["N"] == "48"}
     assert by_route["sdpa"]["speedup"] == "1.000" and by_route["sdpa"]["batch"] == "2"
@@ -67,7 +67,7 @@ def test_rows_and_report(small: None, tmp_path: Path, capsys: pytest.CaptureFixt
 
     before = (tmp_path / "end_to_end.md").read_text()
     for expected in ("BERT-base with 1 layers", "needs longer sequences", "### Training",
-                     "Of 8 sparse cases 0", "Not measured yet"):  # fmt: skip
+                     "Of 12 sparse cases 0", "Not measured yet"):  # fmt: skip
         assert expected in before
     assert (tmp_path / "end_to_end_cpu.png").read_bytes().startswith(b"\x89PNG")
     drawn = []
@@ -94,9 +94,37 @@ def test_only_some_lengths_and_the_other_rows_are_kept(small: None, tmp_path: Pa
         with (tmp_path / "end_to_end_cpu.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert {row["N"] for row in rows} == expected
-        assert len(rows) == 10 * len(expected)
+        assert len(rows) == 12 * len(expected)
     with pytest.raises(SystemExit):
         end_to_end.main([*common, "65"])
+
+
+def test_threads_stand_beside_each_other_and_routes_can_be_left_out(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--device", "cpu", "--tokens", "64", "--out", str(tmp_path), "--lengths", "64"]
+    for threads in ("1", "2", "1"):
+        chosen = ["--threads", threads, "--routes", "learned-looking", "HF Longformer"]
+        assert end_to_end.main([*common, *chosen]) == 0
+    with (tmp_path / "end_to_end_cpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["threads"] for row in rows] == ["2"] * 12 + ["1"] * 12
+    left_out = {row["route"] for row in rows if row["note"] == end_to_end_report.LEFT_OUT}
+    assert left_out == {"sparsebert, longformer", "sparsebert, star", "HF BigBird"}
+    text = (tmp_path / "end_to_end.md").read_text()
+    assert "### Training, 1 thread, MKL" in text and "### Training, 2 threads, MKL" in text
+    assert "Left out of this run (--routes): sparsebert, longformer (BERT-base)" in text
+    with pytest.raises(SystemExit):
+        end_to_end.main([*common, "--routes", "nobody"])
+    asked = []
+    monkeypatch.setattr(end_to_end.mkl, "run_again", lambda *call: asked.append(call) or 3)
+    assert end_to_end.main([*common, "--mkl", "avx512"]) == 3
+    assert asked == [("benchmarks.end_to_end", [*common, "--mkl", "avx512"], "avx512")]
+
+
+def test_the_learned_looking_mask_differs_by_head() -> None:
+    mask = models.masks(64, 3)["learned-looking"]
+    assert mask.num_heads == 3 and mask.head(0) != mask.head(1)
 
 
 def test_the_check_sees_another_mask() -> None:
