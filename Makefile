@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
-CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h tests/native/*.cpp)
+CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h tests/native/*.cpp tests/native/*/*.cpp tests/native/*/*.h)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo learn test test-isa check format native native-if-possible check-native wheels \

@@ -102,7 +102,7 @@ class Diagnosis:
         width = max(map(len, self.backends))
         lines = [", ".join(versions), self.machine, "", "backends, the preferred first:"]
         for name, (devices, reason) in self.backends.items():
-            where = ", ".join(devices) or "cannot run"
+            where = ", ".join(devices) or "no"
             lines.append(f"  {name:{width}}  {where}{': ' * bool(reason)}{reason}")
         lines += ["", str(self.native)]
         lines += [f"\n{said}" for said in self.hints]

@@ -166,8 +166,8 @@ def _parallel_for() -> int:
 
 def _missing(path: Path) -> str:
     if sys.platform != "linux":
-        return "they are made for Linux alone"
-    return f"they are not built, there is no {path}; {_remedy()}"
+        return "their library is made for Linux alone"
+    return f"their library is not built, there is no {path}; {_remedy()}"
 
 
 def _remedy() -> str:

@@ -57,9 +57,9 @@ def test_a_forced_instruction_set(monkeypatch: pytest.MonkeyPatch, capsys: Outpu
 
 
 def test_no_library_is_no_fault(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    missing = library.Native(Path("lib.so"), reason="they are not built; run `make native`")
+    missing = library.Native(Path("lib.so"), reason="not built; run `make native`")
     lines = told(monkeypatch, capsys, missing)
-    assert "not used they are not built; run `make native`" in lines
+    assert "not used not built; run `make native`" in lines
     assert "built by unknown" in lines
 
 

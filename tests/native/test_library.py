@@ -52,7 +52,7 @@ def test_missing(path: Path) -> None:
 
 def test_missing_where_nobody_can_make_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
-    assert library.examine(path).reason == "they are made for Linux alone"
+    assert library.examine(path).reason == "their library is made for Linux alone"
 
 
 def test_missing_in_an_installed_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from sparsebert.compiler.cost import constants
 from sparsebert.kernels.cpu import library
 
@@ -15,7 +17,11 @@ def isa_for(target: str, backend: str | None) -> str:
     It is the one that the CPU kernels run with on the machine at hand. None is the target's first
     backend. Raises ValueError if SPARSEBERT_CPU_ISA names one that they cannot run.
     """
-    backend = constants.tile_backends(target)[0] if backend is None else backend
-    if backend not in constants.tile_backends(target) or not constants.isas(target, backend):
-        return ""
-    return library.load().isa or _DEFAULT
+    return library.load().isa or _DEFAULT if _knows_isas(target, backend) else ""
+
+
+@functools.cache  # calls with a mask ask each time
+def _knows_isas(target: str, backend: str | None) -> bool:
+    known = constants.tile_backends(target)
+    backend = known[0] if backend is None else backend
+    return backend in known and bool(constants.isas(target, backend))
