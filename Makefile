@@ -74,7 +74,7 @@ bench: $(INSTALLED) native-if-possible  ## time attention and whole models on th
 bench-quick: $(INSTALLED) native-if-possible  ## a look at attention's times on this machine, under a minute
 	$(BIN)/python -m benchmarks run --quick
 
-mutants: $(INSTALLED)  ## put small faults into a copy of the code: how many do the tests notice?
+mutants: $(INSTALLED) native-if-possible  ## put small faults into a copy of the code: how many do the tests notice?
 	$(BIN)/python -m benchmarks.mutants $(MUTANTS_ARGS)
 
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand

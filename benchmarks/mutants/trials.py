@@ -24,6 +24,7 @@ from benchmarks.mutants.faults import Fault, faults_in
 
 # A fault may make tests slow; past this multiple of the time without it, it counts as noticed.
 SLOWER, GRACE_S = 4.0, 20.0
+NATIVE = "kernels/cpu/libsparsebert_cpu.so"  # git ignores it; without it its tests are left out
 LONGEST_BASELINE_S, TRUSTED_BASELINE_S = 1800.0, 450.0
 
 
@@ -65,7 +66,10 @@ def sample(root: Path, faults: list[Fault], count: int, seed: str) -> list[Fault
 
 @contextmanager
 def project_copy(root: Path) -> Iterator[Path]:
-    """A temporary copy of what git tracks or would track; root itself is never written."""
+    """A temporary copy of what git tracks or would track, with the native library if it is built.
+
+    The root itself is never written.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=root,
@@ -75,7 +79,7 @@ def project_copy(root: Path) -> Iterator[Path]:
     ).stdout
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder)
-        for name in filter(None, listed.split("\0")):
+        for name in filter(None, [*listed.split("\0"), NATIVE]):
             if (root / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, copy / name)

@@ -16,7 +16,7 @@ from benchmarks.mutants import areas
 from benchmarks.mutants.areas import GROUPS, Group, sources_of
 from benchmarks.mutants.faults import faults_in
 from benchmarks.mutants.mutants_report import Explained, read_explained, stale, survivors, table
-from benchmarks.mutants.trials import Campaign, Trial, all_faults, sample
+from benchmarks.mutants.trials import NATIVE, Campaign, Trial, all_faults, project_copy, sample
 from tests import ROOT
 
 FAULTS = {
@@ -147,6 +147,22 @@ def test_campaign(project, tmp_path, monkeypatch):
     assert listing(project) == before and not list(folder.iterdir())
     assert "| small | 9 | 3 | 1 | 1 | 0 | 1 | 67 % |" in table(trials, {"small": 9})
     assert survivors(trials).startswith("code_under_test/code.py:2: comparison\n    - return a if")
+
+
+def test_a_copy_has_what_git_tracks_and_the_native_library(project):
+    library = project / NATIVE
+    library.parent.mkdir(parents=True)
+    for path in (library, library.with_name("other.so")):
+        path.write_bytes(b"built")
+    (project / ".gitignore").write_text("*.so\n")
+    with project_copy(project) as copy:
+        held = {path.relative_to(copy) for path in listing(copy)}
+        assert held == {p.relative_to(project) for p in listing(project)} - {
+            library.with_name("other.so").relative_to(project)
+        }
+    library.unlink()
+    with project_copy(project) as copy:
+        assert not (copy / NATIVE).exists()
 
 
 def test_no_time_no_trials(project):
