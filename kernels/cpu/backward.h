@@ -31,7 +31,7 @@ static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t,
   const int32_t* cols;
   const uint16_t* words;
   bool first = true;
-  while (const int n = tile.next(w, CHUNK, cols, words)) {
+  while (const int n = tile.next(w.cols, w.words, CHUNK, cols, words)) {
     scores<DC>(w.qt, g.k, g.k_row, cols, n, g.D, w.s);
     scores<DC>(w.gt, g.v, g.v_row, cols, n, g.D, w.ds);
     for (int c = 0; c < n; c++) {
@@ -83,7 +83,8 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
     store(w.e + i, weight);
     store(w.de + i, p * (dp - delta) * set1(t.scale));
   }
-  entry_weigh<DC, false>(w.de, g.k, g.k_row, cols, n, g.D, w.o + r * g.D, 1.f);
+  const float* weights = weights_for<1>(g.k, w.de, n, w.s);
+  entry_weigh<DC, false, 1>(weights, g.k, g.k_row, cols, n, g.D, w.o + r * g.D, 1.f);
   if (dk) entry_spread<DC>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
 }
 
@@ -134,7 +135,7 @@ static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, 
       Columns entries = g.entries(r);
       const int32_t* cols;
       const uint16_t* none;
-      while (const int n = entries.next(w, ENTRIES, cols, none))
+      while (const int n = entries.next(w.cols, w.words, ENTRIES, cols, none))
         differentiate_entries<DC>(g, w, terms, r, cols, n, dk, dv);
     }
 

@@ -33,7 +33,7 @@ static inline __m512bh load_words(const bf16* p, int left) {
 static inline void store_words(bf16* p, __m512bh x, int left) {
   _mm512_mask_storeu_epi16(p, first_of(left), (__m512i)x);
 }
-static inline __m512bh each_word(const void* p) {
+static inline __m512bh each_word(const bf16* p) {
   int32_t word;
   memcpy(&word, p, sizeof word);
   return (__m512bh)_mm512_set1_epi32(word);

@@ -43,7 +43,7 @@ static inline __attribute__((always_inline)) vf entry_scores(const E* q, const E
   return join(sums);
 }
 
-template <int V, bool FIRST>
+template <int V, bool FIRST, int STEP>
 static inline __attribute__((always_inline)) void entry_weigh_block(const float* e, const float* x,
                                                                     int64_t stride,
                                                                     const int32_t* cols, int n,
@@ -57,7 +57,7 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
   int c = 0;
   for (; c + 2 <= n; c += 2) {
     const float *p = x + cols[c] * stride, *q = x + cols[c + 1] * stride;
-    vf w = set1(e[c]), u = set1(e[c + 1]);
+    vf w = set1(e[c * STEP]), u = set1(e[(c + 1) * STEP]);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) {
       even[i] = fma(w, load(p + i * W), even[i]);
@@ -66,7 +66,7 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
   }
   if (c < n) {
     const float* p = x + cols[c] * stride;
-    vf w = set1(e[c]);
+    vf w = set1(e[c * STEP]);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) even[i] = fma(w, load(p + i * W), even[i]);
   }
@@ -74,17 +74,24 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
   for (int i = 0; i < V; i++) store(o + i * W, even[i] + odd[i]);
 }
 
-// o = alpha * o + sum over i of e[i] * x[cols[i]]; FIRST: o is not read
-template <int DC, bool FIRST>
+// What `entry_weigh` reads for weights e[n] of one row or, with a STEP of 16, e[n][16] of all
+// rows: these in fp32, else what is made of them in `to`, which may be the same place.
+template <int STEP>
+static inline const float* weights_for(const float*, const float* e, int, float*) {
+  return e;
+}
+
+// o = alpha * o + sum over i of e[i * STEP] * x[cols[i]]; FIRST: o is not read
+template <int DC, bool FIRST, int STEP>
 static inline void entry_weigh(const float* e, const float* x, int64_t stride, const int32_t* cols,
                                int n, int D, float* o, float alpha) {
   D = dim<DC>(D);
   const vf a = set1(alpha);
   int d = 0;
   for (; d + 4 * W <= D; d += 4 * W)
-    entry_weigh_block<4, FIRST>(e, x + d, stride, cols, n, o + d, a);
+    entry_weigh_block<4, FIRST, STEP>(e, x + d, stride, cols, n, o + d, a);
   if constexpr (DC % (4 * W) != 0 || DC == 0)
-    for (; d < D; d += W) entry_weigh_block<1, FIRST>(e, x + d, stride, cols, n, o + d, a);
+    for (; d < D; d += W) entry_weigh_block<1, FIRST, STEP>(e, x + d, stride, cols, n, o + d, a);
 }
 
 template <int V, class E>

@@ -7,66 +7,118 @@
 
 namespace sb::SB_ISA {
 
+// Rows that have seen nothing yet.
+template <class E>
+static inline void begin(Work<E>& w) {
+  for (int r = 0; r < GROUP; r++) w.m[r] = -INF, w.l[r] = 0.f;
+}
+
+// Products of n columns, w.s[c][16], become probabilities, 2^(s - m); m and l are brought up to
+// date, and w.a is by how much what was there before counts now. Bit r of words[c] says whether
+// row r attends to its column c.
+template <class E>
+static inline void to_probabilities(Work<E>& w, const uint16_t* words, int n, float factor) {
+  vf most[GV], base[GV], l[GV];
+  for (int i = 0; i < GV; i++) most[i] = load(w.m + i * W);
+  for (int c = 0; c < n; c++)
+#pragma GCC unroll 4
+    for (int i = 0; i < GV; i++) {
+      float* s = w.s + c * GROUP + i * W;
+      vf x = keep(load(s) * set1(factor), words[c], i * W, set1(-INF));
+      most[i] = max(most[i], x);
+      store(s, x);
+    }
+  for (int i = 0; i < GV; i++) {
+    base[i] = max(most[i], set1(LEAST));
+    vf a = exp2(load(w.m + i * W) - base[i]);
+    l[i] = load(w.l + i * W) * a;
+    store(w.a + i * W, a);
+  }
+  for (int c = 0; c < n; c++)
+#pragma GCC unroll 4
+    for (int i = 0; i < GV; i++) {
+      float* s = w.s + c * GROUP + i * W;
+      vf x = exp2(load(s) - base[i]);
+      l[i] = l[i] + x;
+      store(s, x);
+    }
+  for (int i = 0; i < GV; i++) store(w.m + i * W, most[i]), store(w.l + i * W, l[i]);
+}
+
+// Probabilities of column c of w.s that dropout does not keep become 0.
+template <class E>
+static inline void drop(Work<E>& w, int c, uint32_t kept) {
+  for (int i = 0; i < GV; i++) {
+    float* s = w.s + c * GROUP + i * W;
+    store(s, keep(load(s), kept, i * W, set1(0.f)));
+  }
+}
+
 // The tile of a group: m, l and o of its rows.
 template <int DC, class E>
 static void attend_tile(const Group<E>& g, Work<E>& w, float factor) {
   transpose_words(w.q, g.size, w.qt);
-  vf m[GV], l[GV];
-  for (int i = 0; i < GV; i++) m[i] = set1(-INF), l[i] = set1(0.f);
   Columns tile = g.tile();
   const int32_t* cols;
   const uint16_t* words;
   bool first = true;
-  while (const int n = tile.next(w, CHUNK, cols, words)) {
+  while (const int n = tile.next(w.cols, w.words, CHUNK, cols, words)) {
     scores<DC>(w.qt, g.k, g.k_row, cols, n, g.D, w.s);
-    vf most[GV], base[GV];
-    for (int i = 0; i < GV; i++) most[i] = m[i];
-    for (int c = 0; c < n; c++)
-#pragma GCC unroll 4
-      for (int i = 0; i < GV; i++) {
-        float* s = w.s + c * GROUP + i * W;
-        vf x = keep(load(s) * set1(factor), words[c], i * W, set1(-INF));
-        most[i] = max(most[i], x);
-        store(s, x);
-      }
-    for (int i = 0; i < GV; i++) base[i] = max(most[i], set1(LEAST));
-    if (!first) {
-      for (int i = 0; i < GV; i++) {
-        vf a = exp2(m[i] - base[i]);
-        l[i] = l[i] * a;
-        store(w.a + i * W, a);
-      }
+    to_probabilities(w, words, n, factor);
+    if (g.drops)
+      for (int c = 0; c < n; c++) drop(w, c, g.kept(w, cols[c]));
+    if (first) {
+      weigh<DC, true>(w.s, g.v, g.v_row, cols, n, g.D, w.o, g.live);
+    } else {
       for (int r = 0; r < g.live; r++)
         for (int d = 0; d < g.D; d += W) {
           float* o = w.o + r * g.D + d;
           store(o, load(o) * set1(w.a[r]));
         }
-    }
-    for (int c = 0; c < n; c++)
-#pragma GCC unroll 4
-      for (int i = 0; i < GV; i++) {
-        float* s = w.s + c * GROUP + i * W;
-        vf x = exp2(load(s) - base[i]);
-        l[i] = l[i] + x;
-        store(s, x);
-      }
-    if (g.drops)
-      for (int c = 0; c < n; c++) {
-        const uint32_t kept = g.kept(w, cols[c]);
-        for (int i = 0; i < GV; i++) {
-          float* s = w.s + c * GROUP + i * W;
-          store(s, keep(load(s), kept, i * W, set1(0.f)));
-        }
-      }
-    for (int i = 0; i < GV; i++) m[i] = most[i];
-    if (first)
-      weigh<DC, true>(w.s, g.v, g.v_row, cols, n, g.D, w.o, g.live);
-    else
       weigh<DC, false>(w.s, g.v, g.v_row, cols, n, g.D, w.o, g.live);
+    }
     first = false;
   }
   if (first) clear(w.o, GROUP * g.D);
-  for (int i = 0; i < GV; i++) store(w.m + i * W, m[i]), store(w.l + i * W, l[i]);
+}
+
+// The single entries of all rows together, where each has few: m, l and o brought up to date, or
+// begun if FIRST. As in a tile, but column c is another one for each row; so the steps of one row
+// need not wait for each other, and the rows share those from scores to probabilities.
+template <int DC, bool FIRST, class E>
+static void attend_few(const Group<E>& g, Work<E>& w, float factor) {
+  static_assert(2 * FEW <= CHUNK && GROUP * FEW >= ENTRIES + 64);
+  const int32_t* cols[GROUP];
+  int count[GROUP], longest = 0;
+  uint16_t words[FEW + 1] = {};  // first: bit r of words[c] if row r has c entries
+  for (int r = 0; r < g.live; r++) {
+    const uint16_t* none;
+    Columns entries = g.entries(r);
+    count[r] = entries.next(w.cols + r * FEW, w.words, FEW, cols[r], none);
+    longest = std::max(longest, count[r]);
+    words[count[r]] |= (uint16_t)(1 << r);
+  }
+  for (int c = longest - 1; c >= 0; c--) words[c] |= words[c + 1];
+  for (int c = 0; c < longest; c++) words[c] = words[c + 1];
+
+  const int size = (longest + GROUP - 1) / GROUP * GROUP;
+  for (int r = 0; r < g.live; r++)
+    for (int i = 0; i < count[r]; i += W)
+      store(w.ds + r * size + i,
+            entry_scores<DC>(w.q + r * g.size, g.k, g.k_row, cols[r] + i, count[r] - i, g.D));
+  transpose_16(w.ds, size, w.s);
+  to_probabilities(w, words, longest, factor);
+  if (g.drops) {
+    float* listed = w.ds + GROUP * FEW;
+    for (int r = 0; r < g.live; r++)
+      memcpy(listed + r * size, cols[r], count[r] * sizeof(int32_t));
+    transpose_16(listed, size, w.ds);
+    for (int c = 0; c < longest; c++) drop(w, c, g.kept(w, (const uint32_t*)w.ds + c * GROUP));
+  }
+  const float* weights = weights_for<GROUP>(g.v, w.s, longest, w.s);
+  for (int r = 0; r < g.live; r++)
+    entry_weigh<DC, FIRST, GROUP>(weights + r, g.v, g.v_row, cols[r], count[r], g.D, w.o + r * g.D,
+                                  w.a[r]);
 }
 
 // Some single entries of row r: m, l and o brought up to date, or begun if FIRST.
@@ -100,7 +152,30 @@ static inline void attend_entries(const Group<E>& g, Work<E>& w, float factor, i
   const float alpha = l == 0.f ? 0.f : exp2f(m - base);
   w.l[r] = l * alpha + sum_of(sum);
   w.m[r] = now;
-  entry_weigh<DC, FIRST>(w.e, g.v, g.v_row, cols, n, g.D, w.o + r * g.D, alpha);
+  const float* weights = weights_for<1>(g.v, w.e, n, w.e);
+  entry_weigh<DC, FIRST, 1>(weights, g.v, g.v_row, cols, n, g.D, w.o + r * g.D, alpha);
+}
+
+// All of a row by itself: its single entries and, if FIRST, its columns of the tile before.
+template <int DC, bool FIRST, class E>
+static void attend_row(const Group<E>& g, Work<E>& w, float factor, int r) {
+  bool first = FIRST;
+  auto attend = [&](const int32_t* cols, int n) {
+    if (first)
+      attend_entries<DC, true>(g, w, factor, r, cols, n);
+    else
+      attend_entries<DC, false>(g, w, factor, r, cols, n);
+    first = false;
+  };
+  if (FIRST && g.has_tile()) {
+    Columns tile = g.tile();
+    while (const int n = tile.next_of_row(w, r)) attend(w.cols, n);
+  }
+  Columns entries = g.entries(r);
+  const int32_t* cols;
+  const uint16_t* none;
+  while (const int n = entries.next(w.cols, w.words, ENTRIES, cols, none)) attend(cols, n);
+  if (first) clear(w.o + r * g.D, g.D);
 }
 
 template <class E, int DC, bool PLAIN>
@@ -114,35 +189,23 @@ static void forward_group(const Task& t, int64_t index, Work<E>& w) {
   clear(w.q + g.live * g.size, (GROUP - g.live) * g.size);
   if (g.drops) g.list_rows(w);
 
+  begin(w);
   bool begun = g.has_tile();
   if (begun) {
     attend_tile<DC>(g, w, factor);
     // A row that does not attend to a column has a probability of 0 for it, but 0 * NaN is NaN.
     // Then each row goes by itself, with the columns that are its own.
     begun = are_finite(w.o, g.live, g.D);
+    if (!begun) begin(w);
   }
-  for (int r = 0; r < g.live && (!begun || g.has_entries()); r++) {
-    bool first = !begun;
-    auto attend = [&](const int32_t* cols, int n) {
-      if (first)
-        attend_entries<DC, true>(g, w, factor, r, cols, n);
-      else
-        attend_entries<DC, false>(g, w, factor, r, cols, n);
-      first = false;
-    };
-    if (!begun && g.has_tile()) {
-      Columns tile = g.tile();
-      while (const int n = tile.next_of_row(w, r)) attend(w.cols, n);
-    }
-    Columns entries = g.entries(r);
-    const int32_t* cols;
-    const uint16_t* none;
-    while (const int n = entries.next(w, ENTRIES, cols, none)) attend(cols, n);
-    if (first) {
-      clear(w.o + r * g.D, g.D);
-      w.m[r] = -INF, w.l[r] = 0.f;
-    }
-  }
+  if (!begun && (g.has_tile() || !g.has_few()))
+    for (int r = 0; r < g.live; r++) attend_row<DC, true>(g, w, factor, r);
+  else if (!begun)
+    attend_few<DC, true>(g, w, factor);
+  else if (g.has_entries() && g.has_few())
+    attend_few<DC, false>(g, w, factor);
+  else if (g.has_entries())
+    for (int r = 0; r < g.live; r++) attend_row<DC, false>(g, w, factor, r);
 
   if (g.plan.slot[index] >= 0) {
     const int64_t floats = slot_floats(c.D);

@@ -16,13 +16,13 @@ struct Work {
   float *s, *ds;  // [CHUNK, 16]
   float *e, *de;  // [ENTRIES]
   float *m, *l, *a;
-  int32_t* cols;    // [ENTRIES], columns that were picked
+  int32_t* cols;    // [16, FEW] or [ENTRIES], columns that were picked
   uint16_t* words;  // [CHUNK]
   uint32_t* rows;   // [16]
 
   static int64_t bytes(int64_t D) {
     return 4 * (5 * GROUP * padded(D) + 2 * CHUNK * GROUP + 2 * (ENTRIES + 64) + 3 * GROUP +
-                ENTRIES + 64 + GROUP) +
+                GROUP * FEW + GROUP) +
            2 * CHUNK + 64;
   }
   Work(void* memory, int64_t D) {
@@ -38,7 +38,7 @@ struct Work {
     s = take(CHUNK * GROUP), ds = take(CHUNK * GROUP);
     e = take(ENTRIES + 64), de = take(ENTRIES + 64);
     m = take(GROUP), l = take(GROUP), a = take(GROUP);
-    cols = (int32_t*)take(ENTRIES + 64), rows = (uint32_t*)take(GROUP);
+    cols = (int32_t*)take(GROUP * FEW), rows = (uint32_t*)take(GROUP);
     words = (uint16_t*)p;
   }
 };
@@ -50,9 +50,10 @@ struct Columns {
   int64_t at, end;
   const uint8_t* visible;  // of the batch, [M], or 0
 
-  // The next piece: its columns and words, and how many there are; 0 at the end.
-  template <class E>
-  int next(Work<E>& w, int most, const int32_t*& c, const uint16_t*& word) {
+  // The next piece: its columns and words, and how many there are; 0 at the end. They are written
+  // to `picked` and `picked_words` where some are hidden.
+  int next(int32_t* picked, uint16_t* picked_words, int most, const int32_t*& c,
+           const uint16_t*& word) {
     if (!visible) {
       const int n = (int)std::min<int64_t>(most, end - at);
       c = cols + at, word = words ? words + at : nullptr;
@@ -62,11 +63,11 @@ struct Columns {
     int n = 0;
     for (; at < end && n < most; at++)
       if (visible[cols[at]]) {
-        w.cols[n] = cols[at];
-        if (words) w.words[n] = words[at];
+        picked[n] = cols[at];
+        if (words) picked_words[n] = words[at];
         n++;
       }
-    c = w.cols, word = w.words;
+    c = picked, word = picked_words;
     return n;
   }
 
@@ -121,14 +122,26 @@ struct Group {
     const int32_t* start = plan.entry_start + index * GROUP;
     return start[GROUP] > start[0];
   }
+  // Whether no row has more than FEW single entries.
+  bool has_few() const {
+    const int32_t* start = plan.entry_start + index * GROUP;
+    for (int r = 0; r < live; r++)
+      if (start[r + 1] - start[r] > FEW) return false;
+    return true;
+  }
   void list_rows(Work<E>& w) const {
     for (int r = 0; r < GROUP; r++) w.rows[r] = (uint32_t)std::max(rows[r], 0);
   }
-  // Which of the rows keep a column in dropout's draw: bit r of it.
+  // Which of the rows keep a column in dropout's draw, or each a column of its own: bit r of it.
   uint32_t kept(const Work<E>& w, int32_t column) const {
+    uint32_t columns[GROUP];
+    std::fill_n(columns, GROUP, (uint32_t)column);
+    return kept(w, columns);
+  }
+  uint32_t kept(const Work<E>& w, const uint32_t* columns) const {
     uint32_t word = 0;
     for (int i = 0; i < GV; i++)
-      word |= is_kept(head_key, load_u32(w.rows + i * W), set1_u32((uint32_t)column), threshold)
+      word |= is_kept(head_key, load_u32(w.rows + i * W), load_u32(columns + i * W), threshold)
               << (i * W);
     return word;
   }

@@ -8,6 +8,13 @@
 
 namespace sb::SB_ISA {
 
+// A pair of weights, which stands in the place of a float.
+static inline __m512bh each_pair(const float* pair, uint32_t used = ~0u) {
+  uint32_t bits;
+  memcpy(&bits, pair, sizeof bits);
+  return (__m512bh)_mm512_set1_epi32((int)(bits & used));
+}
+
 static inline __m512i load_bits(const bf16* p) { return _mm512_loadu_si512(p); }
 static inline __m512i load_half(const bf16* p) {
   return _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)p));
@@ -45,7 +52,7 @@ static inline __attribute__((always_inline)) void interleave(const bf16* a, cons
 
 // As tile.h's, of pairs[c / 2][16] of weights
 template <int R, int V, bool FIRST>
-static inline __attribute__((always_inline)) void weigh_block(const uint32_t* pairs, const bf16* x,
+static inline __attribute__((always_inline)) void weigh_block(const float* pairs, const bf16* x,
                                                               int64_t stride, const int32_t* cols,
                                                               int n, int D, float* o) {
   vf acc[R][V];
@@ -59,7 +66,7 @@ static inline __attribute__((always_inline)) void weigh_block(const uint32_t* pa
     interleave<V>(x + cols[c] * stride, x + cols[c + 1 < n ? c + 1 : c] * stride, y);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const __m512bh w = each_word(pairs + r);
+      const __m512bh w = each_pair(pairs + r);
 #pragma GCC unroll 16
       for (int i = 0; i < V; i++) acc[r][i] = dot(w, y[i], acc[r][i]);
     }
@@ -71,24 +78,29 @@ static inline __attribute__((always_inline)) void weigh_block(const uint32_t* pa
 }
 
 template <int V, bool FIRST>
-static inline void weigh_vectors(const uint32_t* pairs, const bf16* x, int64_t stride,
+static inline void weigh_vectors(const float* pairs, const bf16* x, int64_t stride,
                                  const int32_t* cols, int n, int D, float* o, int live) {
   constexpr int R = ACCUMULATORS / V > GROUP ? GROUP : ACCUMULATORS / V;
   for (int r = 0; r < live; r += R)
     weigh_block<R, V, FIRST>(pairs + r, x, stride, cols, n, D, o + r * D);
 }
 
-template <int DC, bool FIRST>
-static void weigh(const float* s, const bf16* x, int64_t stride, const int32_t* cols, int n, int D,
-                  float* o, int live) {
-  D = dim<DC>(D);
-  alignas(64) uint32_t pairs[CHUNK / 2 * GROUP];
+// pairs[c / 2][16] of s[c][16], which may be in the same place
+static inline void pair_columns(const float* s, int n, float* pairs) {
   for (int c = 0; c < n; c += 2) {
     const vf next = c + 1 < n ? load(s + (c + 1) * GROUP) : set1(0.f);
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(next, load(s + c * GROUP));
     const __m512i high = _mm512_zextsi256_si512(_mm512_extracti64x4_epi64(both, 1));
-    _mm512_store_si512(pairs + c / 2 * GROUP, (__m512i)interleave_low(both, high));
+    store(pairs + c / 2 * GROUP, (vf)interleave_low(both, high));
   }
+}
+
+template <int DC, bool FIRST>
+static void weigh(const float* s, const bf16* x, int64_t stride, const int32_t* cols, int n, int D,
+                  float* o, int live) {
+  D = dim<DC>(D);
+  alignas(64) float pairs[CHUNK / 2 * GROUP];
+  pair_columns(s, n, pairs);
   int d = 0;
   for (; d + 2 * W <= D; d += 2 * W)
     weigh_vectors<2, FIRST>(pairs, x + d, stride, cols, n, D, o + d, live);
@@ -193,32 +205,35 @@ static inline void store_unpacked(const vf* x, float* o) {
 
 alignas(64) static const bf16 NOTHING[64] = {};
 
-// As entries.h's, of pairs[i / 2] of weights
-template <int V, bool FIRST>
-static inline __attribute__((always_inline)) void entry_weigh_block(const uint32_t* pairs,
+// As entries.h's, of pairs[i / 2 * STEP] of weights
+template <int V, bool FIRST, int STEP>
+static inline __attribute__((always_inline)) void entry_weigh_block(const float* pairs,
                                                                     const bf16* x, int64_t stride,
                                                                     const int32_t* cols, int n,
                                                                     float* o, vf alpha) {
   vf acc[V], more[V];
 #pragma GCC unroll 8
-  for (int i = 0; i < V; i++)
-    acc[i] = FIRST ? set1(0.f) : load_unpacked(o, i, V) * alpha, more[i] = set1(0.f);
+  for (int i = 0; i < V; i++) {
+    acc[i] = FIRST ? set1(0.f) : load_unpacked(o, i, V) * alpha;
+    more[i] = set1(0.f);
+  }
   int c = 0;
   __m512bh y[V], z[V];
-  for (; c + 4 <= n; c += 4) {
+  for (; c + 4 <= n; c += 4, pairs += 2 * STEP) {
     unpack<V>(x + cols[c] * stride, x + cols[c + 1] * stride, y);
     unpack<V>(x + cols[c + 2] * stride, x + cols[c + 3] * stride, z);
-    const __m512bh w = each_word(pairs + c / 2), u = each_word(pairs + c / 2 + 1);
+    const __m512bh w = each_pair(pairs), u = each_pair(pairs + STEP);
 #pragma GCC unroll 8
-    for (int i = 0; i < V; i++) acc[i] = dot(w, y[i], acc[i]);
-#pragma GCC unroll 8
-    for (int i = 0; i < V; i++) more[i] = dot(u, z[i], more[i]);
+    for (int i = 0; i < V; i++) {
+      acc[i] = dot(w, y[i], acc[i]);
+      more[i] = dot(u, z[i], more[i]);
+    }
   }
-  for (; c < n; c += 2) {
+  for (; c < n; c += 2, pairs += STEP) {
     // Nothing stands beside the last of an odd number, not itself times 0: it may be infinite.
-    unpack<V>(x + cols[c] * stride, c + 1 < n ? x + cols[c + 1] * stride : NOTHING, y);
-    const uint32_t last = c + 1 < n ? pairs[c / 2] : pairs[c / 2] & 0xffff;
-    const __m512bh w = each_word(&last);
+    const bool two = c + 1 < n;
+    unpack<V>(x + cols[c] * stride, two ? x + cols[c + 1] * stride : NOTHING, y);
+    const __m512bh w = each_pair(pairs, two ? ~0u : 0xffff);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) acc[i] = dot(w, y[i], acc[i]);
   }
@@ -227,21 +242,27 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const uint32
   store_unpacked<V>(acc, o);
 }
 
-template <int DC, bool FIRST>
-static inline void entry_weigh(const float* e, const bf16* x, int64_t stride, const int32_t* cols,
-                               int n, int D, float* o, float alpha) {
+template <int STEP>
+static inline const float* weights_for(const bf16*, const float* e, int n, float* to) {
+  if constexpr (STEP == GROUP)
+    pair_columns(e, n, to);
+  else
+    for (int c = 0; c < n; c += W) store_float((bf16*)to + c, load(e + c));
+  return to;
+}
+
+template <int DC, bool FIRST, int STEP>
+static inline void entry_weigh(const float* pairs, const bf16* x, int64_t stride,
+                               const int32_t* cols, int n, int D, float* o, float alpha) {
   D = dim<DC>(D);
-  alignas(64) bf16 weights[ENTRIES];
-  for (int c = 0; c < n; c += W) store_float(weights + c, load(e + c));
-  const uint32_t* pairs = (const uint32_t*)weights;
   const vf a = set1(alpha);
   int d = 0;
   for (; d + 4 * W <= D; d += 4 * W)
-    entry_weigh_block<4, FIRST>(pairs, x + d, stride, cols, n, o + d, a);
+    entry_weigh_block<4, FIRST, STEP>(pairs, x + d, stride, cols, n, o + d, a);
   if constexpr (DC % (4 * W) != 0 || DC == 0) {
     for (; d + 2 * W <= D; d += 2 * W)
-      entry_weigh_block<2, FIRST>(pairs, x + d, stride, cols, n, o + d, a);
-    if (d < D) entry_weigh_block<1, FIRST>(pairs, x + d, stride, cols, n, o + d, a);
+      entry_weigh_block<2, FIRST, STEP>(pairs, x + d, stride, cols, n, o + d, a);
+    if (d < D) entry_weigh_block<1, FIRST, STEP>(pairs, x + d, stride, cols, n, o + d, a);
   }
 }
 
