@@ -29,6 +29,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import sparsebert
+from benchmarks.cost.native_covers import BACKEND
 from benchmarks.cost.timed_calls import THREADS, least
 from benchmarks.harness import mkl
 from benchmarks.harness.named_masks import learned_looking
@@ -36,6 +37,7 @@ from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.calibration import VARIABLE
+from sparsebert.compiler.report import PlanReport
 from sparsebert.masks import AttentionMask
 
 HEADS, ROUNDS = 12, 3
@@ -90,6 +92,9 @@ def measure_case(
         every = every & key_mask[:, None, None, :]
     routes: dict[str, Callable[[], object]] = {
         "plan": lambda: sparsebert.sparse_attention(q, k, v, plan, key_mask=key_mask),
+        "tiles": lambda: sparsebert.sparse_attention(
+            q, k, v, plan, key_mask=key_mask, backend=BACKEND
+        ),
         "masked": lambda: scaled_dot_product_attention(q, k, v, attn_mask=every),
         "dense": lambda: scaled_dot_product_attention(q, k, v),
     }
@@ -103,8 +108,16 @@ def measure_case(
         "padded": "yes" if padded else "no", "density": f"{report.density:.4f}",
         "choice": "dense" if plan.dense_heads.all() else "tiles",
         "predicted_us": f"{report.predicted_us * report.copies:.1f}",
+        "predicted_tiles_us": f"{_tiles_us(report) * report.copies:.1f}",
+        "predicted_dense_us": f"{report.dense_us * report.copies:.1f}",
         **{f"{route}_us": f"{us:.1f}" for route, us in best.items()},
     }  # fmt: skip
+
+
+def _tiles_us(report: PlanReport) -> float:
+    """The forward time that is predicted for the tiles, of all heads where all are alike."""
+    (head, *_) = report.per_head
+    return head.tried[0][1] if head.route == "dense" and head.tried else report.predicted_us
 
 
 def worker(mode: str, threads: Sequence[int], out: Path) -> None:
