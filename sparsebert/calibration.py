@@ -54,6 +54,8 @@ HEADS, DIM = 12, 64
 SECONDS = 0.8
 """When measuring ends, whatever was found."""
 LEAST_SECONDS, LEAST_ROUNDS = 0.15, 6
+TURN = 0.002
+"""Seconds for which a short call is repeated in its turn, as in a model, where it is warm."""
 STEADY, UNSTEADY = 1.08, 1.3
 """The least times of every other round over those of the rest: good enough, and too uncertain."""
 LIMITS = (0.05, 20.0)
@@ -161,8 +163,10 @@ def _is_watched() -> bool:
 
 def _measured(backend: str, threads: int) -> Factors:
     clock = time.thread_time if threads == 1 else time.perf_counter
-    with untraced(), torch.no_grad(), torch.autocast(TARGET, enabled=False):
+    with untraced():
         calls = timed_calls(backend, threads)
+    plain = torch._C.DisableTorchFunction()  # a default device is a mode, which slows every call
+    with torch.no_grad(), torch.autocast(TARGET, enabled=False), plain:
         times = least_times({name: call.run for name, call in calls.items()}, clock)
     usual = constants.reference(TARGET, backend, isa_for(TARGET, backend))
     return solve(calls, {name: us / usual.get(name, 1.0) for name, us in times.items()})
@@ -173,9 +177,8 @@ def timed_calls(backend: str, threads: int, isa: str | None = None) -> dict[str,
 
     `isa` is the instruction set that is predicted for, None for that of the machine at hand.
     """
-    model = functools.partial(
-        _model, backend, threads, isa_for(TARGET, backend) if isa is None else isa
-    )
+    isa = isa_for(TARGET, backend) if isa is None else isa
+    model = functools.partial(_model, backend, threads, isa)
     masks = {
         _TILES: patterns.dense(256),
         _SINGLES: patterns.random(512, 0.04),
@@ -233,18 +236,22 @@ def least_times(
 ) -> dict[str, float]:
     """The least time of each call in microseconds, of rounds over all of them.
 
-    Each is called twice in its turn, and the second is timed. Rounds go on until those with even
-    and with odd numbers agree. Raises `NotCalibrated` if they never do: others use the machine.
+    In its turn a call is run once, then timed, more than once if it is short. Rounds go on until
+    those with even and with odd numbers agree. Raises `NotCalibrated` if they never do: others use
+    the machine.
     """
     least = {name: [math.inf, math.inf] for name in calls}
     start, rounds = now(), 0
     while True:
         for name, call in calls.items():
             call()
-            before = clock()
-            call()
-            took = clock() - before
-            least[name][rounds % 2] = min(took, least[name][rounds % 2])
+            spent = 0.0
+            while spent < TURN:
+                before = clock()
+                call()
+                took = clock() - before
+                least[name][rounds % 2] = min(took, least[name][rounds % 2])
+                spent += max(took, 1e-6)
         rounds += 1
         if rounds < 2:
             continue

@@ -138,7 +138,7 @@ def test_the_least_time_counts_and_rounds_end_when_they_agree() -> None:
 def test_short_calls_are_repeated_for_a_while() -> None:
     machine = Machine(1e-4, [])
     least_times({"a": machine.call}, machine.clock, machine.clock)
-    assert calibration.LEAST_SECONDS <= machine.time < calibration.LEAST_SECONDS + 1e-3
+    assert calibration.LEAST_SECONDS <= machine.time < calibration.LEAST_SECONDS + 3e-3
 
 
 def test_a_busy_machine_is_not_calibrated() -> None:
