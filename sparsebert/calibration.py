@@ -16,6 +16,7 @@ process, where threads may hang.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -37,7 +38,6 @@ from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.factors import AS_FITTED, Factors
 from sparsebert.compiler.cost.instruction_sets import isa_for
 from sparsebert.compiler.cost.model import CostModel, cost_model
-from sparsebert.compiler.schedule import Schedule
 from sparsebert.machine import processor
 from sparsebert.masks import AttentionMask, patterns
 from sparsebert.storage import write_atomically
@@ -54,6 +54,8 @@ HEADS, DIM = 12, 64
 SECONDS = 0.8
 """When measuring ends, whatever was found."""
 LEAST_SECONDS, LEAST_ROUNDS = 0.15, 6
+TURN = 0.002
+"""Seconds for which a short call is repeated in its turn, as in a model, where it is warm."""
 STEADY, UNSTEADY = 1.08, 1.3
 """The least times of every other round over those of the rest: good enough, and too uncertain."""
 LIMITS = (0.05, 20.0)
@@ -161,53 +163,57 @@ def _is_watched() -> bool:
 
 def _measured(backend: str, threads: int) -> Factors:
     clock = time.thread_time if threads == 1 else time.perf_counter
-    with untraced(), torch.no_grad(), torch.autocast(TARGET, enabled=False):
+    with untraced():
         calls = timed_calls(backend, threads)
+    plain = torch._C.DisableTorchFunction()  # a default device is a mode, which slows every call
+    with torch.no_grad(), torch.autocast(TARGET, enabled=False), plain:
         times = least_times({name: call.run for name, call in calls.items()}, clock)
     usual = constants.reference(TARGET, backend, isa_for(TARGET, backend))
     return solve(calls, {name: us / usual.get(name, 1.0) for name, us in times.items()})
 
 
-def timed_calls(backend: str, threads: int) -> dict[str, Timed]:
-    """The calls by what they are there for: each factor weighs most in one of them."""
+def timed_calls(backend: str, threads: int, isa: str | None = None) -> dict[str, Timed]:
+    """The calls by what they are there for: each factor weighs most in one of them.
+
+    `isa` is the instruction set that is predicted for, None for that of the machine at hand.
+    """
+    isa = isa_for(TARGET, backend) if isa is None else isa
+    model = functools.partial(_model, backend, threads, isa)
     masks = {
         _TILES: patterns.dense(256),
         _SINGLES: patterns.random(512, 0.04),
         _CALL: patterns.sliding_window(16, 1),
     }
-    calls = {name: _in_kernels(backend, threads, mask) for name, mask in masks.items()}
+    calls = {name: _in_kernels(backend, threads, mask, model) for name, mask in masks.items()}
     q, k, v = _tensors(256)
     parts = {
-        name: HEADS * _model(backend, threads, name).forward.dense(256, 256, masked=False)
-        for name in (_DENSE, _CALL)
+        name: HEADS * model(name).forward.dense(256, 256, masked=False) for name in (_DENSE, _CALL)
     }
     calls[_DENSE] = Timed(lambda: scaled_dot_product_attention(q, k, v), parts)
     return calls
 
 
-def _in_kernels(backend: str, threads: int, mask: AttentionMask) -> Timed:
-    request = complete(mask, TARGET, "area", DIM, threads, HEADS, backend)
-    schedule = compile_schedule(request)
+def _in_kernels(
+    backend: str, threads: int, mask: AttentionMask, model: Callable[[str], CostModel]
+) -> Timed:
+    schedule = compile_schedule(complete(mask, TARGET, "area", DIM, threads, HEADS, backend))
     program = routing.lower(schedule, Routes(backend, backend))
     q, k, v = _tensors(mask.q_len)
     call = Call(q, k, v, None, None, DIM**-0.5, 0.0)
-    parts = {name: _predicted(schedule, backend, threads, name) for name in _IN_KERNELS}
+    tiles, singles = outlines_of_head(schedule.tiles, 0), singles_of_head(schedule.tiles, 0)
+    parts = {
+        name: HEADS * model(name).cover_us(tiles, mask.q_len, mask.kv_len, singles=singles)
+        for name in _IN_KERNELS
+    }
     return Timed(lambda: execution.forward(call, program.parts), parts)
 
 
-def _predicted(schedule: Schedule, backend: str, threads: int, part: str) -> float:
-    """What the constants of one factor say of a call."""
-    model = _model(backend, threads, part)
-    lengths = schedule.mask.q_len, schedule.mask.kv_len
-    tiles, singles = outlines_of_head(schedule.tiles, 0), singles_of_head(schedule.tiles, 0)
-    return HEADS * model.cover_us(tiles, *lengths, singles=singles)
-
-
-def _model(backend: str, threads: int, part: str) -> CostModel:
+def _model(backend: str, threads: int, isa: str, part: str) -> CostModel:
     """The cost model with the constants of one factor alone."""
     return cost_model(
         TARGET,
         backend=backend,
+        isa=isa,
         head_dim=DIM,
         threads=threads,
         copies=HEADS,
@@ -230,18 +236,22 @@ def least_times(
 ) -> dict[str, float]:
     """The least time of each call in microseconds, of rounds over all of them.
 
-    Each is called twice in its turn, and the second is timed. Rounds go on until those with even
-    and with odd numbers agree. Raises `NotCalibrated` if they never do: others use the machine.
+    In its turn a call is run once, then timed, more than once if it is short. Rounds go on until
+    those with even and with odd numbers agree. Raises `NotCalibrated` if they never do: others use
+    the machine.
     """
     least = {name: [math.inf, math.inf] for name in calls}
     start, rounds = now(), 0
     while True:
         for name, call in calls.items():
             call()
-            before = clock()
-            call()
-            took = clock() - before
-            least[name][rounds % 2] = min(took, least[name][rounds % 2])
+            spent = 0.0
+            while spent < TURN:
+                before = clock()
+                call()
+                took = clock() - before
+                least[name][rounds % 2] = min(took, least[name][rounds % 2])
+                spent += max(took, 1e-6)
         rounds += 1
         if rounds < 2:
             continue
@@ -307,7 +317,7 @@ def _about(backend: str, threads: int) -> dict[str, Any]:
     return {
         "processor": processor(),
         "backend": [backend, *registry.get(backend).speed_depends_on()],
-        "torch": torch.__version__,
+        "torch version": torch.__version__,
         "threads": threads,
         "constants": hashlib.sha256(repr((terms, usual)).encode()).hexdigest()[:16],
         "switches": {**switches, "LD_PRELOAD": ":".join(preloaded)},

@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost.fit_native             # measure, fit, write constants.json
     python -m benchmarks.cost.fit_native --dry-run   # measure and fit only
-    python -m benchmarks.cost.fit_native --rounds 1  # to try the script
+    python -m benchmarks.cost.fit_native --rounds 1 --threads 1 --dry-run  # to try the script
     python -m benchmarks.cost.fit_native --fit-only  # to the committed rows
 
 Each instruction set that the machine has is measured in a process of its own: the covers of
@@ -28,7 +28,7 @@ import functools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,9 @@ from benchmarks.harness import mkl
 from benchmarks.harness.named_masks import learned_looking
 from benchmarks.harness.origin import COLUMNS, RESULTS, origin
 from benchmarks.harness.rows import RowFile
-from sparsebert import patterns
+from sparsebert import calibration, patterns
 from sparsebert.compiler.cost import constants
+from sparsebert.compiler.cost.model import cost_model
 from sparsebert.kernels.cpu import library
 from sparsebert.machine import current_load
 from sparsebert.masks import AttentionMask
@@ -72,6 +73,8 @@ ROUNDS = 4
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 AS_SHIPPED, AVX512, AVX2 = "as shipped", "avx512", "avx2"
 """What torch and MKL use for dense attention."""
+CALIBRATION = "calibration"
+"""The route of rows that hold what the calls of a calibration take."""
 
 Passes = tuple[Callable[[], object], ...]
 
@@ -83,9 +86,9 @@ def passes_of(plan: AttentionPlan, backend: str, head_dim: int) -> Passes:
     def forward() -> torch.Tensor:
         return sparsebert.sparse_attention(q, k, v, plan, backend=backend)
 
-    variables = [x.detach().requires_grad_() for x in (q, k, v)]
-    o = sparsebert.sparse_attention(*variables, plan, backend=backend)
-    return forward, lambda: torch.autograd.grad(o, variables, grad, retain_graph=True)
+    x, y, z = (each.detach().requires_grad_() for each in (q, k, v))
+    o = sparsebert.sparse_attention(x, y, z, plan, backend=backend)
+    return forward, lambda: torch.autograd.grad(o, (x, y, z), grad, retain_graph=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,7 +101,7 @@ def tile_calls(found: list[Covered], head_dim: int) -> Iterator[MeasuredCall]:
     """Calls of the CPU kernels; the counts are those of the forward pass."""
     for covered in found:
         timed = passes_of(covered.plan, BACKEND, head_dim)
-        yield _call("tiles", covered.name, covered.plan, head_dim, covered.counts(), timed)
+        yield _call("tiles", covered.name, covered.plan, head_dim, covered.counts(head_dim), timed)
 
 
 def mixed_calls(head_dim: int) -> Iterator[MeasuredCall]:
@@ -106,7 +109,7 @@ def mixed_calls(head_dim: int) -> Iterator[MeasuredCall]:
     for length in (128, 512):
         heads = [patterns.sliding_window(length, 2 + width) for width in range(HEADS)]
         covered = compiled("", AttentionMask.stack_heads(heads), np.arange(HEADS) % 2 == 1)
-        counts = covered.counts() | dense_counts(length, HEADS // 2, masked=True)
+        counts = covered.counts(head_dim) | dense_counts(length, HEADS // 2, masked=True)
         plan = covered.plan
         timed = passes_of(plan, "auto", head_dim)
         yield _call("mixed", f"half of {HEADS} heads dense", plan, head_dim, counts, timed)
@@ -145,49 +148,67 @@ def _call(
     return MeasuredCall(route, name, plan.q_len, head_dim, 1, HEADS, sets, counts, timed, best)
 
 
-def measure(rounds: int, *, dense_only: bool) -> list[MeasuredCall]:
+def calibration_calls(rounds: int, thread_counts: Sequence[int]) -> Iterator[MeasuredCall]:
+    """What the calls of a calibration take here, as the forward time."""
+    for threads in thread_counts:
+        torch.set_num_threads(threads)
+        timed = calibration.timed_calls(BACKEND, threads)
+        best = dict.fromkeys(timed, np.inf)
+        for _ in range(rounds):
+            for name, call in timed.items():
+                best[name] = min(best[name], least(call.run))
+        for name, us in best.items():
+            times = np.array([us, 0.0])
+            yield MeasuredCall(
+                CALIBRATION, name, 0, calibration.DIM, threads, HEADS, 1, {}, (), times
+            )
+
+
+def measure(rounds: int, thread_counts: Sequence[int], *, dense_only: bool) -> list[MeasuredCall]:
     """All calls of this process's instruction set, with each number of threads in turn."""
-    measured = []
+    measured: list[MeasuredCall] = (
+        [] if dense_only else list(calibration_calls(rounds, thread_counts))
+    )
     found = [] if dense_only else list(covers())
     for head_dim in DIMS:
         kinds = [] if dense_only else [*tile_calls(found, head_dim), *mixed_calls(head_dim)]
         calls = [*kinds, *dense_calls(head_dim)]
-        best = {n: [call.best.copy() for call in calls] for n in THREADS}
+        best = {n: [np.full(2, np.inf) for _ in calls] for n in thread_counts}
         for _ in range(rounds):
-            for threads in THREADS:
+            for threads in thread_counts:
                 torch.set_num_threads(threads)
                 for call, times in zip(calls, best[threads], strict=True):
                     np.minimum(times, [least(timed) for timed in call.passes], out=times)
         _tensors.cache_clear()
-        for threads, times in best.items():
+        for threads, found_times in best.items():
             measured += [
-                dataclasses.replace(call, threads=threads, best=time, passes=())
-                for call, time in zip(calls, times, strict=True)
+                dataclasses.replace(call, threads=threads, best=times, passes=())
+                for call, times in zip(calls, found_times, strict=True)
             ]
     return measured
 
 
-def worker(isa: str, dense: str, rounds: int, out: Path) -> None:
+def worker(isa: str, dense: str, rounds: int, threads: Sequence[int], out: Path) -> None:
     """Measure one instruction set and write its rows."""
     torch.manual_seed(0)
     assert library.load().isa == isa
-    measured = measure(rounds, dense_only=dense == AS_SHIPPED)
+    measured = measure(rounds, threads, dense_only=dense == AS_SHIPPED)
     rows = [{"isa": isa, "dense is": dense, **call.as_row(NATIVE_COUNTS)} for call in measured]
     RowFile(out, rows[0]).write(rows)
 
 
-def run_worker(isa: str, dense: str, rounds: int) -> list[dict[str, Any]]:
+def run_worker(isa: str, dense: str, rounds: int, threads: Sequence[int]) -> list[dict[str, Any]]:
     """The rows of one instruction set, measured in a process of its own."""
     mode = mkl.AVX512 if dense == AVX512 else mkl.STOCK
     with tempfile.TemporaryDirectory() as folder, mkl.environment(mode) as of_mode:
-        environment = {**of_mode, library.VARIABLE: isa, "SPARSEBERT_CALIBRATE": "0"}
+        environment = {**of_mode, library.VARIABLE: isa, calibration.VARIABLE: "0"}
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment.pop(name, None)
         if dense == AVX2:
             environment["ATEN_CPU_CAPABILITY"] = "avx2"
         out = Path(folder) / "rows.csv"
         command = [sys.executable, "-m", "benchmarks.cost.fit_native", "--worker", isa, dense]
-        command += [str(out), "--rounds", str(rounds)]
+        command += [str(out), "--rounds", str(rounds), "--threads", *map(str, threads)]
         subprocess.run(command, env=environment, check=True)
         return read_rows(out)
 
@@ -207,7 +228,7 @@ def fit_rows(
     calls = [
         MeasuredCall.from_row(row, NATIVE_COUNTS)
         for row in rows
-        if row["isa"] == isa and row["dense is"] != AS_SHIPPED
+        if row["isa"] == isa and row["dense is"] != AS_SHIPPED and row["route"] != CALIBRATION
     ]
     passes, margin = fit_constants(calls, NATIVE_TERMS, (HEIGHT,))
     beside = {_key(row): row for row in rows if row["isa"] == isa and row["route"] == "dense"}
@@ -219,6 +240,17 @@ def fit_rows(
                 name = f"{which}_us"
                 times.setdefault(which, []).append(float(row[name]) / float(fast[name]))
     return passes, margin, {which: float(np.median(found)) for which, found in times.items()}
+
+
+def reference(rows: list[dict[str, Any]], isa: str) -> dict[str, float]:
+    """What the calls of a calibration take over what the constants say, mean over the threads."""
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        if row["isa"] == isa and row["route"] == CALIBRATION:
+            calls = calibration.timed_calls(BACKEND, int(row["threads used"]), isa)
+            predicted = sum(calls[row["mask"]].parts.values())
+            ratios.setdefault(row["mask"], []).append(float(row["forward_us"]) / predicted)
+    return {name: float(f"{np.mean(found):.3g}") for name, found in ratios.items()}
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
@@ -241,10 +273,14 @@ def update(stored: dict[str, Any], rows: list[dict[str, Any]]) -> None:
                 )
         about = next(row for row in rows if row["isa"] == isa and row["dense is"] != AS_SHIPPED)
         where = ", ".join(f"{name} {about[name]}" for name in COLUMNS)
+        threads = tuple(sorted({int(row["threads used"]) for row in rows}))
         slower = f" (as shipped {shipped['forward']:.2f} times as long)" if shipped else ""
         entries[isa]["margin"] = margin
+        cost_model.cache_clear()  # what is predicted from here on is by the new constants
+        entries[isa]["reference"] = reference(rows, isa)
         entries[isa]["source"] = (
-            f"fitted by benchmarks/cost/fit_native.py, fp32, D = {DIMS}, threads {THREADS}, "
+            f"fitted by benchmarks/cost/fit_native.py, fp32, D = {DIMS}, "
+            f"threads {threads}, "
             f"dense attention with {about['dense is'].upper()}{slower}: {where}"
         )
 
@@ -259,13 +295,14 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="do not write constants.json")
     parser.add_argument("--fit-only", action="store_true", help="fit the rows that are there")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
+    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="default: 1 2")
     parser.add_argument("--isa", nargs="+", help="these instruction sets alone")
     parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         isa, dense, out = arguments.worker
-        worker(isa, dense, arguments.rounds, Path(out))
+        worker(isa, dense, arguments.rounds, arguments.threads, Path(out))
         return
     if arguments.fit_only:
         rows = read_rows(arguments.out)
@@ -275,7 +312,7 @@ def main() -> None:
         for isa in arguments.isa or library.load().isas:
             kinds = (AVX512, AS_SHIPPED) if isa == AVX512 else (AVX2,)
             for dense in kinds:
-                rows += run_worker(isa, dense, arguments.rounds)
+                rows += run_worker(isa, dense, arguments.rounds, arguments.threads)
                 print(f"{isa}, dense attention {dense}: measured", flush=True)
         about = origin("cpu")
         rows = [{**row, **about} for row in rows]

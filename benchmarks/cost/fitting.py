@@ -52,8 +52,7 @@ COUNTS = tuple(dict.fromkeys(name for name, _, _ in (*TILE_TERMS, *DENSE_TERMS))
 NATIVE_TERMS = (
     ("call", "once", SERIAL),
     *((name, part, PARALLEL) for name in ("tile", "row", "column", "entry", "merge", "single",
-      "single_column") for part in ("copy", "dim")),
-    ("pack", "dim", PARALLEL),
+      "single_column", "far_row", "far_column") for part in ("copy", "dim")),
 )  # fmt: skip
 """The same of the CPU kernels' calls; every head is run by itself, so heads share nothing."""
 

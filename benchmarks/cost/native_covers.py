@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.harness.named_masks import learned_looking, permuted_blocks
 from sparsebert import patterns
-from sparsebert.compiler.cost.model import PACKED_READS
+from sparsebert.compiler.cost.model import NEAR_CALL, NEAR_HEAD
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan, compile_for_backend
 from sparsebert.tiles.build import TileGroup, build_tile_set
@@ -42,7 +42,7 @@ class Covered:
     plan: AttentionPlan
     tiles: TileSet
 
-    def counts(self, *, backward: bool = False) -> dict[str, float]:
+    def counts(self, head_dim: int) -> dict[str, float]:
         """What a call's tiles and single entries count up to, over all that do not run dense."""
         tiles = self.tiles
         total = {"call": 1.0}
@@ -52,7 +52,9 @@ class Covered:
             for part in cover:
                 in_tiles += np.bincount(part.rows[part.rows >= 0], minlength=tiles.num_rows)
             columns = sum(int(part.width.sum()) for part in cover)
-            reads = (columns + singles.entries) * (2 if backward else 1)
+            lengths, row_bytes = tiles.num_rows + tiles.num_cols, 8 * head_dim
+            far_row = HEADS * lengths * row_bytes > NEAR_CALL
+            far_column = tiles.num_cols * row_bytes > NEAR_HEAD
             found = {
                 "tile": sum(len(part.rows) for part in cover),
                 "row": int(np.maximum(in_tiles, 1).sum()),
@@ -61,7 +63,8 @@ class Covered:
                 "merge": int(np.maximum(in_tiles - 1, 0).sum()),
                 "single": singles.entries,
                 "single_column": singles.columns,
-                "pack": tiles.num_cols if reads > PACKED_READS * tiles.num_cols else 0,
+                "far_row": lengths if far_row else 0,
+                "far_column": columns + singles.columns if far_column else 0,
             }
             for name, count in found.items():
                 total[name] = total.get(name, 0.0) + count

@@ -18,6 +18,7 @@ OTHER_MEANINGS = {
     ("sparsebert/backends/registry.py", "dense"): "the route of a head",
     ("sparsebert/backends/routing.py", "dense"): "the route of a head",
     ("sparsebert/compiler/", "dense"): "the route of a head",
+    ("sparsebert/calibration.py", "dense"): "the route that torch's attention is timed for",
     ("sparsebert/demo/", "dense"): "the route of a head, and the model without a mask",
     ("sparsebert/learn/", "dense"): "training and attention without a mask",
     ("sparsebert/masks/patterns.py", "dense"): "the pattern without zeros",
