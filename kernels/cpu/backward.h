@@ -20,13 +20,39 @@ static inline vf probability(vf s, vf factor, vf lse) {
   return exp2(not_above(fma(s, factor, set1(0.f) - lse), 0.f));
 }
 
+// Products of n columns with q and with g, s and ds [n][16], become P and ds. Bit r of words[c]
+// says whether row r attends to its column c, and kept(c) which rows keep theirs in dropout's
+// draw.
+template <class E, class F>
+static inline __attribute__((always_inline)) void differentiate(const Group<E>& g,
+                                                                const RowTerms& t,
+                                                                const uint16_t* words, int n,
+                                                                float* s, float* ds, F kept) {
+  const vf zero = set1(0.f), score = set1(t.score), scale = set1(t.scale);
+  for (int c = 0; c < n; c++) {
+    const uint32_t keeps = g.drops ? kept(c) : 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < GV; i++, s += W, ds += W) {
+      vf p = probability(load(s), score, load(t.lse + i * W));
+      vf dp = load(ds);
+      vf weight = p;
+      if (g.drops) {
+        weight = keep(p * set1(g.factor), keeps, i * W, zero);
+        dp = keep(dp * set1(g.factor), keeps, i * W, zero);
+      }
+      // Selected and not multiplied by 0: what stands elsewhere may not be finite.
+      store(s, keep(weight, words[c], i * W, zero));
+      store(ds, keep(p * (dp - load(t.delta + i * W)) * scale, words[c], i * W, zero));
+    }
+  }
+}
+
 // The tile of a group: dq of its rows, in w.o, and their parts of dk and dv.
 template <int DC, class E>
 static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
                                float* dv) {
   transpose_words(w.q, g.size, w.qt);
   transpose_words(w.g, g.size, w.gt);
-  const vf zero = set1(0.f), score = set1(t.score), scale = set1(t.scale);
   Columns tile = g.tile();
   const int32_t* cols;
   const uint16_t* words;
@@ -34,23 +60,7 @@ static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t,
   while (const int n = tile.next(w.cols, w.words, CHUNK, cols, words)) {
     scores<DC>(w.qt, g.k, g.k_row, cols, n, g.D, w.s);
     scores<DC>(w.gt, g.v, g.v_row, cols, n, g.D, w.ds);
-    for (int c = 0; c < n; c++) {
-      const uint32_t kept = g.drops ? g.kept(w, cols[c]) : 0;
-#pragma GCC unroll 4
-      for (int i = 0; i < GV; i++) {
-        float *s = w.s + c * GROUP + i * W, *ds = w.ds + c * GROUP + i * W;
-        vf p = probability(load(s), score, load(t.lse + i * W));
-        vf dp = load(ds);
-        vf weight = p;
-        if (g.drops) {
-          weight = keep(p * set1(g.factor), kept, i * W, zero);
-          dp = keep(dp * set1(g.factor), kept, i * W, zero);
-        }
-        // Selected and not multiplied by 0: what stands elsewhere may not be finite.
-        store(s, keep(weight, words[c], i * W, zero));
-        store(ds, keep(p * (dp - load(t.delta + i * W)) * scale, words[c], i * W, zero));
-      }
-    }
+    differentiate(g, t, words, n, w.s, w.ds, [&](int c) { return g.kept(w, cols[c]); });
     if (first)
       weigh<DC, true>(w.ds, g.k, g.k_row, cols, n, g.D, w.o, g.live);
     else
@@ -60,6 +70,25 @@ static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t,
     first = false;
   }
   if (first) clear(w.o, GROUP * g.D);
+}
+
+// The single entries of all rows together, where each has few: see attend_few.
+template <int DC, class E>
+static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
+                              float* dv) {
+  const FewEntries few(g, w);
+  float *p = w.s, *ds = w.s + GROUP * FEW;
+  few_scores<DC>(few, g, w.q, g.k, g.k_row, w.ds, p);
+  few_scores<DC>(few, g, w.g, g.v, g.v_row, w.ds, ds);
+  differentiate(g, t, few.words, few.longest, p, ds,
+                [&](int c) { return g.kept(w, few.listed + c * GROUP); });
+  const float* weights = weights_for<GROUP>(g.k, ds, few.longest, w.ds);
+  for (int r = 0; r < g.live; r++) {
+    entry_weigh<DC, false, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D,
+                                  w.o + r * g.D, 1.f);
+    entry_spread<DC, GROUP>(p + r, ds + r, few.cols[r], few.count[r], g.D, w.q + r * g.size,
+                            w.g + r * g.size, dk, dv);
+  }
 }
 
 // Some single entries of row r; with dk = 0 only its dq.
@@ -85,7 +114,7 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
   }
   const float* weights = weights_for<1>(g.k, w.de, n, w.s);
   entry_weigh<DC, false, 1>(weights, g.k, g.k_row, cols, n, g.D, w.o + r * g.D, 1.f);
-  if (dk) entry_spread<DC>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
+  if (dk) entry_spread<DC, 1>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
 }
 
 template <class E, int DC, bool PLAIN>
@@ -130,7 +159,9 @@ static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, 
       while (const int n = tile.next_of_row(w, r))
         differentiate_entries<DC>(g, w, terms, r, w.cols, n, again ? nullptr : dk, dv);
     }
-  if (g.has_entries())
+  if (g.has_entries() && g.has_few())
+    differentiate_few<DC>(g, w, terms, dk, dv);
+  else if (g.has_entries())
     for (int r = 0; r < g.live; r++) {
       Columns entries = g.entries(r);
       const int32_t* cols;

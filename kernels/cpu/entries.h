@@ -94,7 +94,7 @@ static inline void entry_weigh(const float* e, const float* x, int64_t stride, c
     for (; d < D; d += W) entry_weigh_block<1, FIRST, STEP>(e, x + d, stride, cols, n, o + d, a);
 }
 
-template <int V, class E>
+template <int V, int STEP, class E>
 static inline __attribute__((always_inline)) void entry_spread_block(const float* p,
                                                                      const float* ds,
                                                                      const int32_t* cols, int n,
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void entry_spread_block(const float
   }
   for (int c = 0; c < n; c++) {
     float *dkp = dk + (int64_t)cols[c] * D, *dvp = dv + (int64_t)cols[c] * D;
-    vf s = set1(ds[c]), w = set1(p[c]);
+    vf s = set1(ds[c * STEP]), w = set1(p[c * STEP]);
 #pragma GCC unroll 8
     for (int i = 0; i < V; i++) {
       store(dkp + i * W, fma(s, qx[i], load(dkp + i * W)));
@@ -117,16 +117,17 @@ static inline __attribute__((always_inline)) void entry_spread_block(const float
   }
 }
 
-// dk[cols[i]] += ds[i] * q; dv[cols[i]] += p[i] * g
-template <int DC, class E>
+// dk[cols[i]] += ds[i * STEP] * q; dv[cols[i]] += p[i * STEP] * g
+template <int DC, int STEP, class E>
 static inline void entry_spread(const float* p, const float* ds, const int32_t* cols, int n, int D,
                                 const E* q, const E* g, float* dk, float* dv) {
   D = dim<DC>(D);
   int d = 0;
   for (; d + 4 * W <= D; d += 4 * W)
-    entry_spread_block<4>(p, ds, cols, n, D, q + d, g + d, dk + d, dv + d);
+    entry_spread_block<4, STEP>(p, ds, cols, n, D, q + d, g + d, dk + d, dv + d);
   if constexpr (DC % (4 * W) != 0 || DC == 0)
-    for (; d < D; d += W) entry_spread_block<1>(p, ds, cols, n, D, q + d, g + d, dk + d, dv + d);
+    for (; d < D; d += W)
+      entry_spread_block<1, STEP>(p, ds, cols, n, D, q + d, g + d, dk + d, dv + d);
 }
 
 }  // namespace sb::SB_ISA

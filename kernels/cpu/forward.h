@@ -87,38 +87,15 @@ static void attend_tile(const Group<E>& g, Work<E>& w, float factor) {
 // need not wait for each other, and the rows share those from scores to probabilities.
 template <int DC, bool FIRST, class E>
 static void attend_few(const Group<E>& g, Work<E>& w, float factor) {
-  static_assert(2 * FEW <= CHUNK && GROUP * FEW >= ENTRIES + 64);
-  const int32_t* cols[GROUP];
-  int count[GROUP], longest = 0;
-  uint16_t words[FEW + 1] = {};  // first: bit r of words[c] if row r has c entries
-  for (int r = 0; r < g.live; r++) {
-    const uint16_t* none;
-    Columns entries = g.entries(r);
-    count[r] = entries.next(w.cols + r * FEW, w.words, FEW, cols[r], none);
-    longest = std::max(longest, count[r]);
-    words[count[r]] |= (uint16_t)(1 << r);
-  }
-  for (int c = longest - 1; c >= 0; c--) words[c] |= words[c + 1];
-  for (int c = 0; c < longest; c++) words[c] = words[c + 1];
-
-  const int size = (longest + GROUP - 1) / GROUP * GROUP;
+  const FewEntries few(g, w);
+  few_scores<DC>(few, g, w.q, g.k, g.k_row, w.ds, w.s);
+  to_probabilities(w, few.words, few.longest, factor);
+  if (g.drops)
+    for (int c = 0; c < few.longest; c++) drop(w, c, g.kept(w, few.listed + c * GROUP));
+  const float* weights = weights_for<GROUP>(g.v, w.s, few.longest, w.s);
   for (int r = 0; r < g.live; r++)
-    for (int i = 0; i < count[r]; i += W)
-      store(w.ds + r * size + i,
-            entry_scores<DC>(w.q + r * g.size, g.k, g.k_row, cols[r] + i, count[r] - i, g.D));
-  transpose_16(w.ds, size, w.s);
-  to_probabilities(w, words, longest, factor);
-  if (g.drops) {
-    float* listed = w.ds + GROUP * FEW;
-    for (int r = 0; r < g.live; r++)
-      memcpy(listed + r * size, cols[r], count[r] * sizeof(int32_t));
-    transpose_16(listed, size, w.ds);
-    for (int c = 0; c < longest; c++) drop(w, c, g.kept(w, (const uint32_t*)w.ds + c * GROUP));
-  }
-  const float* weights = weights_for<GROUP>(g.v, w.s, longest, w.s);
-  for (int r = 0; r < g.live; r++)
-    entry_weigh<DC, FIRST, GROUP>(weights + r, g.v, g.v_row, cols[r], count[r], g.D, w.o + r * g.D,
-                                  w.a[r]);
+    entry_weigh<DC, FIRST, GROUP>(weights + r, g.v, g.v_row, few.cols[r], few.count[r], g.D,
+                                  w.o + r * g.D, w.a[r]);
 }
 
 // Some single entries of row r: m, l and o brought up to date, or begun if FIRST.

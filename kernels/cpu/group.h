@@ -152,6 +152,47 @@ struct Group {
   }
 };
 
+// The single entries of a group's rows, of which each has few, as columns: column c is the c-th
+// entry of each row that has so many.
+struct FewEntries {
+  const int32_t* cols[GROUP];
+  int count[GROUP];  // of each row
+  int longest;
+  int size;                      // longest, as a multiple of 16
+  uint16_t words[FEW + 1];       // bit r of words[c]: row r has a c-th entry
+  uint32_t listed[FEW * GROUP];  // the c-th of each row; made for dropout alone
+
+  template <class E>
+  FewEntries(const Group<E>& g, Work<E>& w) : count{}, longest(0), words{} {
+    for (int r = 0; r < g.live; r++) {
+      const uint16_t* none;
+      Columns entries = g.entries(r);
+      count[r] = entries.next(w.cols + r * FEW, w.words, FEW, cols[r], none);
+      longest = std::max(longest, count[r]);
+      words[count[r]] |= (uint16_t)(1 << r);
+    }
+    size = (longest + GROUP - 1) / GROUP * GROUP;
+    for (int c = longest - 1; c >= 0; c--) words[c] |= words[c + 1];
+    for (int c = 0; c < longest; c++) words[c] = words[c + 1];
+    if (!g.drops) return;
+    std::fill_n(listed, longest * GROUP, 0u);
+    for (int r = 0; r < g.live; r++)
+      for (int c = 0; c < count[r]; c++) listed[c * GROUP + r] = (uint32_t)cols[r][c];
+  }
+};
+
+// by_column[c][16] = products of the rows [16][size] with their c-th single entries in x; `by_row`
+// is memory for as many.
+template <int DC, class E>
+static inline void few_scores(const FewEntries& few, const Group<E>& g, const E* rows, const E* x,
+                              int64_t stride, float* by_row, float* by_column) {
+  for (int r = 0; r < g.live; r++)
+    for (int i = 0; i < few.count[r]; i += W)
+      store(by_row + r * few.size + i, entry_scores<DC>(rows + r * g.size, x, stride,
+                                                        few.cols[r] + i, few.count[r] - i, g.D));
+  transpose_16(by_row, few.size, by_column);
+}
+
 // Whether all of n rows of D elements are finite.
 template <class E>
 static inline bool are_finite(const E* x, int n, int D) {

@@ -12,6 +12,7 @@ constexpr int GV = GROUP / W;  // vectors of a group's rows
 constexpr int CHUNK = 128;     // columns of a tile whose scores are held at once
 constexpr int ENTRIES = 512;   // single entries of a row likewise
 constexpr int FEW = 64;        // single entries of each row that all rows go through together
+static_assert(2 * FEW <= CHUNK && GROUP * FEW >= ENTRIES + 64);  // so memory is shared
 #if defined(__AVX512F__)
 constexpr int COLUMNS = 12;       // of a block of scores
 constexpr int ACCUMULATORS = 16;  // of a block of weighted sums
