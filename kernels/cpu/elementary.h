@@ -59,13 +59,10 @@ static inline void load_row(const void* row, int64_t dtype, int D, int padded, f
   int d = 0;
   for (; d + W <= D; d += W) store(to + d, load_as_float(row, dtype, d));
   if (d == padded) return;
-  alignas(64) float rest[W] = {};
   const int64_t size = bytes_of(dtype);
   alignas(64) char raw[4 * W] = {};
   memcpy(raw, (const char*)row + d * size, (D - d) * size);
-  store(rest, load_as_float(raw, dtype, 0));
-  for (int i = 0; i < W; i++) rest[i] = d + i < D ? rest[i] : 0.f;
-  store(to + d, load(rest));
+  store(to + d, load_as_float(raw, dtype, 0));
   for (d += W; d < padded; d += W) store(to + d, set1(0.f));
 }
 
