@@ -13,7 +13,7 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 constexpr float LEAST = -1e38f;  // stands for a maximum of -inf, so that nothing subtracts it
 
 // 2^x for x up to 127; 0 from -126 down; NaN stays NaN. Over all floats it is within 2.04 units in
-// the last place with FMA and within 2.30 without (tests/native/selftest/exp2_error.cpp).
+// the last place with FMA and within 2.30 without (tests/native/selftest/elementary_test.cpp).
 static inline vf exp2(vf x) {
   vf inside = not_below(x, -126.f);
   vf n = round_to_int(inside), f = inside - n;
