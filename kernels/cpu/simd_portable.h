@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 namespace sb::SB_ISA {
 
@@ -34,49 +37,28 @@ static inline float sum_of(vf x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 static inline vf load_bf16(const uint16_t* p) {
   return (vf)vi{p[0] << 16, p[1] << 16, p[2] << 16, p[3] << 16};
 }
-static inline uint16_t bf16_of(float x) {  // to nearest, ties to even
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  if (x != x) return 0x7fc0;
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-static inline void store_bf16(uint16_t* p, vf x) {
-  for (int i = 0; i < 4; i++) p[i] = bf16_of(x[i]);
-}
-static inline float float_of_f16(uint16_t h) {
-  uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
-  uint32_t bits;
-  if (exponent == 0) {
-    float x = (float)fraction * 0x1p-24f;
-    memcpy(&bits, &x, 4);
-    bits |= sign;
-  } else {
-    bits = sign | ((exponent == 31 ? 255 : exponent + 112) << 23) | (fraction << 13);
-  }
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-static inline uint16_t f16_of(float x) {  // to nearest, ties to even
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  uint32_t sign = (bits >> 16) & 0x8000, size = bits & 0x7fffffff;
-  if (size > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-  if (size >= 0x477ff000) return (uint16_t)(sign | 0x7c00);  // 65520 and more
-  if (size < 0x38800000) {  // below 2^-14: a multiple of 2^-24, which adding 0.5 rounds to
-    float half;
-    memcpy(&half, &size, 4);
-    half += 0.5f;
-    memcpy(&bits, &half, 4);
-    return (uint16_t)(sign | (bits - 0x3f000000));
-  }
-  return (uint16_t)(sign | ((size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13));
+static inline void store_bf16(uint16_t* p, vf x) {  // to nearest, ties to even
+  const vi bits = (vi)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const vi whole = x == x ? rounded : vi{} + 0x7fc00000;
+  for (int i = 0; i < 4; i++) p[i] = (uint16_t)((uint32_t)whole[i] >> 16);
 }
 static inline vf load_f16(const uint16_t* p) {
-  return vf{float_of_f16(p[0]), float_of_f16(p[1]), float_of_f16(p[2]), float_of_f16(p[3])};
+  const vi half = {p[0], p[1], p[2], p[3]}, size = half & 0x7fff, exponent = half & 0x7c00;
+  const vi normal = (size << 13) + (112 << 23);
+  const vi small = (vi)(__builtin_convertvector(size, vf) * set1(0x1p-24f));
+  const vi bits = exponent == 0 ? small : exponent == 0x7c00 ? normal + (112 << 23) : normal;
+  return (vf)(bits | (half & 0x8000) << 16);
 }
-static inline void store_f16(uint16_t* p, vf x) {
-  for (int i = 0; i < 4; i++) p[i] = f16_of(x[i]);
+static inline void store_f16(uint16_t* p, vf x) {  // to nearest, ties to even
+  const vi bits = (vi)x, size = bits & 0x7fffffff;
+  const vi normal = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+  // Below 2^-14 it is a multiple of 2^-24, to which adding 0.5 rounds.
+  const vi small = (vi)((vf)size + set1(0.5f)) - 0x3f000000;
+  const vi finite = size < 0x38800000 ? small : normal;
+  const vi whole = size > 0x7f800000    ? vi{} + 0x7e00
+                   : size >= 0x477ff000 ? vi{} + 0x7c00  // 65520 and more
+                                        : finite;
+  for (int i = 0; i < 4; i++) p[i] = (uint16_t)(whole[i] | ((bits[i] >> 16) & 0x8000));
 }
 
 // x, or `most` where that is less; NaN stays NaN
@@ -109,8 +91,13 @@ static inline vf join(const quad* q) { return q[0]; }
 
 // x[d][16] = rows[16][d], d < D
 static inline void transpose_16(const float* rows, int D, float* x) {
-  for (int r = 0; r < 16; r++)
-    for (int d = 0; d < D; d++) x[d * 16 + r] = rows[r * D + d];
+  for (int d = 0; d < D; d += 4)
+    for (int r = 0; r < 16; r += 4) {
+      const float* p = rows + r * D + d;
+      const vf a = load(p), b = load(p + D), c = load(p + 2 * D), e = load(p + 3 * D);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) store(x + (d + i) * 16 + r, vf{a[i], b[i], c[i], e[i]});
+    }
 }
 
 typedef uint32_t vu __attribute__((vector_size(16)));
@@ -123,6 +110,13 @@ static inline vu set1_u32(uint32_t x) { return vu{x, x, x, x}; }
 static inline vu xor_u32(vu a, vu b) { return a ^ b; }
 // the high halves of the 32-bit products, and the low ones
 static inline vu product_u32(vu a, uint32_t by, vu* low) {
+#ifdef __SSE2__
+  const __m128i even = _mm_mul_epu32((__m128i)a, _mm_set1_epi32((int)by));
+  const __m128i odd = _mm_mul_epu32(_mm_srli_epi64((__m128i)a, 32), _mm_set1_epi32((int)by));
+  const vu e = (vu)even, o = (vu)odd;
+  *low = vu{e[0], o[0], e[2], o[2]};
+  return vu{e[1], o[1], e[3], o[3]};
+#else
   vu high;
   for (int i = 0; i < 4; i++) {
     uint64_t p = (uint64_t)a[i] * by;
@@ -130,6 +124,7 @@ static inline vu product_u32(vu a, uint32_t by, vu* low) {
     (*low)[i] = (uint32_t)p;
   }
   return high;
+#endif
 }
 // bit i: lane i is at least b
 static inline uint32_t at_least_u32(vu a, uint32_t b) {

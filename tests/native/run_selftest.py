@@ -43,13 +43,13 @@ def compile_selftest(
     return made
 
 
-def compile_exp2_error(isa: str, folder: Path, cxx: str | None = None) -> Path:
-    """The program that measures exp2 of an instruction set; raises BuildError."""
+def compile_elementary_test(isa: str, folder: Path, cxx: str | None = None) -> Path:
+    """The test of exp2 and conversions of an instruction set; raises BuildError."""
     compiler = build.Compiler.find(cxx)
     (unit,) = (x for x in build.UNITS[compiler.architecture] if x.isa == isa)
-    made = folder / f"exp2_error_{isa}"
+    made = folder / f"elementary_test_{isa}"
     flags = [*build.COMMON_FLAGS, *unit.flags, f"-DSB_ISA={isa}", f"-I{build.FOLDER}"]
-    _run([*compiler.command, *flags, str(SOURCES / "exp2_error.cpp"), "-o", str(made)])
+    _run([*compiler.command, *flags, str(SOURCES / "elementary_test.cpp"), "-o", str(made)])
     return made
 
 
@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options = ["--isa", isa, "--cases", str(given.cases), "--seed", str(given.seed)]
                 failed += subprocess.call([*runner, str(selftest), *options]) != 0
                 if not given.sanitize:
-                    measure = compile_exp2_error(isa, folder, given.cxx)
+                    test = compile_elementary_test(isa, folder, given.cxx)
                     every = "1" if given.all_floats else "1009"
-                    failed += subprocess.call([*runner, str(measure), every]) != 0
+                    failed += subprocess.call([*runner, str(test), every]) != 0
         except build.BuildError as error:
             print(f"sparsebert: self-test: {error}", file=sys.stderr)
             return 1

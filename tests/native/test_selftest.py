@@ -48,9 +48,9 @@ def test_random_calls(selftest: Path, isa: str) -> None:
     assert f"{isa}: {CASES} cases, 0 wrong" in output(selftest, "--isa", isa, "--cases", CASES)
 
 
-def test_exp2(folder: Path, isa: str) -> None:
+def test_exp2_and_conversions(folder: Path, isa: str) -> None:
     """Over a part of all floats; `python -m tests.native.run_selftest --all-floats` takes all."""
-    assert "0 wrong" in output(run_selftest.compile_exp2_error(isa, folder), 10007)
+    assert "0 wrong" in output(run_selftest.compile_elementary_test(isa, folder), 10007)
 
 
 def test_what_it_does_not_know(selftest: Path) -> None:

@@ -1,14 +1,18 @@
-// The accuracy of `exp2` of elementary.h, over all floats from -150 to 127, for the instruction
-// set that it is compiled for: -DSB_ISA=<name> and its flags.
+// What elementary.h is made of, for the instruction set that this is compiled for, -DSB_ISA=<name>
+// and its flags: the accuracy of `exp2` over all floats from -150 to 127, and the conversions of
+// bf16 and fp16.
 //
-//   exp2_error [EVERY]     every float, or every so many
+//   elementary_test [EVERY]     every float, or every so many
 //
-// Fails if the error is above LIMIT units in the last place, which elementary.h states.
+// Fails if exp2 is off by more than LIMIT units in the last place, as elementary.h states, or if a
+// conversion does not round to the nearest, ties to even.
+#include "elementary.h"
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
-#include "elementary.h"
+#include "tensors.h"
 
 namespace {
 
@@ -51,7 +55,7 @@ struct Result {
   int failed = 0;
 
   void fail(const char* what, float x, float y) {
-    if (failed++ < 10) printf("exp2(%a) is %a: %s\n", x, y, what);
+    if (failed++ < 10) printf("%a gives %a: %s\n", x, y, what);
   }
 };
 
@@ -85,6 +89,37 @@ void examine(uint32_t first, uint32_t last, uint32_t every, Result& result) {
   }
 }
 
+bool is_same(double x, double y) { return x == y || (x != x && y != y); }
+
+// All numbers of a dtype of 16 bits as fp32; floats, by `every`, and all ties, as that dtype.
+void convert(int64_t dtype, uint32_t every, Result& result) {
+  for (uint32_t first = 0; first < 65536; first += W) {
+    uint16_t half[W];
+    float y[W];
+    for (int i = 0; i < W; i++) half[i] = (uint16_t)(first + i);
+    sb::SB_ISA::store(y, sb::SB_ISA::load_as_float(half, dtype, 0));
+    for (int i = 0; i < W; i++)
+      if (!is_same(y[i], selftest::decoded((const char*)(half + i), dtype)))
+        result.fail("16 bits read wrong", y[i], half[i]);
+  }
+  const uint32_t tie = dtype == SB_BFLOAT16 ? 0x8000 : 0x1000;
+  auto check = [&](uint64_t first, uint64_t step) {
+    float x[W];
+    uint16_t half[W];
+    for (int i = 0; i < W; i++) x[i] = float_of((uint32_t)(first + (uint64_t)i * step));
+    sb::SB_ISA::store_float_as(half, dtype, 0, sb::SB_ISA::load(x));
+    for (int i = 0; i < W; i++) {
+      const double y = selftest::decoded((const char*)(half + i), dtype);
+      if (!is_same(y, selftest::rounded(x[i], dtype)))
+        result.fail("rounded wrong", x[i], (float)y);
+    }
+  };
+  for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += uint64_t{256} * every * W)
+    check(bits, uint64_t{256} * every + 1);
+  for (uint64_t bits = tie; bits < uint64_t{1} << 32; bits += uint64_t{W} * 2 * tie)
+    check(bits, 2 * tie);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -100,6 +135,7 @@ int main(int argc, char** argv) {
     sb::SB_ISA::store(y, sb::SB_ISA::exp2(sb::SB_ISA::set1(x)));
     if (x != x ? y[0] == y[0] : y[0] != 0) result.fail("must be 0, or NaN of NaN", x, y[0]);
   }
+  for (int64_t dtype : {SB_BFLOAT16, SB_FLOAT16}) convert(dtype, std::min(every, 101u), result);
   printf("exp2: %ld floats, at most %.4f units in the last place off, at %.9g; %d wrong\n",
          result.count, result.worst, result.at, result.failed);
   return result.failed != 0;
