@@ -89,6 +89,12 @@ class PassCost:
         total: np.ndarray = self.tile + busy
         return total
 
+    def sum_of(self, counts: dict[str, int]) -> float:
+        """Time of so much of each term; scores are those of tiles of the least height."""
+        score = self.entry[min(self.entry)]
+        terms = {**vars(self), "entry": score}
+        return float(sum(terms[name] * count for name, count in counts.items()))
+
     def dense(self, q_len: int, kv_len: int, *, masked: bool = True) -> float:
         """Time of dense attention, with a mask or without."""
         entry = self.dense_entry + (self.mask_entry if masked else 0.0)
@@ -142,6 +148,9 @@ class CostModel(TileBackend):
         """
         cost = self.backward if backward else self.forward
         cover = list(cover)
+        if self.singles:
+            counts = self.counts(cover, singles, q_len, kv_len)
+            return max(cost.sum_of(counts), cost.floor(q_len, kv_len))
         shapes, widths = batches(cover) if self.batched or cost.shape else (0, [])
         if not self.batched:
             widths = [self.columns(tiles) for tiles in cover]
@@ -158,16 +167,36 @@ class CostModel(TileBackend):
             work = max(work, longest * self.programs / self.copies)
         merged = np.maximum(tiles_of_row - 1, 0)
         work += cost.merge * int(merged.sum()) + cost.level * int(merged.max(initial=0))
-        if self.singles:
-            work += cost.row * int(np.count_nonzero(tiles_of_row == 0))
-            work += cost.single * singles.entries + cost.single_column * singles.columns
-            row_bytes = 8 * self.head_dim  # of two tensors
-            if self.copies * (q_len + kv_len) * row_bytes > NEAR_CALL:
-                work += cost.far_row * (q_len + kv_len)
-            if kv_len * row_bytes > NEAR_HEAD:
-                columns = singles.columns + sum(int(width.sum()) for width in widths)
-                work += cost.far_column * columns
         return max(cost.call + cost.shape * shapes + work, cost.floor(q_len, kv_len))
+
+    def counts(
+        self, cover: Iterable[TileOutlines], singles: Singles, q_len: int, kv_len: int
+    ) -> dict[str, int]:
+        """How much a call with such a cover has of each term: tiles of 16 rows, single entries.
+
+        Its time is the sum of the terms, each times its count.
+        """
+        cover = list(cover)
+        tiles_of_row = np.zeros(q_len, dtype=np.int64)
+        for tiles in cover:
+            tiles_of_row += np.bincount(tiles.rows[tiles.rows >= 0], minlength=q_len)
+        merged = np.maximum(tiles_of_row - 1, 0)
+        columns = sum(int(self.columns(tiles).sum()) for tiles in cover)
+        row_bytes = 8 * self.head_dim  # of two tensors
+        is_far = self.copies * (q_len + kv_len) * row_bytes > NEAR_CALL
+        return {
+            "call": 1,
+            "tile": sum(len(tiles.rows) for tiles in cover),
+            "row": int(np.maximum(tiles_of_row, 1).sum()),
+            "column": columns,
+            "entry": sum(int((self.columns(t) * t.real_rows).sum()) for t in cover),
+            "level": int(merged.max(initial=0)),
+            "merge": int(merged.sum()),
+            "single": singles.entries,
+            "single_column": singles.columns,
+            "far_row": q_len + kv_len if is_far else 0,
+            "far_column": columns + singles.columns if kv_len * row_bytes > NEAR_HEAD else 0,
+        }
 
     def columns(self, tiles: TileOutlines) -> np.ndarray:
         """Columns that each tile executes, int64 [T]."""
