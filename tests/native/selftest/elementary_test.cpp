@@ -94,7 +94,7 @@ bool is_same(double x, double y) { return x == y || (x != x && y != y); }
 // All numbers of a dtype of 16 bits as fp32; floats, by `every`, and all ties, as that dtype.
 void convert(int64_t dtype, uint32_t every, Result& result) {
   for (uint32_t first = 0; first < 65536; first += W) {
-    uint16_t half[W];
+    uint16_t half[2 * W];
     float y[W];
     for (int i = 0; i < W; i++) half[i] = (uint16_t)(first + i);
     sb::SB_ISA::store(y, sb::SB_ISA::load_as_float(half, dtype, 0));
@@ -105,7 +105,7 @@ void convert(int64_t dtype, uint32_t every, Result& result) {
   const uint32_t tie = dtype == SB_BFLOAT16 ? 0x8000 : 0x1000;
   auto check = [&](uint64_t first, uint64_t step) {
     float x[W];
-    uint16_t half[W];
+    uint16_t half[2 * W];
     for (int i = 0; i < W; i++) x[i] = float_of((uint32_t)(first + (uint64_t)i * step));
     sb::SB_ISA::store_float_as(half, dtype, 0, sb::SB_ISA::load(x));
     for (int i = 0; i < W; i++) {
