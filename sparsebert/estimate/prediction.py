@@ -167,7 +167,15 @@ def estimate(
         ).explain()
         for index in range(mask.num_layers)
     ]
-    model = cost_model(target, head_dim=shape.dim, threads=threads, copies=copies)
+    model = cost_model(
+        target,
+        backend=reports[0].backend,
+        isa=reports[0].isa,
+        head_dim=shape.dim,
+        threads=threads,
+        copies=copies,
+        factors=reports[0].factors,
+    )
     dense = [p.dense(length, length, masked=False) for p in (model.forward, model.backward)]
 
     def whole(forward: float, backward: float) -> tuple[float, float]:

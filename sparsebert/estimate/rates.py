@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from sparsebert.backends.routing import planned_for
+from sparsebert.calibration import factors_for
 from sparsebert.compiler.cost.constants import machine
 from sparsebert.compiler.cost.model import cost_model
 from sparsebert.estimate.shape import ModelShape
@@ -65,7 +67,15 @@ def calibrate(shape: ModelShape) -> Rates:
     with torch.no_grad():
         layer_s = _least_seconds(layer)
         attention_s = _least_seconds(lambda: scaled_dot_product_attention(q, k, v))
-    model = cost_model("cpu", head_dim=shape.dim, threads=threads, copies=shape.heads)
+    backend = planned_for("cpu")
+    model = cost_model(
+        "cpu",
+        backend=backend,
+        head_dim=shape.dim,
+        threads=threads,
+        copies=shape.heads,
+        factors=factors_for("cpu", backend, threads),
+    )
     predicted = model.forward.dense(256, 256, masked=False) * shape.heads * 1e-6
     rate = tokens * narrow.linear_flops / layer_s
     return Rates(

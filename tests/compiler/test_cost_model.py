@@ -252,7 +252,7 @@ def test_constants_for_each_instruction_set(isa: str) -> None:
     assert isas("cpu", "native") == ISAS
     model, best = (cost_model("cpu", backend="native", isa=name) for name in (isa, "avx512"))
     assert (model.isa, model.singles, model.padded) == (isa, True, False)
-    assert model.source and model.margin > 1.0
+    assert model.source and model.margin >= 1.0
     for which in ("forward", "backward"):
         cost, least = getattr(model, which), getattr(best, which)
         assert set(cost.entry) == {16} and cost.single > 0.0 and cost.column > 0.0
@@ -262,7 +262,7 @@ def test_constants_for_each_instruction_set(isa: str) -> None:
             for dim in (32, 128)
         )
         for one, other in ((small.single, large.single), (small.entry[16], large.entry[16])):
-            assert one <= other <= 4 * one
+            assert one <= other <= 4.001 * one
 
 
 def test_the_instruction_set_is_that_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparsebert import patterns
+from sparsebert.backends.routing import planned_for
 from sparsebert.cli import main
 from sparsebert.compiler.cost.constants import machine
 from sparsebert.compiler.cost.model import cost_model
@@ -119,7 +120,7 @@ def test_training_is_the_forward_and_the_backward_pass() -> None:
     rates = Rates(linear_flops=1e12, attention=2.0, source="made up")
     found = estimate(BERT, mask, batch=2, target="cpu", threads=1, rates=rates)
     report = compile_plan(mask, target="cpu", threads=1, copies=24).explain()
-    model = cost_model("cpu", copies=24)
+    model = cost_model("cpu", backend=planned_for("cpu"), copies=24)
     plain = [cost.dense(512, 512, masked=False) for cost in (model.forward, model.backward)]
     whole = 2 * 24 * 12 / 1e3  # ms of all heads, batches and layers
     step = report.predicted_us + report.predicted_backward_us
@@ -147,7 +148,8 @@ def test_calibration_by_scripted_times(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = 512
     assert rates.linear_flops == pytest.approx(tokens * shape.linear_flops / 2.0)
     threads = torch.get_num_threads()
-    model = cost_model("cpu", head_dim=16, threads=threads, copies=4)
+    backend = planned_for("cpu")
+    model = cost_model("cpu", backend=backend, head_dim=16, threads=threads, copies=4)
     predicted_us = 4 * model.forward.dense(256, 256, masked=False)
     assert rates.attention == pytest.approx(3e6 / predicted_us)
     assert f"{threads} thread(s)" in rates.source
