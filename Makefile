@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
-CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h tests/native/*.cpp tests/native/*/*.cpp tests/native/*/*.h)
+CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h $(foreach d,tests/native tests/native/selftest benchmarks/attention,$(d)/*.cpp $(d)/*.h))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo learn test test-isa check format native native-if-possible check-native wheels \

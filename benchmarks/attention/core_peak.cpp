@@ -13,7 +13,8 @@ static double fastest(Turn turn) {
   for (int i = 0; i < 400; i++) {
     const auto before = std::chrono::steady_clock::now();
     turn();
-    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - before;
+    const std::chrono::duration<double, std::nano> took =
+        std::chrono::steady_clock::now() - before;
     best = std::min(best, took.count());
   }
   return best;

@@ -1,4 +1,5 @@
-// The C interface of the CPU kernels. Plain C: no torch, no Python; see library.py for the other side.
+// The C interface of the CPU kernels. Plain C: no torch, no Python; see library.py for the other
+// side.
 #pragma once
 #include <stdint.h>
 
@@ -28,28 +29,29 @@ enum SbError {
 // torch's `torch_parallel_for`: runs f(begin, end, context) over parts of [0, items).
 typedef void (*SbRange)(int64_t begin, int64_t end, void* context);
 // It returns 0, or what it likes if it did not run them all.
-typedef int32_t (*SbParallelFor)(int64_t begin, int64_t end, int64_t grain, SbRange f, void* context);
+typedef int32_t (*SbParallelFor)(int64_t begin, int64_t end, int64_t grain, SbRange f,
+                                 void* context);
 
 // One call, forward or backward. All members are eight bytes, so both sides agree on the layout.
 struct SbCall {
   int64_t version;
-  const void* plan;                   // the plan image, see plan.h
+  const void* plan;  // the plan image, see plan.h
   int64_t plan_bytes;
   int64_t B, H, H_kv, N, M, D;
-  int64_t dtype;                      // of q, k, v, o and grad_o
-  int64_t grad_dtype;                 // of dk and dv; dq has that of q
-  int64_t grad_heads;                 // heads of dk and dv: H_kv (added up) or H
-  struct SbTensor q, k, v, o;         // [B, H, N, D], [B, H_kv, M, D]; o is written by forward
-  struct SbTensor grad_o, dq, dk, dv; // backward only
-  float* lse;                         // [B, H, N], contiguous, natural logarithm
-  const float* grad_lse;              // the same, or 0
-  const uint8_t* key_mask;            // [B, M], contiguous, 1 = a real token; or 0
-  int64_t dropout;                    // 1 if there is any
+  int64_t dtype;                       // of q, k, v, o and grad_o
+  int64_t grad_dtype;                  // of dk and dv; dq has that of q
+  int64_t grad_heads;                  // heads of dk and dv: H_kv (added up) or H
+  struct SbTensor q, k, v, o;          // [B, H, N, D], [B, H_kv, M, D]; o is written by forward
+  struct SbTensor grad_o, dq, dk, dv;  // backward only
+  float* lse;                          // [B, H, N], contiguous, natural logarithm
+  const float* grad_lse;               // the same, or 0
+  const uint8_t* key_mask;             // [B, M], contiguous, 1 = a real token; or 0
+  int64_t dropout;                     // 1 if there is any
   int64_t dropout_seed;
-  int64_t dropout_threshold;          // elements with a hash below it are dropped
-  double dropout_factor;              // 1 / (1 - p)
+  int64_t dropout_threshold;  // elements with a hash below it are dropped
+  double dropout_factor;      // 1 / (1 - p)
   double scale;
-  void* scratch;                      // at least sparsebert_cpu_scratch bytes
+  void* scratch;  // at least sparsebert_cpu_scratch bytes
   int64_t scratch_bytes;
   int64_t threads;
   SbParallelFor parallel_for;

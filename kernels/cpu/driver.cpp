@@ -141,10 +141,9 @@ int64_t read_plan(const SbCall& c, Plan& p) {
     if (!is_inside(base, h.bytes, d)) return SB_WRONG_PLAN;
     auto at = [&](int64_t offset) { return (const int32_t*)(base + offset); };
     p.heads.push_back({d.groups, at(d.rows), at(d.tile_start), at(d.tile_cols),
-                       (const uint16_t*)(base + d.tile_words), at(d.entry_start),
-                       at(d.entry_cols), at(d.slot), d.slots, d.merged, at(d.merged_rows),
-                       at(d.merged_start), at(d.merged_slots), (const int64_t*)(base + d.cost),
-                       d.loads});
+                       (const uint16_t*)(base + d.tile_words), at(d.entry_start), at(d.entry_cols),
+                       at(d.slot), d.slots, d.merged, at(d.merged_rows), at(d.merged_start),
+                       at(d.merged_slots), (const int64_t*)(base + d.cost), d.loads});
   }
   return SB_OK;
 }
@@ -206,15 +205,17 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
   int64_t loads = 0;
   for (int64_t i = 0; i < p.count; i++) loads += p.plan(i).loads;
   const bool dense_rows = c.k.row == padded(c.D) && c.v.row == padded(c.D);
-  const bool packs = k.packs_always ||
-                     (!dense_rows && loads * (backward ? 2 : 1) > FEW_LOADS * c.M * c.H_kv);
+  const bool packs =
+      k.packs_always || (!dense_rows && loads * (backward ? 2 : 1) > FEW_LOADS * c.M * c.H_kv);
   m.threads = std::max<int64_t>(1, std::min<int64_t>(c.threads, l.pairs * 64));
-  m.packing = !packs ? IN_PLACE
-              : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD : BEFORE;
+  m.packing = !packs                                            ? IN_PLACE
+              : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD
+                                                                : BEFORE;
   m.work = round_up(k.work_bytes(c.D));
   m.pack = packs ? round_up(2 * c.M * padded(c.D) * k.packed_bytes) : 0;
-  m.packed = m.packing == BEFORE ? m.pack * c.B * c.H_kv
-             : m.packing == BY_THREAD ? m.pack * m.threads : 0;
+  m.packed = m.packing == BEFORE      ? m.pack * c.B * c.H_kv
+             : m.packing == BY_THREAD ? m.pack * m.threads
+                                      : 0;
   m.slots = round_up(l.slots.back() * c.B * (int64_t)sizeof(float));
   if (backward) {
     const int64_t units = c.B * std::min(c.grad_heads, p.count);
@@ -383,10 +384,10 @@ struct Run {
             thread)
           continue;
         const Unit& u = all[n];
-        char* to = buffers + memory.buffer * (memory.pieces == 1
-                                                  ? thread
-                                                  : (u.b * c.grad_heads + u.head) * memory.pieces +
-                                                        u.piece);
+        char* to = buffers +
+                   memory.buffer * (memory.pieces == 1
+                                        ? thread
+                                        : (u.b * c.grad_heads + u.head) * memory.pieces + u.piece);
         float* dk = (float*)to;
         memset(dk, 0, 2 * floats * sizeof(float));
         for (int64_t i = u.first; i < u.last; i++) {
@@ -402,8 +403,7 @@ struct Run {
                         end = last <= u.end ? h.groups : group(u.end - first);
           const int64_t h_kv = plan.head(i) / (c.H / c.H_kv);
           char* pack = pack_for(thread, u.b, h_kv, has);
-          k->backward(task(u.b, i, pack), from, end, work + thread * memory.work, dk,
-                      dk + floats);
+          k->backward(task(u.b, i, pack), from, end, work + thread * memory.work, dk, dk + floats);
         }
         if (memory.pieces == 1) k->write_gradients(c, u.b, u.head, 0, c.M, dk, 1);
       }

@@ -31,10 +31,10 @@ struct Task {
   const SbCall* call;
   const HeadPlan* plan;
   int64_t b, h, h_kv;
-  const void *k, *v;       // rows of k and v: those of the call, or packed ones
-  int64_t k_row, v_row;    // elements from one row to the next
-  float* slots;            // partial results of its rows, see `slot_floats`
-  uint32_t dropout_key;    // of the batch and head, see `dropout_key`
+  const void *k, *v;     // rows of k and v: those of the call, or packed ones
+  int64_t k_row, v_row;  // elements from one row to the next
+  float* slots;          // partial results of its rows, see `slot_floats`
+  uint32_t dropout_key;  // of the batch and head, see `dropout_key`
 };
 
 struct Kernels {
@@ -76,8 +76,8 @@ static inline int64_t padded(int64_t D) { return (D + 15) / 16 * 16; }
 // o (not normalised), then the maximum and the sum of a partial result; or dq.
 static inline int64_t slot_floats(int64_t D) { return padded(D) + 16; }
 
-#define SB_DECLARE(isa) \
-  namespace isa {       \
+#define SB_DECLARE(isa)                             \
+  namespace isa {                                   \
   const Kernels* kernels(int64_t D, int64_t dtype); \
   }
 SB_DECLARE(generic)

@@ -1,5 +1,5 @@
-// As torch's `torch_parallel_for`, on threads of its own that are started and joined for each call:
-// a sanitizer knows what that means for what they share.
+// As torch's `torch_parallel_for`, on threads of its own that are started and joined for each
+// call: a sanitizer knows what that means for what they share.
 #include <algorithm>
 #include <cstdint>
 #include <thread>
