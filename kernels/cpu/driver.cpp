@@ -1,21 +1,17 @@
-// Checks a call, chooses the instruction set, cuts the work into parts, runs them on torch's
-// threads. Compiled for the oldest processor that there may be.
+// The functions of abi.h: checks a call, cuts the work into parts, runs them on torch's threads.
+// Compiled for the oldest processor that there may be.
 //
 // What a result is does not depend on the number of threads: groups of rows are independent of
 // each other in the forward pass, and dk and dv are added up in units and an order that the call
 // alone decides.
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <string>
 #include <vector>
 
-#include "abi.h"
-#include "kernels.h"
+#include "image.h"
+#include "instruction_sets.h"
 
 #ifndef SB_BUILD
 #define SB_BUILD ""
@@ -24,129 +20,8 @@
 namespace sb {
 namespace {
 
-struct Isa {
-  const char* name;
-  const Kernels* (*kernels)(int64_t D, int64_t dtype);
-  const Kernels* (*bf16)(int64_t D);  // that multiply bf16, or 0: then it is widened
-};
-
-#if defined(__x86_64__)
-// __builtin_cpu_supports does not know these two in Clang and GCC of a few years ago.
-bool has_f16c() {
-  unsigned a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
-}
-#ifdef SB_HAS_AVX512_BF16
-bool has_avx512_bf16() {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-}
-#endif
-#endif
-
-std::vector<Isa> find_isas() {
-  std::vector<Isa> found;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-#ifdef SB_HAS_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("fma")) {
-#ifdef SB_HAS_AVX512_BF16
-    if (has_avx512_bf16())
-      found.push_back({"avx512", avx512::kernels, avx512_bf16::kernels});
-    else
-#endif
-      found.push_back({"avx512", avx512::kernels, nullptr});
-  }
-#endif
-#ifdef SB_HAS_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
-    found.push_back({"avx2", avx2::kernels, nullptr});
-#endif
-#endif
-#ifdef SB_HAS_NEON
-  found.push_back({"neon", neon::kernels, nullptr});
-#endif
-  found.push_back({"generic", generic::kernels, nullptr});
-  return found;
-}
-
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> found = find_isas();
-  return found;
-}
-size_t in_use = 0;
-
 int64_t round_up(int64_t x) { return (x + 63) / 64 * 64; }
 int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
-
-// A plan image, read.
-struct Plan {
-  const ImageHeader* header;
-  const HeadHeader* distinct;
-  std::vector<HeadPlan> heads;  // distinct ones
-  const int32_t *head_map, *listed;
-  int64_t count;  // heads that run
-
-  int64_t head(int64_t i) const { return listed ? listed[i] : i; }
-  const HeadPlan& plan(int64_t i) const { return heads[head_map ? head_map[i] : 0]; }
-};
-
-// Whether all of a head's arrays lie in the image; of what stands in them only the ends are read.
-bool is_inside(const char* base, int64_t bytes, const HeadHeader& h) {
-  auto holds = [&](int64_t offset, int64_t count, int64_t size) {
-    return offset >= 0 && offset <= bytes && offset % 64 == 0 && count >= 0 &&
-           count <= (bytes - offset) / size;
-  };
-  auto last = [&](int64_t offset, int64_t at) { return ((const int32_t*)(base + offset))[at]; };
-  if (!holds(h.rows, h.groups, GROUP * 4) || !holds(h.tile_start, h.groups + 1, 4) ||
-      !holds(h.entry_start, h.groups * GROUP + 1, 4) || !holds(h.slot, h.groups, 4) ||
-      !holds(h.cost, h.groups + 1, 8) || h.slots < 0 || h.slots > h.groups * GROUP ||
-      !holds(h.merged_rows, h.merged, 4) || !holds(h.merged_start, h.merged + 1, 4))
-    return false;
-  const int64_t columns = last(h.tile_start, h.groups);
-  return holds(h.tile_cols, columns, 4) && holds(h.tile_words, columns, 2) &&
-         holds(h.entry_cols, last(h.entry_start, h.groups * GROUP), 4) &&
-         holds(h.merged_slots, last(h.merged_start, h.merged), 4) &&
-         ((const int64_t*)(base + h.cost))[h.groups] >= 0;
-}
-
-int64_t read_plan(const SbCall& c, Plan& p) {
-  const char* base = (const char*)c.plan;
-  p.header = (const ImageHeader*)base;
-  if (!base || c.plan_bytes < (int64_t)sizeof(ImageHeader)) return SB_WRONG_PLAN;
-  const ImageHeader& h = *p.header;
-  if (h.magic != IMAGE_MAGIC || h.version != SPARSEBERT_CPU_VERSION || h.bytes != c.plan_bytes ||
-      h.rows != c.N || h.columns != c.M)
-    return SB_WRONG_PLAN;
-  const int64_t left = h.bytes - (int64_t)sizeof(ImageHeader);
-  if (h.distinct < 1 || h.distinct > left / (int64_t)sizeof(HeadHeader)) return SB_WRONG_PLAN;
-  p.count = h.heads ? h.heads : c.H;
-  if (p.count < 1 || p.count > c.H || (!h.listed && p.count != c.H)) return SB_WRONG_PLAN;
-  auto is_array = [&](int64_t offset) {
-    return offset >= 0 && offset % 64 == 0 && offset <= h.bytes && p.count * 4 <= h.bytes - offset;
-  };
-  if ((h.heads && !is_array(h.head_map)) || (h.listed && !is_array(h.listed)))
-    return SB_WRONG_PLAN;
-  p.distinct = (const HeadHeader*)(base + sizeof(ImageHeader));
-  p.head_map = h.heads ? (const int32_t*)(base + h.head_map) : nullptr;
-  p.listed = h.listed ? (const int32_t*)(base + h.listed) : nullptr;
-  for (int64_t i = 0; i < p.count; i++) {
-    if (p.head_map && (p.head_map[i] < 0 || p.head_map[i] >= h.distinct)) return SB_WRONG_PLAN;
-    if (p.head(i) < (i ? p.head(i - 1) + 1 : 0) || p.head(i) >= c.H) return SB_WRONG_PLAN;
-  }
-  for (int64_t u = 0; u < h.distinct; u++) {
-    const HeadHeader& d = p.distinct[u];
-    if (!is_inside(base, h.bytes, d)) return SB_WRONG_PLAN;
-    auto at = [&](int64_t offset) { return (const int32_t*)(base + offset); };
-    p.heads.push_back({d.groups, at(d.rows), at(d.tile_start), at(d.tile_cols),
-                       (const uint16_t*)(base + d.tile_words), at(d.entry_start), at(d.entry_cols),
-                       at(d.slot), d.slots, d.merged, at(d.merged_rows), at(d.merged_start),
-                       at(d.merged_slots), (const int64_t*)(base + d.cost), d.loads});
-  }
-  return SB_OK;
-}
 
 int64_t check(const SbCall& c, bool backward) {
   if (c.version != SPARSEBERT_CPU_VERSION) return SB_WRONG_VERSION;
@@ -198,6 +73,7 @@ struct Memory {  // parts of the scratch, in bytes
 
 constexpr int64_t FEW_LOADS = 6;  // of each row of k and v: below, copying does not pay
 constexpr int64_t LEAST_UNITS = 8;
+constexpr int64_t LEAST_WORK = 40000;  // of a thread, about cycles: waking it takes some 10 us
 
 Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernels& k,
                    bool backward) {
@@ -207,7 +83,8 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
   const bool dense_rows = c.k.row == padded(c.D) && c.v.row == padded(c.D);
   const bool packs =
       k.packs_always || (!dense_rows && loads * (backward ? 2 : 1) > FEW_LOADS * c.M * c.H_kv);
-  m.threads = std::max<int64_t>(1, std::min<int64_t>(c.threads, l.pairs * 64));
+  const int64_t work = l.cost.back() * c.B * (backward ? 3 : 1);
+  m.threads = std::max<int64_t>(1, std::min<int64_t>(c.threads, work / LEAST_WORK));
   m.packing = !packs                                            ? IN_PLACE
               : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD
                                                                 : BEFORE;
@@ -245,7 +122,7 @@ struct Run {
   template <class F>
   void run(int64_t items, F f) {
     if (items <= 0) return;
-    if (items == 1 || c.threads == 1 || !c.parallel_for) {
+    if (items == 1 || memory.threads == 1 || !c.parallel_for) {
       for (int64_t i = 0; i < items; i++) f(i);
       return;
     }

@@ -45,13 +45,16 @@ def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
 
     Heads that no part runs get zeros, and an LSE of -inf.
     """
-    call, heads = _needed(call), call.q.shape[1]
-    results = [
-        part.backend.forward(each, part.program)
-        for part, each in zip(parts, _calls(call, parts), strict=True)
-    ]
-    o, lse = results[0]
-    if parts[0].heads is not None:
+    call = _needed(call)
+    if parts[0].heads is None:
+        (part,) = parts
+        o, lse = part.backend.forward(_of_all_heads(call, part), part.program)
+    else:
+        results = [
+            part.backend.forward(each, part.program)
+            for part, each in zip(parts, _calls(call, parts), strict=True)
+        ]
+        heads = call.q.shape[1]
         o = _joined([o for o, _ in results], parts, heads, 0.0)
         lse = _joined([lse for _, lse in results], parts, heads, -math.inf)
     return _laid_out(o), lse.contiguous()
@@ -87,16 +90,18 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
         if may_hold_any(dead):
             call = call._replace(q=call.q.masked_fill(dead, 0.0))
             upstream = upstream._replace(grad_o=upstream.grad_o.masked_fill(dead, 0.0))
-    results = [
-        part.backend.backward(each, part.program, _upstream_of(upstream, part))
-        for part, each in zip(parts, _calls(call, parts), strict=True)
-    ]
-    dq, dk, dv = results[0]
-    if parts[0].heads is not None:
+    if parts[0].heads is None:
+        (part,) = parts
+        dq, dk, dv = part.backend.backward(_of_all_heads(call, part), part.program, upstream)
+    else:
+        results = [
+            part.backend.backward(each, part.program, _upstream_of(upstream, part))
+            for part, each in zip(parts, _calls(call, parts), strict=True)
+        ]
         dq, dk, dv = (
             _joined(list(pieces), parts, heads, 0.0) for pieces in zip(*results, strict=True)
         )
-    dk, dv = (_summed(x, call.k.shape[1]) for x in (dk, dv))
+    dk, dv = _summed(dk, call.k.shape[1]), _summed(dv, call.k.shape[1])
     dq, dk, dv = (_laid_out(x.to(call.q.dtype)) for x in (dq, dk, dv))
     if key_mask is not None and not all(part.backend.skips_padding for part in parts):
         hidden = ~key_mask[:, :, None, None]  # filled in the order of memory, which it keeps
@@ -125,6 +130,13 @@ def _without_hidden_keys(call: Call) -> Call:
 
 
 # ------------------------------------------------------------------------------ heads
+
+
+def _of_all_heads(call: Call, part: Part) -> Call:
+    """The call as the backend of a part with all heads takes it."""
+    if call.key_mask is None or part.backend.skips_padding:
+        return call
+    return _without_hidden_keys(call)
 
 
 def _calls(call: Call, parts: tuple[Part, ...]) -> list[Call]:
