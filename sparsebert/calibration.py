@@ -141,9 +141,9 @@ class _NotNow(NotCalibrated):
 
 
 def _check_that_we_may(threads: int) -> None:
-    """Raises `_NotNow`."""
+    """Raises `_NotNow`, or `NotCalibrated` where this process never may."""
     if _forked:
-        raise _NotNow("this process was forked, where torch's threads may hang")
+        raise NotCalibrated("this process was forked, where torch's threads may hang")
     if _is_watched():
         raise _NotNow("this plan was made while torch traced a graph")
     if threads != torch.get_num_threads():

@@ -81,14 +81,11 @@ class Native(Backend):
 
     def forward(self, call: Call, program: NativeProgram) -> Forward:
         q, k, v = (_rows(x) for x in (call.q, call.k, call.v))
-        batch, heads, rows, dim = q.shape
-        if program.whole:
-            o = q.new_empty(batch, rows, heads, dim).transpose(1, 2)
-            lse = q.new_empty(batch, heads, rows, dtype=torch.float32)
-        else:
-            o = q.new_zeros(batch, rows, heads, dim).transpose(1, 2)
-            lse = q.new_full((batch, heads, rows), -math.inf, dtype=torch.float32)
-        if batch:
+        o = _like(q, q.shape[1], q.dtype, filled=not program.whole)
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        if not program.whole:
+            lse.fill_(-math.inf)
+        if q.shape[0]:
             tensors = (*_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_ABSENT * 4)
             _run(call, program, q.shape, k.shape, tensors, lse)
         return o, lse
@@ -96,17 +93,13 @@ class Native(Backend):
     def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
         o, lse, grad_o, grad_lse = upstream
         q, k, v, o, grad_o = (_rows(x) for x in (call.q, call.k, call.v, o, grad_o))
-        batch, heads, rows, dim = q.shape
-        kv_heads, columns = k.shape[1:3]
-        new = q.new_empty if program.whole else q.new_zeros
-        dq = new(batch, rows, heads, dim, dtype=q.dtype).transpose(1, 2)
+        heads, kv_heads, filled = q.shape[1], k.shape[1], not program.whole
+        dq = _like(q, heads, q.dtype, filled)
         # Those of query heads that share a key head are added up here, where all of them run.
         shared = program.whole or heads == kv_heads
         out_heads, dtype = (kv_heads, k.dtype) if shared else (heads, torch.float32)
-        dk, dv = (
-            new(batch, columns, out_heads, dim, dtype=dtype).transpose(1, 2) for _ in range(2)
-        )
-        if batch:
+        dk, dv = (_like(x, out_heads, dtype, filled) for x in (k, v))
+        if q.shape[0]:
             tensors = (
                 *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_tensor(grad_o),
                 *_tensor(dq), *_tensor(dk), *_tensor(dv),
@@ -122,6 +115,14 @@ class Native(Backend):
 
 
 BACKEND = Native()
+
+
+def _like(x: torch.Tensor, heads: int, dtype: torch.dtype, filled: bool) -> torch.Tensor:
+    """Memory for [B, heads, N, D] of x's other sizes, as [B, N, heads, D]; zeros if `filled`."""
+    batch, _, rows, dim = x.shape
+    strides = rows * heads * dim, dim, heads * dim, 1
+    made = x.new_empty_strided((batch, heads, rows, dim), strides, dtype=dtype)
+    return made.zero_() if filled else made
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

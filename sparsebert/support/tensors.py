@@ -28,11 +28,17 @@ def _is_traced() -> bool:
 
 
 def are_plain(*tensors: torch.Tensor | None) -> bool:
-    """Whether all have their own values, and nothing watches what operations do with them."""
+    """Whether all have their own values, and nothing watches what operations do with them.
+
+    A tensor that stands for its negative, or for zeros without memory, does not hold its values:
+    torch makes them on an operation's way through the dispatcher.
+    """
+    if _is_traced() or is_transformed() or torch._C._len_torch_dispatch_stack():
+        return False
     for x in tensors:
-        if type(x) is not torch.Tensor and x is not None:
+        if x is not None and (type(x) is not torch.Tensor or x.is_neg() or x._is_zerotensor()):
             return False
-    return not (_is_traced() or is_transformed() or torch._C._len_torch_dispatch_stack())
+    return True
 
 
 def can_look_at(x: torch.Tensor, wait: bool = False) -> bool:

@@ -289,6 +289,39 @@ def test_eager_calls_are_those_of_the_op(options):
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
 
 
+@needs_library
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_tensors_that_stand_for_their_negatives(which, with_grad):
+    """As `x.conj().imag` does: what lies in their memory is not their value."""
+    mask = random_mask(4, 45, 70)
+    plan, given = native_plan(mask), dict(zip("qkv", tensors(mask), strict=True))
+    negated = {**given, which: torch._neg_view(given[which])}
+    results = []
+    for each in (negated, {**given, which: -given[which]}):
+        q, k, v = (x.requires_grad_(with_grad) for x in each.values())
+        o = sb.sparse_attention(q, k, v, plan, backend="native")
+        results.append(
+            [o, *(torch.autograd.grad(o.square().sum(), (q, k, v)) if with_grad else [])]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_library
+def test_gradients_that_have_no_values_in_memory():
+    mask = random_mask(4, 45, 70)
+    q, k, v = (x.requires_grad_() for x in tensors(mask))
+    o = sb.sparse_attention(q, k, v, native_plan(mask), backend="native")
+    upstream = torch.randn_like(o)
+
+    def gradients(grad_o):
+        return torch.autograd.grad(o, (q, k, v), grad_o, retain_graph=True)
+
+    negated, expected = gradients(torch._neg_view(upstream)), gradients(-upstream)
+    assert all(torch.equal(a, b) for a, b in zip(negated, expected, strict=True))
+    assert not any(x.any() for x in gradients(torch._efficientzerotensor(o.shape)))
+
+
 # ------------------------------------------------------------------------------ refusals
 
 
