@@ -99,9 +99,10 @@ def sparse_attention(
             torch's generator), batch, head, query and key alone, see `sparsebert.dropout`.
         return_lse: also return the natural-log sum of the exponentiated scores.
         backend: "auto" runs every head on the route that the plan chose, in tiles or dense, as
-            `plan.explain()` says; on a GPU the tiles run in the kernels of `sparsebert.kernels`.
-            The others run all heads on one route, whatever the plan chose: "torch" in tiles, in
-            torch operations; "triton" in tiles, in the kernels (CUDA and HIP tensors, or with
+            `plan.explain()` says; the tiles run in the kernels of `sparsebert.kernels`, on a CPU in
+            those of C++ if they are built. The others run all heads on one route, whatever the
+            plan chose: "native" in the CPU's kernels; "torch" in tiles, in torch operations;
+            "triton" in tiles, in the kernels (CUDA and HIP tensors, or with
             TRITON_INTERPRET=1 the CPU's); "dense" over all scores, masked; or what was registered
             with `sparsebert.backends.registry`.
 
@@ -113,7 +114,7 @@ def sparse_attention(
     The backward pass gives the same bits for the same inputs; on a GPU heads that run dense go
     through torch's SDPA, where `torch.use_deterministic_algorithms` decides that. For second
     derivatives take backend "torch" (or fp64): torch's own dense attention, which "auto" may
-    choose, has none. Within torch.func transforms (grad, vjp, jvp, vmap, hessian, ...) and
+    choose, has none, and "native" takes all scores for them. Within torch.func transforms (grad, vjp, jvp, vmap, hessian, ...) and
     forward-mode differentiation, all backends but "triton" work, by composed operations that are
     slower, differentiable to any order.
 

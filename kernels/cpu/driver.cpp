@@ -37,7 +37,12 @@ int64_t check(const SbCall& c, bool backward) {
   return SB_OK;
 }
 
-// A batch and head that runs, or in the backward pass all those of a key head, and its cost.
+// The first group of a head before which the others cost as much.
+int64_t group_at(const HeadPlan& h, int64_t cost) {
+  return cost <= 0 ? 0 : std::lower_bound(h.cost, h.cost + h.groups, cost) - h.cost;
+}
+
+// What the heads that run cost, and where their slots are.
 struct Layout {
   std::vector<int64_t> cost;   // before each head that runs; the sum of a batch at the end
   std::vector<int64_t> slots;  // likewise, in floats
@@ -83,8 +88,14 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
   const bool dense_rows = c.k.row == padded(c.D) && c.v.row == padded(c.D);
   const bool packs =
       k.packs_always || (!dense_rows && loads * (backward ? 2 : 1) > FEW_LOADS * c.M * c.H_kv);
+  int64_t most = c.threads;
+  if (backward) {
+    const int64_t units = c.B * std::min(c.grad_heads, p.count);
+    m.pieces = units ? std::max<int64_t>(1, up(LEAST_UNITS, units)) : 1;
+    most = std::min(most, units * m.pieces);
+  }
   const int64_t work = l.cost.back() * c.B * (backward ? 3 : 1);
-  m.threads = std::max<int64_t>(1, std::min<int64_t>(c.threads, work / LEAST_WORK));
+  m.threads = std::max<int64_t>(1, std::min(most, work / LEAST_WORK));
   m.packing = !packs                                            ? IN_PLACE
               : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD
                                                                 : BEFORE;
@@ -95,8 +106,6 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
                                       : 0;
   m.slots = round_up(l.slots.back() * c.B * (int64_t)sizeof(float));
   if (backward) {
-    const int64_t units = c.B * std::min(c.grad_heads, p.count);
-    m.pieces = units ? std::max<int64_t>(1, up(LEAST_UNITS, units)) : 1;
     m.buffer = round_up(2 * c.M * padded(c.D) * (int64_t)sizeof(float));
     m.buffers = m.pieces == 1 ? m.threads : c.B * c.grad_heads * m.pieces;
   }
@@ -198,11 +207,8 @@ struct Run {
       if (first >= end) break;
       if (last <= begin) continue;
       const HeadPlan& h = plan.plan(i);
-      auto group = [&](int64_t cost) {
-        if (cost <= 0) return (int64_t)0;
-        return std::lower_bound(h.cost, h.cost + h.groups, cost) - h.cost;
-      };
-      const int64_t from = group(begin - first), to = last <= end ? h.groups : group(end - first);
+      const int64_t from = group_at(h, begin - first);
+      const int64_t to = last <= end ? h.groups : group_at(h, end - first);
       if (from < to) f(pair, from, to);
     }
   }
@@ -272,12 +278,8 @@ struct Run {
           const int64_t first = layout.cost[i] - layout.cost[u.first];
           const int64_t last = layout.cost[i + 1] - layout.cost[u.first];
           if (first >= u.end || last <= u.begin) continue;
-          auto group = [&](int64_t cost) {
-            if (cost <= 0) return (int64_t)0;
-            return std::lower_bound(h.cost, h.cost + h.groups, cost) - h.cost;
-          };
-          const int64_t from = group(u.begin - first),
-                        end = last <= u.end ? h.groups : group(u.end - first);
+          const int64_t from = group_at(h, u.begin - first),
+                        end = last <= u.end ? h.groups : group_at(h, u.end - first);
           const int64_t h_kv = plan.head(i) / (c.H / c.H_kv);
           char* pack = pack_for(thread, u.b, h_kv, has);
           k->backward(task(u.b, i, pack), from, end, work + thread * memory.work, dk, dk + floats);

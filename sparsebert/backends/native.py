@@ -92,7 +92,10 @@ class Native(Backend):
 
     def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
         o, lse, grad_o, grad_lse = upstream
-        q, k, v, o, grad_o = (_rows(x) for x in (call.q, call.k, call.v, o, grad_o))
+        # Saved tensors may come back in another dtype, by somebody's hooks.
+        q, k, v, o, grad_o = (
+            _rows(x.to(call.q.dtype)) for x in (call.q, call.k, call.v, o, grad_o)
+        )
         heads, kv_heads, filled = q.shape[1], k.shape[1], not program.whole
         dq = _like(q, heads, q.dtype, filled)
         # Those of query heads that share a key head are added up here, where all of them run.
@@ -105,7 +108,8 @@ class Native(Backend):
                 *_tensor(dq), *_tensor(dk), *_tensor(dv),
             )  # fmt: skip
             backward = _DTYPES[dtype], out_heads
-            _run(call, program, q.shape, k.shape, tensors, lse.contiguous(), grad_lse, backward)
+            lse = lse.to(torch.float32).contiguous()
+            _run(call, program, q.shape, k.shape, tensors, lse, grad_lse, backward)
         return dq, dk, dv
 
     def compose(self, call: Call, program: NativeProgram) -> Forward:
