@@ -114,9 +114,9 @@ def sparse_attention(
     The backward pass gives the same bits for the same inputs; on a GPU heads that run dense go
     through torch's SDPA, where `torch.use_deterministic_algorithms` decides that. For second
     derivatives take backend "torch" (or fp64): torch's own dense attention, which "auto" may
-    choose, has none, and "native" takes all scores for them. Within torch.func transforms (grad, vjp, jvp, vmap, hessian, ...) and
-    forward-mode differentiation, all backends but "triton" work, by composed operations that are
-    slower, differentiable to any order.
+    choose, has none, and "native" takes all scores for them. Within torch.func transforms (grad,
+    vjp, jvp, vmap, hessian, ...) and forward-mode differentiation, all backends but "triton" work,
+    by composed operations that are slower, differentiable to any order.
 
     Raises TypeError and ValueError that name the argument, what was expected, what came and what
     to do.

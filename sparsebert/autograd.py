@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._C._functorch import is_legacy_batchedtensor
 
 from sparsebert.backends import execution, registry
 from sparsebert.backends.base import Call, Upstream
@@ -56,6 +57,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
         grad_o, grad_lse = grads
+        if any(x is not None and is_legacy_batchedtensor(x) for x in grads):
+            raise NotImplementedError(
+                "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) are not "
+                "supported; use torch.func, for example vmap over vjp, or a loop"
+            )
         q, k, v, o, lse, key_mask, seed = ctx.saved_tensors
         if grad_o is None:
             grad_o = torch.zeros_like(o)

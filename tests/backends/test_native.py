@@ -325,6 +325,30 @@ def test_gradients_that_have_no_values_in_memory():
 # ------------------------------------------------------------------------------ refusals
 
 
+def test_gradients_in_batches_are_refused():
+    mask = random_mask(4, 45, 70)
+    q, k, v = (x.requires_grad_() for x in tensors(mask))
+    o = sb.sparse_attention(q, k, v, native_plan(mask))
+    with pytest.raises(NotImplementedError, match="use torch.func, for example vmap over vjp"):
+        torch.autograd.grad(o, q, torch.ones(3, *o.shape), is_grads_batched=True)
+
+
+def test_saved_tensors_may_come_back_in_another_dtype():
+    """By somebody's hooks, which save memory."""
+    mask = random_mask(4, 45, 70)
+    q, k, v = (x.requires_grad_() for x in tensors(mask))
+    plan = native_plan(mask)
+
+    def gradients():
+        return torch.autograd.grad(sb.sparse_attention(q, k, v, plan).pow(2).sum(), (q, k, v))
+
+    expected = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.to(torch.float64), lambda x: x):
+        found = gradients()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.float(), b)
+
+
 def test_refusals_say_what_to_do(monkeypatch):
     refuses = native.BACKEND.refuses
     if load().library is not None:
