@@ -51,7 +51,7 @@ class _Attention(torch.autograd.Function):
         key_mask, seed, *numbers = options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, o, lse, key_mask, seed)
-        ctx.program, ctx.numbers = program, numbers
+        ctx.program, ctx.numbers, ctx.dtype = program, numbers, q.dtype
         return o, lse
 
     @staticmethod
@@ -62,7 +62,8 @@ class _Attention(torch.autograd.Function):
                 "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) are not "
                 "supported; use torch.func, for example vmap over vjp, or a loop"
             )
-        q, k, v, o, lse, key_mask, seed = ctx.saved_tensors
+        *saved, lse, key_mask, seed = ctx.saved_tensors
+        q, k, v, o = (x.to(ctx.dtype) for x in saved)  # hooks may save them in another
         if grad_o is None:
             grad_o = torch.zeros_like(o)
         options = key_mask, seed, *ctx.numbers

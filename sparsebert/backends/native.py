@@ -92,7 +92,6 @@ class Native(Backend):
 
     def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
         o, lse, grad_o, grad_lse = upstream
-        # Saved tensors may come back in another dtype, by somebody's hooks.
         q, k, v, o, grad_o = (
             _rows(x.to(call.q.dtype)) for x in (call.q, call.k, call.v, o, grad_o)
         )
