@@ -51,10 +51,20 @@ def name_of(setting: Setting) -> str:
 
 
 def by_setting(rows: Sequence[Row]) -> list[str]:
-    """A line for each setting and rival: geometric means, wins and losses, and the worst case."""
+    """A line for each setting and rival: geometric means, wins and losses, and the worst case.
+
+    Of settings in which fewer cases were timed, the line says how many.
+    """
     body = []
     every = with_best_dense(rows)
-    for setting in settings_of(rows):
+    cases = {
+        setting: sum(row["contender"] == OURS and bool(row["ms_50"]) for row in mine)
+        for setting in settings_of(rows)
+        if (mine := of_setting(rows, setting))
+    }
+    for setting, count in cases.items():
+        most = max(cases.values())
+        few = f" ({count} of {most} cases)" if count < most else ""
         timed = [r for r in of_setting(every, setting) if r["speedup"]]
         for rival in (rival.name for rival in RIVALS if rival.name != OURS):
             mine = [row for row in timed if row["contender"] == rival]
@@ -67,7 +77,7 @@ def by_setting(rows: Sequence[Row]) -> list[str]:
             worst = min(mine, key=lambda row: float(row["speedup"]))
             body.append(
                 [
-                    name_of(setting),
+                    name_of(setting) + few,
                     rival,
                     *(cell or "-" for cell in cells),
                     f"{float(worst['speedup']):.2f}: {case_name(worst)}, {worst['direction']}",

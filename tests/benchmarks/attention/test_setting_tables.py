@@ -56,6 +56,13 @@ def test_every_setting_has_means_and_its_worst_case() -> None:
     ]
 
 
+def test_a_setting_with_fewer_cases_says_so() -> None:
+    rows = [*rows_of("2", "stock", (3.0, 3.0, 3.0)), *rows_of("1", "stock", (2.0, 2.0))]
+    lines = setting_tables.by_setting(rows)[2:]
+    assert lines[0].startswith("| 2 threads, MKL as shipped, avx512 | SDPA + mask | 3.00")
+    assert lines[2].startswith("| 1 thread, MKL as shipped, avx512 (2 of 3 cases) | SDPA + mask |")
+
+
 def test_16_bits_against_our_own_fp32() -> None:
     rows = rows_of("2", "stock", (2.0, 2.0))
     assert setting_tables.half_precision(rows) == []
