@@ -118,9 +118,10 @@ def dense_unless_tiles_win(report: HeadReport, mask: HeadMask, model: CostModel)
     executed = f"the best tiles ({report.cover}) would execute {report.executed_fraction:.1%}"
     reason = (
         f"sparsity does not pay here: {executed} of the scores and take {time:.4g} us {what}, "
-        f"dense attention {dense:.4g} us; less than a factor of {model.margin:.3g} is within the "
-        "model's error"
+        f"dense attention {dense:.4g} us"
     )
+    if model.margin > 1.0:
+        reason += f"; less than a factor of {model.margin:.3g} is within the model's error"
     return report_dense(mask, ((report.cover, report.predicted_us), *report.tried), reason, model)
 
 
