@@ -99,8 +99,8 @@ def sparse_attention(
             torch's generator), batch, head, query and key alone, see `sparsebert.dropout`.
         return_lse: also return the natural-log sum of the exponentiated scores.
         backend: "auto" runs every head on the route that the plan chose, in tiles or dense, as
-            `plan.explain()` says; the tiles run in the kernels of `sparsebert.kernels`, on a CPU in
-            those of C++ if they are built. The others run all heads on one route, whatever the
+            `plan.explain()` says; the tiles run in the kernels of `sparsebert.kernels`, on a CPU
+            in those of C++ if they are built. The others run all heads on one route, whatever the
             plan chose: "native" in the CPU's kernels; "torch" in tiles, in torch operations;
             "triton" in tiles, in the kernels (CUDA and HIP tensors, or with
             TRITON_INTERPRET=1 the CPU's); "dense" over all scores, masked; or what was registered

@@ -59,8 +59,8 @@ class _Attention(torch.autograd.Function):
         grad_o, grad_lse = grads
         if any(x is not None and is_legacy_batchedtensor(x) for x in grads):
             raise NotImplementedError(
-                "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) are not "
-                "supported; use torch.func, for example vmap over vjp, or a loop"
+                "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) are "
+                "not supported; use torch.func, for example vmap over vjp, or a loop"
             )
         *saved, lse, key_mask, seed = ctx.saved_tensors
         q, k, v, o = (x.to(ctx.dtype) for x in saved)  # hooks may save them in another

@@ -329,7 +329,7 @@ def test_gradients_in_batches_are_refused():
     mask = random_mask(4, 45, 70)
     q, k, v = (x.requires_grad_() for x in tensors(mask))
     o = sb.sparse_attention(q, k, v, native_plan(mask))
-    with pytest.raises(NotImplementedError, match="use torch.func, for example vmap over vjp"):
+    with pytest.raises(NotImplementedError, match=r"use torch\.func, for example vmap over vjp"):
         torch.autograd.grad(o, q, torch.ones(3, *o.shape), is_grads_batched=True)
 
 
