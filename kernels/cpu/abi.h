@@ -73,7 +73,8 @@ int64_t sparsebert_cpu_use(const char* isa);
 // What the instruction set in use has beside: "bf16" if products of bf16 run natively, else "".
 const char* sparsebert_cpu_features(void);
 
-// Bytes of scratch that the call needs, or a negative SbError. A call with too little says so, too.
+// Bytes of scratch that the call needs, or a negative SbError. A call with too little says so,
+// too.
 int64_t sparsebert_cpu_scratch(const struct SbCall* call, int64_t backward);
 
 // Return SB_OK, an SbError, or where the scratch is too small the bytes that are needed, negative.

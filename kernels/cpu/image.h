@@ -1,4 +1,5 @@
-// Reading a plan image: what it says is checked against its size, and the call. For the driver alone.
+// Reading a plan image: what it says is checked against its size, and the call. For the driver
+// alone.
 #pragma once
 #include <vector>
 
