@@ -78,7 +78,6 @@ struct Memory {  // parts of the scratch, in bytes
 
 constexpr int64_t FEW_LOADS = 6;  // of each row of k and v: below, copying does not pay
 constexpr int64_t LEAST_UNITS = 8;
-constexpr int64_t LEAST_WORK = 40000;  // of a thread, about cycles: waking it takes some 10 us
 
 Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernels& k,
                    bool backward) {
@@ -94,8 +93,7 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
     m.pieces = units ? std::max<int64_t>(1, up(LEAST_UNITS, units)) : 1;
     most = std::min(most, units * m.pieces);
   }
-  const int64_t work = l.cost.back() * c.B * (backward ? 3 : 1);
-  m.threads = std::max<int64_t>(1, std::min(most, work / LEAST_WORK));
+  m.threads = std::max<int64_t>(1, std::min<int64_t>(most, l.pairs * 64));
   m.packing = !packs                                            ? IN_PLACE
               : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD
                                                                 : BEFORE;

@@ -17,7 +17,7 @@ import torch
 from sparsebert import dropout
 from sparsebert.backends import dense
 from sparsebert.backends.base import Backend, Call, CallKind, Forward, Gradients, Upstream
-from sparsebert.backends.native_pack import pack_image, unpack_masks
+from sparsebert.backends.native_pack import pack_image, unpack_masks, work_of
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.kernels.cpu.library import VERSION, load, warn_once
 from sparsebert.support.untraced import untraced
@@ -26,6 +26,10 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CALL = struct.Struct("<50q2d4q")
 """`SbCall` of `kernels/cpu/abi.h`."""
 _ABSENT = (0, 0, 0, 0)
+_LEAST_WORK = 40_000
+"""Of a thread, about cycles: to wake it takes some 10 microseconds."""
+_BACKWARD = 3
+"""The backward pass over the forward pass."""
 
 
 class NativeProgram(NamedTuple):
@@ -34,10 +38,14 @@ class NativeProgram(NamedTuple):
     Attributes:
         image: uint8, see `native_pack`.
         whole: it is for all heads of a call.
+        shared: they all have one mask.
+        work: see `native_pack.work_of`.
     """
 
     image: torch.Tensor
     whole: bool
+    shared: bool
+    work: int
 
 
 class Native(Backend):
@@ -72,12 +80,12 @@ class Native(Backend):
     def lower(self, schedule: Schedule, heads: np.ndarray) -> NativeProgram:
         tiles = schedule.queries(heads, singles=True)
         if schedule.is_shared:
-            return NativeProgram(pack_image(tiles, None, None), True)
+            image = pack_image(tiles, None, None)
+            return NativeProgram(image, True, True, work_of(image))
         chosen = schedule.heads_of(heads)
-        listed = None if heads.all() else chosen
-        return NativeProgram(
-            pack_image(tiles, schedule.head_map[chosen].tolist(), listed), listed is None
-        )
+        whole = bool(heads.all())
+        image = pack_image(tiles, schedule.head_map[chosen].tolist(), None if whole else chosen)
+        return NativeProgram(image, whole, False, work_of(image))
 
     def forward(self, call: Call, program: NativeProgram) -> Forward:
         q, k, v = (_rows(x) for x in (call.q, call.k, call.v))
@@ -172,7 +180,10 @@ def _run(
         *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask),
         drops, seed, threshold, factor, call.scale,
     )  # fmt: skip
-    end = torch.get_num_threads(), found.parallel_for
+    work = program.work * q_shape[0] * (q_shape[1] if program.shared else 1)
+    work *= _BACKWARD if backward else 1
+    threads = max(1, min(torch.get_num_threads(), work // _LEAST_WORK))
+    end = threads, found.parallel_for
     scratch = _scratch.memory
     code = function(_CALL.pack(*numbers, scratch.data_ptr(), scratch.numel(), *end))
     if code < 0:

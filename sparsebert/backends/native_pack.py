@@ -205,6 +205,16 @@ def merges_of(rows: np.ndarray) -> Merges:
     )
 
 
+def work_of(image: torch.Tensor) -> int:
+    """About how many cycles the image's heads take forward; of one head if all share it."""
+    data = image.numpy()
+    numbers = data[: len(data) // 8 * 8].view(np.int64)
+    distinct, running, map_at = numbers[[5, 6, 7]].tolist()
+    heads = numbers[_HEADER : _HEADER + _HEAD * distinct].reshape(distinct, _HEAD)
+    work = numbers[heads[:, 13] // 8 + heads[:, 0]]  # the last of each head's sums
+    return int(work[np.frombuffer(data, "<i4", running, map_at)].sum() if running else work[0])
+
+
 def unpack_masks(image: torch.Tensor) -> torch.Tensor:
     """The masks that an image runs: bool [heads, N, M], 1 head if all share one."""
     data = image.numpy()

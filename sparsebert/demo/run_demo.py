@@ -187,12 +187,12 @@ def _routes(rows: list[dict[str, Any]]) -> str:
     words = (
         "In tiles: the share of all scores that the tiles compute. Predicted: the cost model's "
         f"speed-up of the tiles over dense attention at {MAX_LENGTH} tokens on {threads} "
-        f"thread(s); below {margin:g}x, which is the model's usual error, the plan is dense."
+        f"thread(s); below {margin:g}x the plan is dense."
     )
     if "dense" in routes:
         words += (
             f" So {routes.count('dense')} of these {len(routes)} masks would run dense here. "
-            "Longer texts gain more (part 4); masks without structure never do."
+            "Longer texts gain more (part 4)."
         )
     return words
 

@@ -225,7 +225,7 @@ def test_what_was_compiled_is_counted(room: Callable, monkeypatch: pytest.Monkey
     ("planned_for", "bound"),
     [
         ("torch", 5 * MIB // 4),  # for which it runs dense: with a mask of 256 KiB
-        ("native", 9 * MIB // 2),  # beside tiles: its entries take 475 KiB, and so does an image
+        ("native", 5 * MIB // 2),  # beside tiles, whose words the image has once more
     ],
 )
 @pytest.mark.parametrize("which", ["compile_plan", "sparse_attention", "MaskPlans"])

@@ -117,6 +117,39 @@ def test_tall_tiles_are_cut_into_groups():
     assert torch.equal(native_pack.unpack_masks(image), mask.dense()[0])
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_the_work_of_an_image(name):
+    """By the counts of its groups: what the threads' shares go by."""
+    mask = MASKS[name]()
+    schedule = native_plan(mask).schedule
+    every = np.ones(len(schedule.dense_heads), dtype=bool)
+    program = native.BACKEND.lower(schedule, every)
+    tiles = schedule.queries(every, singles=True)
+    heads = [0] if program.shared else schedule.head_map.tolist()
+    assert program.work == sum(int(native_pack.groups_of(tiles, u).cost[-1]) for u in heads)
+
+
+@needs_library
+def test_a_short_call_takes_fewer_threads(monkeypatch):
+    taken = []
+
+    def pack(*numbers):
+        taken.append(numbers[-2])
+        return native.struct.Struct("<50q2d4q").pack(*numbers)
+
+    monkeypatch.setattr(native, "_CALL", type("Call", (), {"pack": staticmethod(pack)}))
+    for length in (16, 600):
+        mask = random_mask(2, length, length)
+        q, k, v = tensors(mask, batch=1, heads=2, kv_heads=2)
+        with_threads(
+            2,
+            lambda q=q, k=k, v=v, mask=mask: native.BACKEND.forward(
+                Call(q, k, v, None, None, 0.1, 0.0), program_of(mask)
+            ),
+        )
+    assert taken[0] == 1 and taken[-1] == 2
+
+
 # ------------------------------------------------------------------------------ results
 
 
@@ -124,7 +157,8 @@ def test_tall_tiles_are_cut_into_groups():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("name", MASKS)
-def test_the_same_bits_with_any_number_of_threads(name, kv_heads, dtype):
+def test_the_same_bits_with_any_number_of_threads(name, kv_heads, dtype, monkeypatch):
+    monkeypatch.setattr(native, "_LEAST_WORK", 1)  # else so short a call takes one
     mask = MASKS[name]()
     heads = 4 if mask.num_heads == 1 else mask.num_heads
     q, k, v = tensors(mask, heads=heads, kv_heads=kv_heads, dtype=dtype)
