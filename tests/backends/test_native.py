@@ -147,7 +147,7 @@ def test_a_short_call_takes_fewer_threads(monkeypatch):
                 Call(q, k, v, None, None, 0.1, 0.0), program_of(mask)
             ),
         )
-    assert taken[0] == 1 and taken[-1] == 2
+    assert taken[0] == 1 < taken[-1]
 
 
 # ------------------------------------------------------------------------------ results
