@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.cost.cost_check import check
-from benchmarks.cost.fitting import MeasuredCall, as_json, fit_constants
+from benchmarks.cost.fitting import MeasuredCall, as_json, dense_counts, fit_constants
 from benchmarks.cost.timed_calls import (
     BACKEND,
     HEADS,
@@ -163,12 +163,6 @@ def tile_counts(plan: AttentionPlan) -> dict[str, float]:
         "call": 1, "shape": shapes, "level": level, "tile": len(rows), "row": int(rows.sum()),
         "column": int(width.sum()), "entry": int((rows * width).sum()), "merge": merged,
     }  # fmt: skip
-
-
-def dense_counts(length: int, heads: int, *, masked: bool) -> dict[str, float]:
-    """What dense attention counts up to for so many masks."""
-    entries = float(length**2 * heads)
-    return {"dense_call": 1, "dense_entry": entries, "mask_entry": entries if masked else 0}
 
 
 def calls_to_measure(head_dim: int, threads: int) -> Iterator[MeasuredCall]:

@@ -42,6 +42,7 @@ from benchmarks.cost.fitting import (
     FittedPass,
     MeasuredCall,
     as_json,
+    dense_counts,
     fit_constants,
 )
 from benchmarks.cost.native_covers import (
@@ -130,12 +131,6 @@ def dense_calls(head_dim: int) -> Iterator[MeasuredCall]:
             counts = dense_counts(length, mask.num_heads, masked=name != "no mask")
             timed = passes_of(plan, "dense", head_dim)
             yield _call("dense", name, plan, head_dim, counts, timed)
-
-
-def dense_counts(length: int, heads: int, *, masked: bool) -> dict[str, float]:
-    """What dense attention counts up to for so many masks."""
-    entries = float(length**2 * heads)
-    return {"dense_call": 1, "dense_entry": entries, "mask_entry": entries if masked else 0}
 
 
 def _call(

@@ -126,6 +126,12 @@ class FittedPass:
     errors: dict[str, np.ndarray]
 
 
+def dense_counts(length: int, heads: int, *, masked: bool) -> dict[str, float]:
+    """What dense attention counts up to for so many masks."""
+    entries = float(length**2 * heads)
+    return {"dense_call": 1, "dense_entry": entries, "mask_entry": entries if masked else 0}
+
+
 def fit_constants(
     calls: Sequence[MeasuredCall],
     tile_terms: Terms = TILE_TERMS,

@@ -124,7 +124,7 @@ static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, 
   const int64_t size = bytes_of(c.dtype), first = (t.b * c.H + t.h) * c.N;
   RowTerms terms;
   terms.scale = (float)c.scale;
-  terms.score = (float)(c.scale * 1.4426950408889634);
+  terms.score = score_factor(c);
   for (int r = 0; r < GROUP; r++) {
     E *q = w.q + r * g.size, *go = w.g + r * g.size, *o = (E*)w.o;
     if (r >= g.live) {

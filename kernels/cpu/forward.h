@@ -160,7 +160,7 @@ static void forward_group(const Task& t, int64_t index, Work<E>& w) {
   const SbCall& c = *t.call;
   const Group<E> g(t, index);
   const int64_t size = bytes_of(c.dtype);
-  const float factor = (float)(c.scale * 1.4426950408889634);
+  const float factor = score_factor(c);
   for (int r = 0; r < g.live; r++)
     read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, g.rows[r]), g.size, w.q + r * g.size);
   clear(w.q + g.live * g.size, (GROUP - g.live) * g.size);

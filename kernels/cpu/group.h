@@ -233,6 +233,9 @@ static inline void write_row(const SbCall& c, const void* row, float factor, con
     store_row((void*)row, c.dtype, (int)c.D, from, factor);
 }
 
+// What products of q and k are multiplied by: scores are in base 2.
+static inline float score_factor(const SbCall& c) { return (float)(c.scale * 1.4426950408889634); }
+
 template <class E>
 static inline void clear(E* x, int64_t n) {
   memset((void*)x, 0, n * sizeof(E));

@@ -77,14 +77,6 @@ static inline __attribute__((always_inline)) void weigh_block(const float* pairs
     for (int i = 0; i < V; i++) store(o + r * D + i * W, acc[r][i]);
 }
 
-template <int V, bool FIRST>
-static inline void weigh_vectors(const float* pairs, const bf16* x, int64_t stride,
-                                 const int32_t* cols, int n, int D, float* o, int live) {
-  constexpr int R = ACCUMULATORS / V > GROUP ? GROUP : ACCUMULATORS / V;
-  for (int r = 0; r < live; r += R)
-    weigh_block<R, V, FIRST>(pairs + r, x, stride, cols, n, D, o + r * D);
-}
-
 // pairs[c / 2][16] of s[c][16], which may be in the same place
 static inline void pair_columns(const float* s, int n, float* pairs) {
   for (int c = 0; c < n; c += 2) {
@@ -133,15 +125,6 @@ static inline __attribute__((always_inline)) void spread_block(const bf16* weigh
   for (int c = 0; c < C; c++)
 #pragma GCC unroll 16
     for (int i = 0; i < V; i++) store(out + (int64_t)cols[c] * D + i * W, acc[c][i]);
-}
-
-template <int V>
-static inline void spread_vectors(const bf16* weights, const bf16* rows, const int32_t* cols,
-                                  int n, int D, float* out, int live) {
-  constexpr int C = ACCUMULATORS / V > 8 ? 8 : ACCUMULATORS / V;
-  int c = 0;
-  for (; c + C <= n; c += C) spread_block<C, V>(weights + c * GROUP, rows, cols + c, D, out, live);
-  for (; c < n; c++) spread_block<1, V>(weights + c * GROUP, rows, cols + c, D, out, live);
 }
 
 template <int DC>

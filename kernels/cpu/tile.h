@@ -106,9 +106,9 @@ static inline __attribute__((always_inline)) void weigh_block(const float* s, co
     for (int i = 0; i < V; i++) store(o + r * D + i * W, acc[r][i]);
 }
 
-template <int V, bool FIRST>
-static inline void weigh_vectors(const float* s, const float* x, int64_t stride,
-                                 const int32_t* cols, int n, int D, float* o, int live) {
+template <int V, bool FIRST, class E>
+static inline void weigh_vectors(const float* s, const E* x, int64_t stride, const int32_t* cols,
+                                 int n, int D, float* o, int live) {
   constexpr int R = ACCUMULATORS / V > GROUP ? GROUP : ACCUMULATORS / V;
   for (int r = 0; r < live; r += R)  // rows beyond `live` have scores, too
     weigh_block<R, V, FIRST>(s + r, x, stride, cols, n, D, o + r * D);
@@ -156,9 +156,9 @@ static inline __attribute__((always_inline)) void spread_block(const float* s, c
     for (int i = 0; i < V; i++) store(out + (int64_t)cols[c] * D + i * W, acc[c][i]);
 }
 
-template <int V>
-static inline void spread_vectors(const float* s, const float* x, const int32_t* cols, int n,
-                                  int D, float* out, int live) {
+template <int V, class E>
+static inline void spread_vectors(const E* s, const E* x, const int32_t* cols, int n, int D,
+                                  float* out, int live) {
   constexpr int C = ACCUMULATORS / V > 8 ? 8 : ACCUMULATORS / V;
   int c = 0;
   for (; c + C <= n; c += C) spread_block<C, V>(s + c * GROUP, x, cols + c, D, out, live);

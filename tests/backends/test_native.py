@@ -131,11 +131,11 @@ def test_the_work_of_an_image(name):
 
 @needs_library
 def test_a_short_call_takes_fewer_threads(monkeypatch):
-    taken = []
+    taken, record = [], native._CALL
 
     def pack(*numbers):
         taken.append(numbers[-2])
-        return native.struct.Struct("<50q2d4q").pack(*numbers)
+        return record.pack(*numbers)
 
     monkeypatch.setattr(native, "_CALL", type("Call", (), {"pack": staticmethod(pack)}))
     for length in (16, 600):

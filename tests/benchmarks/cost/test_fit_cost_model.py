@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cost import cost_check, fit_cost_model
-from benchmarks.cost.fit_cost_model import CONSTANTS, dense_counts, tile_counts
+from benchmarks.cost.fit_cost_model import CONSTANTS, tile_counts
 from benchmarks.cost.fitting import (
     COUNTS,
     DENSE_TERMS,
@@ -20,6 +20,7 @@ from benchmarks.cost.fitting import (
     MeasuredCall,
     Terms,
     as_json,
+    dense_counts,
     fit,
     fit_constants,
     fit_pass,

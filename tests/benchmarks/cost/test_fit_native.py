@@ -16,7 +16,6 @@ from benchmarks.cost.fit_native import (
     CALIBRATION,
     CONSTANTS,
     MARGINS,
-    dense_counts,
     fit_rows,
     read_rows,
 )
@@ -27,6 +26,7 @@ from benchmarks.cost.fitting import (
     MeasuredCall,
     Terms,
     as_json,
+    dense_counts,
     fit_pass,
 )
 from benchmarks.cost.native_covers import BACKEND, HEADS, TARGET, Covered, compiled
