@@ -72,8 +72,9 @@ static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t,
   if (first) clear(w.o, GROUP * g.D);
 }
 
-// The single entries of all rows together, where each has few: see attend_few.
-template <int DC, class E>
+// The single entries of all rows together, where each has few: see attend_few. dq is begun if
+// FIRST.
+template <int DC, bool FIRST, class E>
 static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
                               float* dv) {
   const FewEntries few(g, w);
@@ -84,7 +85,7 @@ static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t, 
                 [&](int c) { return g.kept(w, few.listed + c * GROUP); });
   const float* weights = weights_for<GROUP>(g.k, ds, few.longest, w.ds);
   for (int r = 0; r < g.live; r++) {
-    entry_weigh<DC, false, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D,
+    entry_weigh<DC, FIRST, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D,
                                   w.o + r * g.D, 1.f);
     entry_spread<DC, GROUP>(p + r, ds + r, few.cols[r], few.count[r], g.D, w.q + r * g.size,
                             w.g + r * g.size, dk, dv);
@@ -117,51 +118,88 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
   if (dk) entry_spread<DC, 1>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
 }
 
-template <class E, int DC, bool PLAIN>
-static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, float* dv) {
+// Reads the rows of q and of the gradient, LSE and delta of a group.
+template <int DC, bool PLAIN, class E>
+static void read_group(const Task& t, const Group<E>& g, Work<E>& w, RowTerms& terms) {
   const SbCall& c = *t.call;
-  const Group<E> g(t, index);
   const int64_t size = bytes_of(c.dtype), first = (t.b * c.H + t.h) * c.N;
-  RowTerms terms;
   terms.scale = (float)c.scale;
   terms.score = score_factor(c);
-  for (int r = 0; r < GROUP; r++) {
-    E *q = w.q + r * g.size, *go = w.g + r * g.size, *o = (E*)w.o;
-    if (r >= g.live) {
-      clear(q, g.size), clear(go, g.size);
-      terms.lse[r] = INF, terms.delta[r] = 0.f;
-      continue;
-    }
+  vf sums[GROUP];
+  for (int r = 0; r < g.live; r++) {
     const int32_t row = g.rows[r];
-    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, row), g.size, q);
-    read_row<DC, PLAIN>(c, row_of(c.grad_o, size, t.b, t.h, row), g.size, go);
-    read_row<DC, PLAIN>(c, row_of(c.o, size, t.b, t.h, row), g.size, o);
+    const char *go = row_of(c.grad_o, size, t.b, t.h, row), *o = row_of(c.o, size, t.b, t.h, row);
+    read_row<DC, PLAIN>(c, row_of(c.q, size, t.b, t.h, row), g.size, w.q + r * g.size);
+    read_row<DC, PLAIN>(c, go, g.size, w.g + r * g.size);
+    if constexpr (!PLAIN) {
+      read_row<DC, PLAIN>(c, o, g.size, (E*)w.o);
+      o = (const char*)w.o, go = (const char*)(w.g + r * g.size);
+    }
     vf sum = set1(0.f);
-    for (int d = 0; d < g.D; d += W) sum = fma(load_float(go + d), load_float(o + d), sum);
+    for (int d = 0; d < g.D; d += W)
+      sum = fma(load_float((const E*)go + d), load_float((const E*)o + d), sum);
+    sums[r] = sum;
     const float lse = c.lse[first + row];
     terms.lse[r] = lse == -INF ? INF : lse * LOG2E;  // of a dead row: 2^(s - INF) = 0
-    terms.delta[r] = sum_of(sum) - (c.grad_lse ? c.grad_lse[first + row] : 0.f);
   }
+  clear(w.q + g.live * g.size, (GROUP - g.live) * g.size);
+  clear(w.g + g.live * g.size, (GROUP - g.live) * g.size);
+  for (int r = g.live; r < GROUP; r++) terms.lse[r] = INF, sums[r] = set1(0.f);
+  for (int r = 0; r < GROUP; r += 4) {
+    const quad sum = sums_of_4(sums[r], sums[r + 1], sums[r + 2], sums[r + 3]);
+    memcpy(terms.delta + r, &sum, sizeof sum);
+  }
+  if (c.grad_lse)
+    for (int r = 0; r < g.live; r++) terms.delta[r] -= c.grad_lse[first + g.rows[r]];
+}
+
+// Asks for what `read_group` reads. Inlined, since GCC leaves out a call that does nothing else.
+template <int DC>
+static inline __attribute__((always_inline)) void prefetch_group(const Task& t, int64_t h,
+                                                                 const int32_t* rows) {
+  const SbCall& c = *t.call;
+  const int64_t size = bytes_of(c.dtype);
+  for (int r = 0; r < GROUP && rows[r] >= 0; r++)
+    for (const SbTensor* x : {&c.q, &c.grad_o, &c.o})
+      prefetch_row<DC>(c, row_of(*x, size, t.b, h, rows[r]));
+}
+
+// A group; the rows of head `next` that come after it are asked for meanwhile.
+template <class E, int DC, bool PLAIN>
+static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, float* dv,
+                           int64_t next, const int32_t* next_rows) {
+  const SbCall& c = *t.call;
+  const Group<E> g(t, index);
+  const int64_t size = bytes_of(c.dtype);
+  RowTerms terms;
+  read_group<DC, PLAIN>(t, g, w, terms);
+  if (next < c.H) prefetch_group<DC>(t, next, next_rows);
   if (g.drops) g.list_rows(w);
 
   // In a tile a row meets columns that are not its own: as 0 * what is there, which may be NaN.
   const bool by_rows =
       g.has_tile() && !(are_finite(w.q, g.live, g.size) && are_finite(w.g, g.live, g.size));
+  bool begun = false;  // dq
   bool again = false;  // dq alone, for the same reason
   if (g.has_tile() && !by_rows) {
     differentiate_tile<DC>(g, w, terms, dk, dv);
-    again = !are_finite(w.o, g.live, g.D);
+    begun = are_finite(w.o, g.live, g.D);
+    again = !begun;
   }
-  if (!g.has_tile() || by_rows || again) clear(w.o, GROUP * g.D);
-  if (by_rows || again)
+  if (by_rows || again) {
+    clear(w.o, GROUP * g.D), begun = true;
     for (int r = 0; r < g.live; r++) {
       Columns tile = g.tile();
       while (const int n = tile.next_of_row(w, r))
         differentiate_entries<DC>(g, w, terms, r, w.cols, n, again ? nullptr : dk, dv);
     }
-  if (g.has_entries() && g.has_few())
-    differentiate_few<DC>(g, w, terms, dk, dv);
-  else if (g.has_entries())
+  }
+  if (!begun && g.has_few()) {
+    differentiate_few<DC, true>(g, w, terms, dk, dv);
+  } else if (g.has_entries() && g.has_few()) {
+    differentiate_few<DC, false>(g, w, terms, dk, dv);
+  } else {
+    if (!begun) clear(w.o, GROUP * g.D);
     for (int r = 0; r < g.live; r++) {
       Columns entries = g.entries(r);
       const int32_t* cols;
@@ -169,6 +207,7 @@ static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, 
       while (const int n = entries.next(w.cols, w.words, ENTRIES, cols, none))
         differentiate_entries<DC>(g, w, terms, r, cols, n, dk, dv);
     }
+  }
 
   if (g.plan.slot[index] >= 0) {
     const int64_t floats = slot_floats(c.D);
@@ -183,7 +222,13 @@ static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, 
 template <class E, int DC, bool PLAIN>
 static void backward(const Task& t, int64_t from, int64_t to, void* memory, float* dk, float* dv) {
   Work<E> w(memory, t.call->D);
-  for (int64_t g = from; g < to; g++) backward_group<E, DC, PLAIN>(t, g, w, dk, dv);
+  for (int64_t g = from; g < to; g++) {
+    // After this group comes the next one of the head, or perhaps the first of the next head.
+    const bool last = g + 1 == to;
+    const int64_t next = last ? t.h + 1 : t.h;
+    backward_group<E, DC, PLAIN>(t, g, w, dk, dv, next,
+                                 t.plan->rows + (last ? from : g + 1) * GROUP);
+  }
 }
 
 // dq of the rows that several groups have.
