@@ -43,7 +43,7 @@ struct SbCall {
   int64_t grad_heads;                  // heads of dk and dv: H_kv (added up) or H
   struct SbTensor q, k, v, o;          // [B, H, N, D], [B, H_kv, M, D]; o is written by forward
   struct SbTensor grad_o, dq, dk, dv;  // backward only
-  float* lse;                          // [B, H, N], contiguous, natural logarithm
+  float* lse;                          // [B, H, N], contiguous, natural logarithm; forward: or 0
   const float* grad_lse;               // the same, or 0
   const uint8_t* key_mask;             // [B, M], contiguous, 1 = a real token; or 0
   int64_t dropout;                     // 1 if there is any

@@ -79,14 +79,18 @@ static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t, 
                               float* dv) {
   const FewEntries few(g, w);
   float *p = w.s, *ds = w.s + GROUP * FEW;
-  few_scores<DC>(few, g, w.q, g.k, g.k_row, w.ds, p);
-  few_scores<DC>(few, g, w.g, g.v, g.v_row, w.ds, ds);
+  few_scores<DC>(few, g, InWork<E>{w.q, g.size}, g.k, g.k_row, w.ds, p);
+  few_scores<DC>(few, g, InWork<E>{w.g, g.size}, g.v, g.v_row, w.ds, ds);
   differentiate(g, t, few.words, few.longest, p, ds,
                 [&](int c) { return g.kept(w, few.listed + c * GROUP); });
   const float* weights = weights_for<GROUP>(g.k, ds, few.longest, w.ds);
   for (int r = 0; r < g.live; r++) {
-    entry_weigh<DC, FIRST, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D,
-                                  w.o + r * g.D, 1.f);
+    float* dq = w.o + r * g.D;
+    if constexpr (FIRST)
+      entry_weigh<DC, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D, Begin{dq});
+    else
+      entry_weigh<DC, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D,
+                             AddTo{dq, set1(1.f)});
     entry_spread<DC, GROUP>(p + r, ds + r, few.cols[r], few.count[r], g.D, w.q + r * g.size,
                             w.g + r * g.size, dk, dv);
   }
@@ -114,7 +118,7 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
     store(w.de + i, p * (dp - delta) * set1(t.scale));
   }
   const float* weights = weights_for<1>(g.k, w.de, n, w.s);
-  entry_weigh<DC, false, 1>(weights, g.k, g.k_row, cols, n, g.D, w.o + r * g.D, 1.f);
+  entry_weigh<DC, 1>(weights, g.k, g.k_row, cols, n, g.D, AddTo{w.o + r * g.D, set1(1.f)});
   if (dk) entry_spread<DC, 1>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
 }
 

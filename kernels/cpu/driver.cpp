@@ -27,7 +27,7 @@ int64_t check(const SbCall& c, bool backward) {
   if (c.version != SPARSEBERT_CPU_VERSION) return SB_WRONG_VERSION;
   if (c.B < 0 || c.H < 1 || c.H_kv < 1 || c.H % c.H_kv || c.N < 1 || c.M < 1 || c.D < 1 ||
       c.D > 256 || c.dtype < 0 || c.dtype > SB_FLOAT16 || c.grad_dtype < 0 ||
-      c.grad_dtype > SB_FLOAT16 || c.threads < 1 || !c.lse)
+      c.grad_dtype > SB_FLOAT16 || c.threads < 1 || (backward && !c.lse))
     return SB_WRONG_CALL;
   if (backward && c.grad_heads != c.H && c.grad_heads != c.H_kv) return SB_WRONG_CALL;
   for (const SbTensor* x : {&c.q, &c.k, &c.v, &c.o})
@@ -160,10 +160,12 @@ struct Run {
 
   Task task(int64_t b, int64_t i, char* pack) const {
     const int64_t h = plan.head(i), h_kv = h / (c.H / c.H_kv);
-    Task t{&c, &plan.plan(i), b, h, h_kv, nullptr, nullptr, 0, 0, nullptr, 0};
+    Task t{};
+    t.call = &c, t.plan = &plan.plan(i), t.b = b, t.h = h, t.h_kv = h_kv;
+    t.in_place = memory.packing == IN_PLACE;
     if (c.dropout) t.dropout_key = dropout_key(c.dropout_seed, b, h);
     t.slots = slots + b * layout.slots.back() + layout.slots[i];
-    if (memory.packing == IN_PLACE) {
+    if (t.in_place) {
       const int64_t size = k->packed_bytes;
       t.k = (const char*)c.k.data + (b * c.k.batch + h_kv * c.k.head) * size, t.k_row = c.k.row;
       t.v = (const char*)c.v.data + (b * c.v.batch + h_kv * c.v.head) * size, t.v_row = c.v.row;

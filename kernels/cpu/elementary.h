@@ -25,6 +25,23 @@ static inline vf exp2(vf x) {
   return zero_below(x, -126.f, exp2_within(n, p));
 }
 
+// The binary logarithm of normal x > 0; NaN stays NaN. Over all floats from 1 to 2^31 it is within
+// 1.59 units in the last place with FMA and within 1.67 without (the same test).
+static inline vf log2(vf x) {
+  vf n;
+  vf f = mantissa_of(x, &n) - set1(1.f);
+  vf p = fma(f, set1(-0x1.078de4p-4f), set1(0x1.3490f6p-3f));
+  p = fma(f, p, set1(-0x1.85b0bep-3f));
+  p = fma(f, p, set1(0x1.ac3d24p-3f));
+  p = fma(f, p, set1(-0x1.ebd2d2p-3f));
+  p = fma(f, p, set1(0x1.274e26p-2f));
+  p = fma(f, p, set1(-0x1.7154c0p-2f));
+  p = fma(f, p, set1(0x1.ec7140p-2f));
+  p = fma(f, p, set1(-0x1.715476p-1f));
+  p = fma(f, p, set1(0x1.715476p+0f));
+  return fma(f, p, fma(x, set1(0.f), n));  // mantissa_of takes NaN for a number
+}
+
 // The draw of sparsebert/dropout.py: the first word of Philox2x32-7 of (query, key), under the key
 // of a batch and head, at least the threshold. Bit i of the result: lane i is kept.
 static inline uint32_t is_kept(uint32_t head_key, vu query, vu key, uint32_t threshold) {

@@ -90,6 +90,7 @@ struct Group {
   int size;  // of its rows in Work
   const E *k, *v;
   int64_t k_row, v_row;
+  bool in_place;  // k and v are read in the call
   const uint8_t* visible;
   const HeadPlan& plan;
   int64_t index;
@@ -103,6 +104,7 @@ struct Group {
     for (live = 0; live < GROUP && rows[live] >= 0;) live++;
     D = (int)padded(c.D), size = row_size<E>(D);
     k = (const E*)t.k, v = (const E*)t.v, k_row = t.k_row, v_row = t.v_row;
+    in_place = t.in_place;
     visible = c.key_mask ? c.key_mask + t.b * c.M : nullptr;
     drops = c.dropout != 0;
     head_key = t.dropout_key;
@@ -129,6 +131,8 @@ struct Group {
       if (start[r + 1] - start[r] > FEW) return false;
     return true;
   }
+  // Of a row whose probabilities have the sum l.
+  float inverse(float l) const { return l == 0.f ? 0.f : factor / l; }
   void list_rows(Work<E>& w) const {
     for (int r = 0; r < GROUP; r++) w.rows[r] = (uint32_t)std::max(rows[r], 0);
   }
@@ -181,15 +185,21 @@ struct FewEntries {
   }
 };
 
-// by_column[c][16] = products of the rows [16][size] with their c-th single entries in x; `by_row`
-// is memory for as many.
-template <int DC, class E>
-static inline void few_scores(const FewEntries& few, const Group<E>& g, const E* rows, const E* x,
+// Rows in Work, [16][size].
+template <class E>
+struct InWork {
+  const E* rows;
+  int size;
+  const E* operator()(int r) const { return rows + r * size; }
+};
+
+// by_column[c][16] = products of the rows with their c-th single entries in x; `by_row` is memory
+// for as many.
+template <int DC, class E, class Rows>
+static inline void few_scores(const FewEntries& few, const Group<E>& g, Rows rows, const E* x,
                               int64_t stride, float* by_row, float* by_column) {
   for (int r = 0; r < g.live; r++)
-    for (int i = 0; i < few.count[r]; i += W)
-      store(by_row + r * few.size + i, entry_scores<DC>(rows + r * g.size, x, stride,
-                                                        few.cols[r] + i, few.count[r] - i, g.D));
+    entry_scores<DC>(rows(r), x, stride, few.cols[r], few.count[r], g.D, by_row + r * few.size);
   transpose_16(by_row, few.size, by_column);
 }
 
@@ -233,13 +243,17 @@ static inline void write_row(const SbCall& c, const void* row, float factor, con
     store_row((void*)row, c.dtype, (int)c.D, from, factor);
 }
 
-// Asks for a row of a call before it is needed: rows of one head lie kilobytes apart, which
-// processors do not foresee.
+// Asks for a row before it is needed: rows of one head lie kilobytes apart, which processors do
+// not foresee. A function that does nothing else is dropped as one without effect, unless it is
+// part of its caller.
+static inline __attribute__((always_inline)) void prefetch(const char* row, int64_t bytes) {
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+}
+// The same for one of a call.
 template <int DC>
 static inline __attribute__((always_inline)) void prefetch_row(const SbCall& c, const char* row) {
-  const int bytes = dim<DC>((int)c.D) * (int)bytes_of(c.dtype);
-#pragma GCC unroll 8
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+  prefetch(row, dim<DC>((int)c.D) * bytes_of(c.dtype));
 }
 
 // What products of q and k are multiplied by: scores are in base 2.

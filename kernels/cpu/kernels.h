@@ -31,7 +31,8 @@ struct Task {
   const SbCall* call;
   const HeadPlan* plan;
   int64_t b, h, h_kv;
-  const void *k, *v;     // rows of k and v: those of the call, or packed ones
+  const void *k, *v;     // rows of k and v: packed ones,
+  bool in_place;         // or those of the call
   int64_t k_row, v_row;  // elements from one row to the next
   float* slots;          // partial results of its rows, see `slot_floats`
   uint32_t dropout_key;  // of the batch and head, see `dropout_key`

@@ -167,37 +167,38 @@ static inline __attribute__((always_inline)) void unpack(const bf16* a, const bf
     }
   }
 }
-// Vector i of the V of o, in that order; and back.
-static inline vf load_unpacked(const float* o, int i, int V) {
-  if (V == 1) return load(o);
-  const vf a = load(o + (i & ~1) * W), b = load(o + (i | 1) * W);
+// Vector i of the V of what `to` has from before, in that order; and back.
+template <class To>
+static inline vf before_unpacked(To to, int i, int V) {
+  if (V == 1) return to.before(0);
+  const vf a = to.before((i & ~1) * W), b = to.before((i | 1) * W);
   const __m512i low = _mm512_set_epi32(27, 26, 25, 24, 19, 18, 17, 16, 11, 10, 9, 8, 3, 2, 1, 0);
   return _mm512_permutex2var_ps(a, i & 1 ? _mm512_add_epi32(low, _mm512_set1_epi32(4)) : low, b);
 }
-template <int V>
-static inline void store_unpacked(const vf* x, float* o) {
-  if (V == 1) return store(o, x[0]);
+template <int V, class To>
+static inline void put_unpacked(const vf* x, To to) {
+  if (V == 1) return to.put(0, x[0]);
   const __m512i low = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
 #pragma GCC unroll 8
   for (int i = 0; i < V; i += 2) {
-    store(o + i * W, _mm512_permutex2var_ps(x[i], low, x[i + 1]));
-    store(o + (i + 1) * W, _mm512_permutex2var_ps(x[i], high, x[i + 1]));
+    to.put(i * W, _mm512_permutex2var_ps(x[i], low, x[i + 1]));
+    to.put((i + 1) * W, _mm512_permutex2var_ps(x[i], high, x[i + 1]));
   }
 }
 
 alignas(64) static const bf16 NOTHING[64] = {};
 
 // As entries.h's, of pairs[i / 2 * STEP] of weights
-template <int V, bool FIRST, int STEP>
+template <int V, int STEP, class To>
 static inline __attribute__((always_inline)) void entry_weigh_block(const float* pairs,
                                                                     const bf16* x, int64_t stride,
                                                                     const int32_t* cols, int n,
-                                                                    float* o, vf alpha) {
+                                                                    To to) {
   vf acc[V], more[V];
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) {
-    acc[i] = FIRST ? set1(0.f) : load_unpacked(o, i, V) * alpha;
+    acc[i] = before_unpacked(to, i, V);
     more[i] = set1(0.f);
   }
   int c = 0;
@@ -222,7 +223,7 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
   }
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) acc[i] = acc[i] + more[i];
-  store_unpacked<V>(acc, o);
+  put_unpacked<V>(acc, to);
 }
 
 template <int STEP>
@@ -234,18 +235,17 @@ static inline const float* weights_for(const bf16*, const float* e, int n, float
   return to;
 }
 
-template <int DC, bool FIRST, int STEP>
+template <int DC, int STEP, class To>
 static inline void entry_weigh(const float* pairs, const bf16* x, int64_t stride,
-                               const int32_t* cols, int n, int D, float* o, float alpha) {
+                               const int32_t* cols, int n, int D, To to) {
   D = dim<DC>(D);
-  const vf a = set1(alpha);
   int d = 0;
   for (; d + 4 * W <= D; d += 4 * W)
-    entry_weigh_block<4, FIRST, STEP>(pairs, x + d, stride, cols, n, o + d, a);
+    entry_weigh_block<4, STEP>(pairs, x + d, stride, cols, n, to.at(d));
   if constexpr (DC % (4 * W) != 0 || DC == 0) {
     for (; d + 2 * W <= D; d += 2 * W)
-      entry_weigh_block<2, FIRST, STEP>(pairs, x + d, stride, cols, n, o + d, a);
-    if (d < D) entry_weigh_block<1, FIRST, STEP>(pairs, x + d, stride, cols, n, o + d, a);
+      entry_weigh_block<2, STEP>(pairs, x + d, stride, cols, n, to.at(d));
+    if (d < D) entry_weigh_block<1, STEP>(pairs, x + d, stride, cols, n, to.at(d));
   }
 }
 

@@ -61,11 +61,18 @@ static inline vf exp2_within(vf n, vf p) {
   return p * _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
 static inline vf round_to_int(vf x) { return _mm256_round_ps(x, 8); }
+static inline vf mantissa_of(vf x, vf* n) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i e = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x3f400000)), 23);
+  *n = _mm256_cvtepi32_ps(e);
+  return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23)));
+}
 static inline vf zero_below(vf x, float least, vf y) {
   return _mm256_and_ps(_mm256_cmp_ps(x, set1(least), _CMP_NLE_UQ), y);
 }
 
 typedef __m128 quad;
+static inline void store_quad(float* p, quad x) { _mm_storeu_ps(p, x); }
 static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
   vf s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
   return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

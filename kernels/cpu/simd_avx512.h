@@ -45,11 +45,18 @@ static inline vf not_above(vf x, float most) { return _mm512_min_ps(set1(most), 
 static inline vf not_below(vf x, float) { return x; }  // scalef takes any x
 static inline vf exp2_within(vf x, vf p) { return _mm512_scalef_ps(p, x); }
 static inline vf round_to_int(vf x) { return _mm512_roundscale_ps(x, 8); }
+static inline vf mantissa_of(vf x, vf* n) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i e = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f400000)), 23);
+  *n = _mm512_cvtepi32_ps(e);
+  return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(e, 23)));
+}
 static inline vf zero_below(vf x, float least, vf y) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(least), _CMP_NLE_UQ), y);
 }
 
 typedef __m128 quad;
+static inline void store_quad(float* p, quad x) { _mm_storeu_ps(p, x); }
 static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
   vf ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
   vf cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);

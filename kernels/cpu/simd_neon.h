@@ -50,11 +50,18 @@ static inline vf exp2_within(vf n, vf p) {
   return vmulq_f32(p, vreinterpretq_f32_s32(e));
 }
 static inline vf round_to_int(vf x) { return vrndnq_f32(x); }
+static inline vf mantissa_of(vf x, vf* n) {
+  const int32x4_t bits = vreinterpretq_s32_f32(x);
+  const int32x4_t e = vshrq_n_s32(vsubq_s32(bits, vdupq_n_s32(0x3f400000)), 23);
+  *n = vcvtq_f32_s32(e);
+  return vreinterpretq_f32_s32(vsubq_s32(bits, vshlq_n_s32(e, 23)));
+}
 static inline vf zero_below(vf x, float least, vf y) {
   return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y), vcleq_f32(x, set1(least))));
 }
 
 typedef float32x4_t quad;
+static inline void store_quad(float* p, quad x) { vst1q_f32(p, x); }
 static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
   return vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d));
 }

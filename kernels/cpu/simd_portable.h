@@ -75,6 +75,12 @@ static inline vf round_to_int(vf x) {  // for |x| below 2^22
   const vf magic = set1(12582912.f);
   return (x + magic) - magic;
 }
+// m from 0.75 to 1.5 of x = m * 2^n, for normal x > 0, and n
+static inline vf mantissa_of(vf x, vf* n) {
+  const vi e = ((vi)x - 0x3f400000) >> 23;
+  *n = __builtin_convertvector(e, vf);
+  return (vf)((vi)x - (e << 23));
+}
 // y where x > least or x is NaN, else 0
 static inline vf zero_below(vf x, float least, vf y) {
   vi on = ~(vi)(x <= set1(least));
@@ -82,6 +88,7 @@ static inline vf zero_below(vf x, float least, vf y) {
 }
 
 typedef vf quad;  // four lanes, whatever W
+static inline void store_quad(float* p, quad x) { store(p, x); }
 // the sums of four vectors
 static inline quad sums_of_4(vf a, vf b, vf c, vf d) {
   return quad{sum_of(a), sum_of(b), sum_of(c), sum_of(d)};

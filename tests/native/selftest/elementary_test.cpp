@@ -1,10 +1,10 @@
 // What elementary.h is made of, for the instruction set that this is compiled for, -DSB_ISA=<name>
-// and its flags: the accuracy of `exp2` over all floats from -150 to 127, and the conversions of
-// bf16 and fp16.
+// and its flags: the accuracy of `exp2` over all floats from -150 to 127, that of `log2` over
+// those from 1 to 2^31, and the conversions of bf16 and fp16.
 //
 //   elementary_test [EVERY]     every float, or every so many
 //
-// Fails if exp2 is off by more than LIMIT units in the last place, as elementary.h states, or if a
+// Fails if exp2 or log2 is off by more units in the last place than elementary.h states, or if a
 // conversion does not round to the nearest, ties to even.
 #include "elementary.h"
 
@@ -19,9 +19,9 @@ namespace {
 using sb::SB_ISA::W;
 
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-constexpr double LIMIT = 2.04;
+constexpr double LIMIT = 2.04, LOG2_LIMIT = 1.59;
 #else
-constexpr double LIMIT = 2.30;
+constexpr double LIMIT = 2.30, LOG2_LIMIT = 1.67;
 #endif
 constexpr float LOWEST = -150.f, HIGHEST = 127.f, ZERO_BELOW = -126.f;
 
@@ -89,6 +89,32 @@ void examine(uint32_t first, uint32_t last, uint32_t every, Result& result) {
   }
 }
 
+// The unit in the last place of floats near x, which is not 0 or subnormal.
+double place_of(double x) { return std::ldexp(1.0, std::ilogb(x) - 23); }
+
+// log2 of the floats from 1 to 2^31, by `every`, beside the library's in double.
+void examine_log2(uint32_t every, Result& result) {
+  for (uint64_t begin = bits_of(1.f); begin <= bits_of(0x1p31f); begin += (uint64_t)every * W) {
+    float x[W], y[W];
+    for (int i = 0; i < W; i++)
+      x[i] = float_of((uint32_t)std::min<uint64_t>(bits_of(0x1p31f), begin + (uint64_t)i * every));
+    sb::SB_ISA::store(y, sb::SB_ISA::log2(sb::SB_ISA::load(x)));
+    for (int i = 0; i < W; i++) {
+      const double exact = std::log2((double)x[i]);
+      const double error =
+          exact == 0 ? y[i] != 0 ? INFINITY : 0 : std::abs(y[i] - exact) / place_of(exact);
+      if (error <= result.worst) continue;
+      result.worst = error, result.at = x[i];
+      if (!(error <= LOG2_LIMIT)) result.fail("log2 too far off", x[i], y[i]);
+    }
+    result.count += W;
+  }
+  float y[W];
+  sb::SB_ISA::store(y,
+                    sb::SB_ISA::log2(sb::SB_ISA::set1(std::numeric_limits<float>::quiet_NaN())));
+  if (y[0] == y[0]) result.fail("log2 of NaN must be NaN", y[0], y[0]);
+}
+
 bool is_same(double x, double y) { return x == y || (x != x && y != y); }
 
 // All numbers of a dtype of 16 bits as fp32; floats, by `every`, and all ties, as that dtype.
@@ -138,5 +164,9 @@ int main(int argc, char** argv) {
   for (int64_t dtype : {SB_BFLOAT16, SB_FLOAT16}) convert(dtype, std::min(every, 101u), result);
   printf("exp2: %ld floats, at most %.4f units in the last place off, at %.9g; %d wrong\n",
          result.count, result.worst, result.at, result.failed);
-  return result.failed != 0;
+  Result logarithms;
+  examine_log2(every, logarithms);
+  printf("log2: %ld floats, at most %.4f units in the last place off, at %.9g; %d wrong\n",
+         logarithms.count, logarithms.worst, logarithms.at, logarithms.failed);
+  return result.failed != 0 || logarithms.failed != 0;
 }

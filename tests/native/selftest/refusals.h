@@ -139,7 +139,7 @@ inline int refusals() {
   call("no k", [](SbCall& c) { c.k.data = nullptr; });
   call("no v", [](SbCall& c) { c.v.data = nullptr; });
   call("no o", [](SbCall& c) { c.o.data = nullptr; });
-  call("no lse", [](SbCall& c) { c.lse = nullptr; });
+  backward("no lse", [](SbCall& c) { c.lse = nullptr; });
   r.expect(SB_FAILED, "threads that do not run", [](SbCall& c, Image&) {
     c.threads = 2, c.parallel_for = [](int64_t, int64_t, int64_t, SbRange, void*) { return 1; };
   });
