@@ -132,11 +132,12 @@ def sparse_attention(
         check_tensors(q, k, v)
         plan = _plan_of(plan, q, k)
     check_call(q, k, v, plan, key_mask, dropout_p, backend)
-    scale = float(q.shape[-1]) ** -0.5 if scale is None else as_number("scale", scale)
+    head_dim = int(q.shape[-1])  # a tensor under torch.jit.trace
+    scale = head_dim**-0.5 if scale is None else as_number("scale", scale)
     transformed = is_transformed()
-    routes = routing.choose(backend, q.device.type, q.dtype, int(q.shape[-1]), transformed)
+    routes = routing.choose(backend, q.device.type, q.dtype, head_dim, transformed)
     program = plan.program_for(*routes)
-    call = Call(q, k, v, key_mask, None, scale, float(dropout_p))
+    call = Call(q, k, v, key_mask, None, scale, float(dropout_p), wants_lse=return_lse)
     if not (dropout_p > 0.0 or return_lse or transformed):
         o = execution.direct(call, program)
         if o is not None:
@@ -148,7 +149,10 @@ def sparse_attention(
     elif transformed:
         o, lse = execution.compose(call, program.parts)
     else:
-        o, lse = autograd.attention(call, program)
+        o, asked = autograd.attention(call, program)
+        if asked is None:
+            return o
+        lse = asked
     return (o, lse.float()) if return_lse else o
 
 
@@ -185,7 +189,8 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if not isinstance(tensors[0], torch.Tensor):  # they are not checked yet
         return tensors
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    if not known or not torch.is_autocast_enabled(device):
         return tensors
     if any(not isinstance(x, torch.Tensor) or x.dtype not in _LOWERED for x in tensors):
         return tensors

@@ -49,11 +49,13 @@ def check_call(
 
 def check_fit(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan | AttentionMask) -> None:
     """Refuse a plan, or the mask that one would be made of, for other lengths or heads."""
-    heads, q_len, kv_len = q.shape[1], q.shape[2], k.shape[2]
-    if plan.q_len != q_len or plan.kv_len != kv_len:
+    _, heads, q_len, _ = q.shape
+    kv_len = k.shape[2]
+    size = plan.report if isinstance(plan, AttentionPlan) else plan
+    if size.q_len != q_len or size.kv_len != kv_len:
         wrong, cure = _length_mismatch(q_len, kv_len, plan), _length_remedy(q_len, kv_len, plan)
         raise ValueError(f"sparse_attention: {wrong}; {cure}")
-    if plan.num_heads not in (1, heads):
+    if size.num_heads not in (1, heads):
         raise ValueError(
             f"sparse_attention: q has H={heads} heads but the plan has {plan.num_heads}; "
             f"compile a mask with 1 head (it serves all) or {heads}"
@@ -61,8 +63,8 @@ def check_fit(q: torch.Tensor, k: torch.Tensor, plan: AttentionPlan | AttentionM
 
 
 def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    named = {"q": q, "k": k, "v": v}
-    for name, x in named.items():
+    alike = _are_alike(q, k, v)  # as most are; then what is right of q is right of all
+    for name, x in (("q", q),) if alike else (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor) or x.dim() != 4:
             raise ValueError(
                 f"sparse_attention: {name} must be a tensor [B, H, N, D], got {describe(x)}; "
@@ -73,6 +75,43 @@ def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
                 f"sparse_attention: {name} must be fp16, bf16, fp32 or fp64, got {x.dtype}; "
                 f"convert it, for example {name}.float()"
             )
+    if not alike:
+        _check_together(q, k, v)
+    _, heads, _, head_dim = q.shape
+    if heads == 0 or (not alike and k.shape[1] == 0):
+        name, x = ("k", k) if heads else ("q", q)
+        raise ValueError(
+            f"sparse_attention: {name} has no heads, its shape is {list(x.shape)}; it must be "
+            "[B, H, N, D] with H of at least 1"
+        )
+    if not alike and heads % k.shape[1]:
+        raise ValueError(
+            f"sparse_attention: q has H={heads} heads, which is not a multiple of k's "
+            f"H_kv={k.shape[1]}; each k/v head serves an equal number of query heads"
+        )
+    if head_dim == 0:
+        raise ValueError("sparse_attention: D must be at least 1, got 0; q, k and v are empty")
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"sparse_attention: D must be at most {MAX_HEAD_DIM}, got {head_dim}; "
+            "use more heads of a smaller size"
+        )
+
+
+def _are_alike(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Tensors of one shape and dtype on one device."""
+    return (
+        isinstance(q, torch.Tensor)
+        and isinstance(k, torch.Tensor)
+        and isinstance(v, torch.Tensor)
+        and q.shape == k.shape == v.shape
+        and q.dtype == k.dtype == v.dtype
+        and q.device == k.device == v.device
+    )
+
+
+def _check_together(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Refuse tensors [B, H, N, D] that do not fit each other."""
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
             raise TypeError(
@@ -93,24 +132,6 @@ def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise ValueError(
             f"sparse_attention: q has B={q.shape[0]}, D={q.shape[3]} but k has B={k.shape[0]}, "
             f"D={k.shape[3]}; batch and head size must agree"
-        )
-    for name, x in (("q", q), ("k", k)):
-        if x.shape[1] == 0:
-            raise ValueError(
-                f"sparse_attention: {name} has no heads, its shape is {list(x.shape)}; it must be "
-                "[B, H, N, D] with H of at least 1"
-            )
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(
-            f"sparse_attention: q has H={q.shape[1]} heads, which is not a multiple of k's "
-            f"H_kv={k.shape[1]}; each k/v head serves an equal number of query heads"
-        )
-    if q.shape[3] == 0:
-        raise ValueError("sparse_attention: D must be at least 1, got 0; q, k and v are empty")
-    if q.shape[3] > MAX_HEAD_DIM:
-        raise ValueError(
-            f"sparse_attention: D must be at most {MAX_HEAD_DIM}, got {q.shape[3]}; "
-            "use more heads of a smaller size"
         )
 
 

@@ -18,19 +18,20 @@ import torch
 from torch._C._functorch import is_legacy_batchedtensor
 
 from sparsebert.backends import execution, registry
-from sparsebert.backends.base import Call, Upstream
+from sparsebert.backends.base import Call, ForwardAsked, Upstream
 from sparsebert.backends.program import Program, unflatten_parts
 from sparsebert.support.tensors import are_plain
 
 
-def attention(call: Call, program: Program) -> tuple[torch.Tensor, torch.Tensor]:
-    """o [B, H, N, D] and LSE [B, H, N]."""
+def attention(call: Call, program: Program) -> ForwardAsked:
+    """o [B, H, N, D] and LSE [B, H, N]; of a call that does not want it there may be None."""
     q, k, v = call[:3]
     if not are_plain(q, k, v):
         o, lse = torch.ops.sparsebert.attention(q, k, v, *program.flat, *call[3:7])
         return o, lse
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        o, lse = _Attention.apply(q, k, v, program, call[3:7])
+        results = _Attention.apply(q, k, v, program, call[3:7], call.wants_lse)
+        o, lse = results if call.wants_lse else (results, None)
         return o, lse
     return execution.forward(call, program.parts)
 
@@ -46,35 +47,40 @@ class _Attention(torch.autograd.Function):
         v: torch.Tensor,
         program: Program,
         options: tuple[Any, ...],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wants_lse: bool,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         o, lse = execution.forward(Call(q, k, v, *options), program.parts)
+        assert lse is not None
         key_mask, seed, *numbers = options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, o, lse, key_mask, seed)
         ctx.program, ctx.numbers, ctx.dtype = program, numbers, q.dtype
-        return o, lse
+        return (o, lse) if wants_lse else o
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
-        grad_o, grad_lse = grads
-        if any(x is not None and is_legacy_batchedtensor(x) for x in grads):
-            raise NotImplementedError(
-                "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) are "
-                "not supported; use torch.func, for example vmap over vjp, or a loop"
-            )
-        *saved, lse, key_mask, seed = ctx.saved_tensors
-        q, k, v, o = (x.to(ctx.dtype) for x in saved)  # hooks may save them in another
+    def backward(
+        ctx: Any, grad_o: torch.Tensor | None, grad_lse: torch.Tensor | None = None
+    ) -> tuple[Any, ...]:
+        for x in (grad_o, grad_lse):
+            if x is not None and is_legacy_batchedtensor(x):
+                raise NotImplementedError(
+                    "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) "
+                    "are not supported; use torch.func, for example vmap over vjp, or a loop"
+                )
+        q, k, v, o, lse, key_mask, seed = ctx.saved_tensors
+        if not q.dtype == k.dtype == v.dtype == o.dtype == ctx.dtype:  # hooks may save in another
+            q, k, v, o = (x.to(ctx.dtype) for x in (q, k, v, o))
         if grad_o is None:
             grad_o = torch.zeros_like(o)
         options = key_mask, seed, *ctx.numbers
         if not torch.is_grad_enabled() and are_plain(grad_o, grad_lse):
             call, upstream = Call(q, k, v, *options), Upstream(o, lse, grad_o, grad_lse)
             gradients = execution.backward(call, ctx.program.parts, upstream)
-        else:
-            gradients = torch.ops.sparsebert.attention_backward(
-                grad_o, grad_lse, q, k, v, o, lse, *ctx.program.flat, *options
-            )
-        return *gradients, None, None
+            return *gradients, None, None, None
+        gradients = torch.ops.sparsebert.attention_backward(
+            grad_o, grad_lse, q, k, v, o, lse, *ctx.program.flat, *options
+        )
+        return *gradients, None, None, None
 
 
 def _attention(
@@ -91,7 +97,9 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """o [B, H, N, D] and LSE [B, H, N]; `program` to `backends` are a `Program`'s `flat`."""
     call = Call(q, k, v, key_mask, seed, scale, dropout_p)
-    return execution.forward(call, unflatten_parts(program, numbers, backends))
+    o, lse = execution.forward(call, unflatten_parts(program, numbers, backends))
+    assert lse is not None
+    return o, lse
 
 
 def _attention_backward(

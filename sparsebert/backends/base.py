@@ -46,6 +46,7 @@ class Call(NamedTuple):
         dropout_p: probability to drop, 0.0 for none.
         heads: int64, which heads of `all_heads` these are, for dropout; None means all.
         all_heads: the heads of the whole call, where `heads` is given.
+        wants_lse: the LSE is asked for; else a backend may leave it out.
     """
 
     q: torch.Tensor
@@ -57,6 +58,7 @@ class Call(NamedTuple):
     dropout_p: float
     heads: torch.Tensor | None = None
     all_heads: int = 0
+    wants_lse: bool = True
 
     def dropout_keys(self) -> torch.Tensor:
         """The Philox key of each batch and head, int64 [B, H]; see `sparsebert.dropout`."""
@@ -83,6 +85,8 @@ class Upstream(NamedTuple):
 
 
 Forward = tuple[torch.Tensor, torch.Tensor]
+ForwardAsked = tuple[torch.Tensor, torch.Tensor | None]
+"""o and LSE, which may be None where the call does not want it."""
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -129,10 +133,11 @@ class Backend(abc.ABC):
         """The program of some distinct heads, bool [U], with its tensors on the CPU."""
 
     @abc.abstractmethod
-    def forward(self, call: Call, program: Any) -> Forward:
+    def forward(self, call: Call, program: Any) -> ForwardAsked:
         """o [B, H, N, D] in q's dtype and LSE [B, H, N], fp32 or better.
 
-        A query with nothing to attend gives 0 and -inf.
+        A query with nothing to attend gives 0 and -inf. Of a call that does not want the LSE
+        there may be None.
         """
 
     @abc.abstractmethod

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from sparsebert.backends.base import Call, Forward, Gradients, Upstream
+from sparsebert.backends.base import Call, Forward, ForwardAsked, Gradients, Upstream
 from sparsebert.backends.program import Part, Program
 from sparsebert.backends.torch_common import expand_heads
 from sparsebert.support.tensors import can_look_at, may_hold_any
@@ -40,10 +40,11 @@ def run_directly(call: Call, part: Part) -> torch.Tensor:
     return part.backend.direct(call, part.program)
 
 
-def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
+def forward(call: Call, parts: tuple[Part, ...]) -> ForwardAsked:
     """o [B, H, N, D] in q's dtype and LSE [B, H, N], fp32 or better.
 
-    Heads that no part runs get zeros, and an LSE of -inf.
+    Heads that no part runs get zeros, and an LSE of -inf. Of a call that does not want the LSE
+    there may be None.
     """
     call = _needed(call)
     if parts[0].heads is None:
@@ -56,8 +57,10 @@ def forward(call: Call, parts: tuple[Part, ...]) -> Forward:
         ]
         heads = call.q.shape[1]
         o = _joined([o for o, _ in results], parts, heads, 0.0)
-        lse = _joined([lse for _, lse in results], parts, heads, -math.inf)
-    return _laid_out(o), lse.contiguous()
+        every = [lse for _, lse in results if lse is not None]
+        complete = len(every) == len(parts)
+        lse = _joined(every, parts, heads, -math.inf) if complete else None
+    return _laid_out(o, call.q.dtype), None if lse is None else lse.contiguous()
 
 
 def compose(call: Call, parts: tuple[Part, ...]) -> Forward:
@@ -83,7 +86,7 @@ def compose(call: Call, parts: tuple[Part, ...]) -> Forward:
 
 def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradients:
     """dq, dk and dv in the dtypes of q, k and v."""
-    call, heads = _needed(call), call.q.shape[1]
+    call = _needed(call)
     key_mask = call.key_mask
     if key_mask is not None:
         dead = (upstream.lse == -math.inf)[..., None]
@@ -99,10 +102,12 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
             for part, each in zip(parts, _calls(call, parts), strict=True)
         ]
         dq, dk, dv = (
-            _joined(list(pieces), parts, heads, 0.0) for pieces in zip(*results, strict=True)
+            _joined(list(pieces), parts, call.q.shape[1], 0.0)
+            for pieces in zip(*results, strict=True)
         )
-    dk, dv = _summed(dk, call.k.shape[1]), _summed(dv, call.k.shape[1])
-    dq, dk, dv = (_laid_out(x.to(call.q.dtype)) for x in (dq, dk, dv))
+    dtype, kv_heads = call.q.dtype, call.k.shape[1]
+    dq = _laid_out(dq, dtype)
+    dk, dv = _laid_out(_summed(dk, kv_heads), dtype), _laid_out(_summed(dv, kv_heads), dtype)
     if key_mask is not None and not all(part.backend.skips_padding for part in parts):
         hidden = ~key_mask[:, :, None, None]  # filled in the order of memory, which it keeps
         dk, dv = (x.transpose(1, 2).masked_fill(hidden, 0.0).transpose(1, 2) for x in (dk, dv))
@@ -199,8 +204,13 @@ def _summed(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
     return summed.transpose(1, 2)
 
 
-def _laid_out(x: torch.Tensor) -> torch.Tensor:
-    """`_memory_order` of a result that is not traced; two views less where it is so already."""
+def _laid_out(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A result [B, H, N, D] in its dtype and in `_memory_order`; mostly it is so already.
+
+    To ask costs less than to have torch find out. Not for tensors that are traced.
+    """
+    if x.dtype != dtype:
+        x = x.to(dtype)
     _, heads, rows, dim = x.shape
     in_order = x.stride() == (rows * heads * dim, dim, heads * dim, 1)
     return x if in_order else _memory_order(x)

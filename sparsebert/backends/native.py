@@ -16,7 +16,15 @@ import torch
 
 from sparsebert import dropout
 from sparsebert.backends import dense
-from sparsebert.backends.base import Backend, Call, CallKind, Forward, Gradients, Upstream
+from sparsebert.backends.base import (
+    Backend,
+    Call,
+    CallKind,
+    Forward,
+    ForwardAsked,
+    Gradients,
+    Upstream,
+)
 from sparsebert.backends.native_pack import pack_image, unpack_masks, work_of
 from sparsebert.compiler.schedule import Schedule
 from sparsebert.kernels.cpu.library import VERSION, load, warn_once
@@ -26,8 +34,11 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CALL = struct.Struct("<50q2d4q")
 """`SbCall` of `kernels/cpu/abi.h`."""
 _ABSENT = (0, 0, 0, 0)
-_LEAST_WORK = 40_000
-"""Of a thread, about cycles: to wake it takes some 10 microseconds."""
+_FORWARD = (0, 0)
+"""The dtype and the heads of dk and dv, where there are none."""
+_LEAST_WORK = 10_000
+"""Of a thread, about cycles: to hand it work takes some 2 microseconds while torch's threads are
+awake, as they are in the midst of a model."""
 _BACKWARD = 3
 """The backward pass over the forward pass."""
 
@@ -87,36 +98,36 @@ class Native(Backend):
         image = pack_image(tiles, schedule.head_map[chosen].tolist(), None if whole else chosen)
         return NativeProgram(image, whole, False, work_of(image))
 
-    def forward(self, call: Call, program: NativeProgram) -> Forward:
-        q, k, v = (_rows(x) for x in (call.q, call.k, call.v))
-        o = _like(q, q.shape[1], q.dtype, filled=not program.whole)
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        if not program.whole:
-            lse.fill_(-math.inf)
+    def forward(self, call: Call, program: NativeProgram) -> ForwardAsked:
+        q, k, v = _readable(call.q), _readable(call.k), _readable(call.v)
+        o = _new(q, q.shape[1], None, filled=not program.whole)
+        lse = None
+        if call.wants_lse:
+            lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+            if not program.whole:
+                lse.fill_(-math.inf)
         if q.shape[0]:
-            tensors = (*_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_ABSENT * 4)
-            _run(call, program, q.shape, k.shape, tensors, lse)
+            _run(call, program, (*_at(q), *_at(k), *_at(v), *_at(o), *_ABSENT * 4), lse)
         return o, lse
 
     def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
-        o, lse, grad_o, grad_lse = upstream
-        q, k, v, o, grad_o = (
-            _rows(x.to(call.q.dtype)) for x in (call.q, call.k, call.v, o, grad_o)
-        )
+        dtype = call.q.dtype
+        q, k, v = _readable(call.q), _readable(call.k), _readable(call.v)
+        o, grad_o = _readable(upstream.o, dtype), _readable(upstream.grad_o, dtype)
+        lse = _contiguous(upstream.lse)
+        grad_lse = None if upstream.grad_lse is None else _contiguous(upstream.grad_lse)
         heads, kv_heads, filled = q.shape[1], k.shape[1], not program.whole
-        dq = _like(q, heads, q.dtype, filled)
         # Those of query heads that share a key head are added up here, where all of them run.
-        shared = program.whole or heads == kv_heads
-        out_heads, dtype = (kv_heads, k.dtype) if shared else (heads, torch.float32)
-        dk, dv = (_like(x, out_heads, dtype, filled) for x in (k, v))
+        added = program.whole or heads == kv_heads
+        grad_heads, grad_dtype = (kv_heads, dtype) if added else (heads, torch.float32)
+        dq = _new(q, heads, None, filled)
+        dk = _new(k, grad_heads, grad_dtype, filled)
+        dv = _new(v, grad_heads, grad_dtype, filled)
         if q.shape[0]:
             tensors = (
-                *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(o), *_tensor(grad_o),
-                *_tensor(dq), *_tensor(dk), *_tensor(dv),
+                *_at(q), *_at(k), *_at(v), *_at(o), *_at(grad_o), *_at(dq), *_at(dk), *_at(dv)
             )  # fmt: skip
-            backward = _DTYPES[dtype], out_heads
-            lse = lse.to(torch.float32).contiguous()
-            _run(call, program, q.shape, k.shape, tensors, lse, grad_lse, backward)
+            _run(call, program, tensors, lse, grad_lse, (_DTYPES[grad_dtype], grad_heads))
         return dq, dk, dv
 
     def compose(self, call: Call, program: NativeProgram) -> Forward:
@@ -128,32 +139,38 @@ class Native(Backend):
 BACKEND = Native()
 
 
-def _like(x: torch.Tensor, heads: int, dtype: torch.dtype, filled: bool) -> torch.Tensor:
-    """Memory for [B, heads, N, D] of x's other sizes, as [B, N, heads, D]; zeros if `filled`."""
-    batch, _, rows, dim = x.shape
-    strides = rows * heads * dim, dim, heads * dim, 1
-    made = x.new_empty_strided((batch, heads, rows, dim), strides, dtype=dtype)
-    return made.zero_() if filled else made
+def _readable(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """x [B, H, N, D] with its last dimension contiguous, in `dtype` if there is one."""
+    if dtype is not None and x.dtype != dtype:
+        x = x.to(dtype)
+    return x if x.stride(3) == 1 else x.contiguous()
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """x with its last dimension contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _tensor(x: torch.Tensor) -> tuple[int, int, int, int]:
+def _at(x: torch.Tensor) -> tuple[int, int, int, int]:
     """`SbTensor`: address, and strides of batch, head and row in elements."""
     batch, head, row, _ = x.stride()
     return x.data_ptr(), batch, head, row
 
 
+def _new(x: torch.Tensor, heads: int, dtype: torch.dtype | None, filled: bool) -> torch.Tensor:
+    """Memory for [B, heads, N, D] of x's other sizes, as [B, N, heads, D]; zeros if `filled`."""
+    batch, _, rows, dim = x.shape
+    row = heads * dim
+    strides = rows * row, dim, row, 1
+    made = x.new_empty_strided((batch, heads, rows, dim), strides, dtype=dtype)
+    return made.zero_() if filled else made
+
+
+def _contiguous(x: torch.Tensor) -> torch.Tensor:
+    """x in fp32 and in one piece."""
+    return x.to(torch.float32).contiguous() if x.dtype != torch.float32 else x.contiguous()
+
+
 def _run(
     call: Call,
     program: NativeProgram,
-    q_shape: torch.Size,
-    k_shape: torch.Size,
     tensors: tuple[int, ...],
-    lse: torch.Tensor,
+    lse: torch.Tensor | None,
     grad_lse: torch.Tensor | None = None,
     backward: tuple[int, int] | None = None,
 ) -> None:
@@ -169,18 +186,17 @@ def _run(
         assert call.seed is not None and call.heads is None
         drops, seed = True, int(call.seed)
         threshold, factor = dropout.drop_threshold(call.dropout_p), 1.0 / (1.0 - call.dropout_p)
-    if grad_lse is not None:
-        grad_lse = grad_lse.to(torch.float32).contiguous()
-    grad_dtype, grad_heads = backward or (0, 0)
     function = library.sparsebert_cpu_backward if backward else library.sparsebert_cpu_forward
+    batch, heads, q_len, head_dim = call.q.shape
+    _, kv_heads, kv_len, _ = call.k.shape
     numbers = (
         VERSION, image.data_ptr(), image.numel(),
-        q_shape[0], q_shape[1], k_shape[1], q_shape[2], k_shape[2], q_shape[3],
-        _DTYPES[call.q.dtype], grad_dtype, grad_heads,
-        *tensors, lse.data_ptr(), _address(grad_lse), _address(key_mask),
+        batch, heads, kv_heads, q_len, kv_len, head_dim,
+        _DTYPES[call.q.dtype], *(backward or _FORWARD),
+        *tensors, _address(lse), _address(grad_lse), _address(key_mask),
         drops, seed, threshold, factor, call.scale,
     )  # fmt: skip
-    work = program.work * q_shape[0] * (q_shape[1] if program.shared else 1)
+    work = program.work * batch * (heads if program.shared else 1)
     work *= _BACKWARD if backward else 1
     threads = max(1, min(torch.get_num_threads(), work // _LEAST_WORK))
     end = threads, found.parallel_for

@@ -174,6 +174,21 @@ def test_the_same_bits_with_any_number_of_threads(name, kv_heads, dtype, monkeyp
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("chosen", [None, [False, True, True, False]], ids=["all", "some"])
+@pytest.mark.parametrize("name", ["random", "strided", "global rows"])
+def test_the_lse_is_left_out_where_nobody_wants_it(name, chosen, dtype):
+    mask = random_mask(4, 45, 70) if chosen else MASKS[name]()
+    heads = 4 if chosen else mask.num_heads
+    call = Call(*tensors(mask, heads=heads, kv_heads=heads, dtype=dtype), None, None, 0.2, 0.0)
+    program = program_of(mask, chosen)
+    o, lse = native.BACKEND.forward(call, program)
+    alone, nothing = native.BACKEND.forward(call._replace(wants_lse=False), program)
+    assert lse is not None and nothing is None
+    assert torch.equal(o, alone)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dim", [48, 64])
 @pytest.mark.parametrize("name", MASKS)
 def test_the_same_bits_in_any_memory_order(name, dim, dtype):
