@@ -54,7 +54,7 @@ class _Attention(torch.autograd.Function):
         key_mask, seed, *numbers = options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, o, lse, key_mask, seed)
-        ctx.program, ctx.numbers, ctx.dtype = program, numbers, q.dtype
+        ctx.program, ctx.numbers, ctx.dtypes = program, numbers, (q.dtype, lse.dtype)
         return (o, lse) if wants_lse else o
 
     @staticmethod
@@ -68,8 +68,10 @@ class _Attention(torch.autograd.Function):
                     "are not supported; use torch.func, for example vmap over vjp, or a loop"
                 )
         q, k, v, o, lse, key_mask, seed = ctx.saved_tensors
-        if not q.dtype == k.dtype == v.dtype == o.dtype == ctx.dtype:  # hooks may save in another
-            q, k, v, o = (x.to(ctx.dtype) for x in (q, k, v, o))
+        dtype, of_lse = ctx.dtypes
+        if not (q.dtype == k.dtype == v.dtype == o.dtype == dtype and lse.dtype == of_lse):
+            q, k, v, o = (x.to(dtype) for x in (q, k, v, o))  # hooks may save them in another
+            lse = lse.to(of_lse)
         if grad_o is None:
             grad_o = torch.zeros_like(o)
         options = key_mask, seed, *ctx.numbers
