@@ -9,7 +9,10 @@ import sparsebert as sb
 from sparsebert import dropout
 from sparsebert.backends import registry, routing
 from sparsebert.backends.base import CallKind
+from sparsebert.kernels.cpu.library import load
 from sparsebert.testing import expected_attention
+
+needs_library = pytest.mark.skipif(load().library is None, reason="the CPU kernels are not built")
 
 UNABLE = {
     name: reasons

@@ -18,14 +18,12 @@ from sparsebert.calibration import NotCalibrated, Timed, factors_for, least_time
 from sparsebert.compiler.cost.constants import tile_backends
 from sparsebert.compiler.cost.factors import AS_FITTED, Factors
 from sparsebert.compiler.cost.model import cost_model
-from sparsebert.kernels.cpu.library import load
 from sparsebert.mask_plans import MaskPlans, plan_for
 from sparsebert.plan import AttentionPlan, compile_plan
+from tests.attention.cases import needs_library
 
 NATIVE = "native"
 FOUND = Factors(1.5, 0.9, 1.25, 2.0, "calibrated on this machine, as a test has it")
-
-needs_library = pytest.mark.skipif(load().library is None, reason="the CPU kernels are not built")
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from sparsebert.mask_plans import MaskPlans
 from sparsebert.memory import Shelf, remembered_bytes, set_cache_bytes
 from sparsebert.plan import AttentionPlan
 from sparsebert.support.forks import ForkSafeLock
+from tests.attention.cases import needs_library
 from tests.backends.cases import ROUTES
 from tests.compiler.plans import tiles_plan
 
@@ -225,7 +226,8 @@ def test_what_was_compiled_is_counted(room: Callable, monkeypatch: pytest.Monkey
     ("planned_for", "bound"),
     [
         ("torch", 5 * MIB // 4),  # for which it runs dense: with a mask of 256 KiB
-        ("native", 5 * MIB // 2),  # beside tiles, whose words the image has once more
+        # Beside tiles, whose words the image has once more.
+        pytest.param("native", 5 * MIB // 2, marks=needs_library),
     ],
 )
 @pytest.mark.parametrize("which", ["compile_plan", "sparse_attention", "MaskPlans"])
@@ -281,7 +283,7 @@ def test_small_plans_are_all_remembered(room: Callable) -> None:
         assert ready(plans, length) is plan
 
 
-@pytest.mark.parametrize("planned_for", ["torch", "native"])
+@pytest.mark.parametrize("planned_for", ["torch", pytest.param("native", marks=needs_library)])
 def test_a_model_compiles_once_however_little_room_there_is(
     room: Callable, monkeypatch: pytest.MonkeyPatch, planned_for: str
 ) -> None:

@@ -17,10 +17,8 @@ from sparsebert.backends.base import Call, CallKind, Upstream
 from sparsebert.kernels.cpu.library import load
 from sparsebert.plan import compile_for_backend
 from sparsebert.testing import expected_attention
-from tests.attention.cases import make_key_mask, random_mask, shared_mask
+from tests.attention.cases import make_key_mask, needs_library, random_mask, shared_mask
 from tests.compiler.bit_masks import dense_masks
-
-needs_library = pytest.mark.skipif(load().library is None, reason="no native library here")
 
 MASKS = {
     "random": lambda: random_mask(4, 45, 70),

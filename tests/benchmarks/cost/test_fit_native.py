@@ -36,9 +36,8 @@ from sparsebert.compiler.cost.model import cost_model
 from sparsebert.kernels.cpu.library import load
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles.outlines import outlines_of_head, singles_of_head
+from tests.attention.cases import needs_library
 from tests.benchmarks.cost.test_fit_cost_model import numbers
-
-needs_library = pytest.mark.skipif(load().library is None, reason="the CPU kernels are not built")
 
 
 def some() -> list[Covered]:
