@@ -13,12 +13,13 @@ static inline __attribute__((always_inline)) void prefetch_columns(const E* x, i
     prefetch((const char*)(x + cols[i] * stride), D * (int64_t)sizeof(E));
 }
 
-// What the group after this one begins with: its rows of q and, where k and v are read in the
-// call, the rows of these of the same numbers, since masks attend to what is near. It is asked for
-// little by little between the work on this group, as only so much can be on its way at once.
+// What comes after this group: the next one's rows of q, and rows of k and v, of the key head that
+// comes next, those that have this group's numbers, or of this one, those that have the next
+// group's, since masks attend to what is near. It is asked for little by little between the work
+// on this group, as only so much can be on its way at once.
 template <int DC, class E>
 class Ahead {
-  const int32_t* rows = nullptr;
+  const int32_t *q_rows = nullptr, *k_rows = nullptr;
   const char *q, *k, *v;
   int64_t q_row, k_row, v_row, bytes, keys;
   int next = 0;
@@ -27,25 +28,25 @@ class Ahead {
   Ahead(const Task& t, int64_t index) {
     const SbCall& c = *t.call;
     const bool last = index + 1 == t.plan->groups;
-    const int64_t h = t.h + last, size = bytes_of(c.dtype);
-    if (h == c.H) return;
-    rows = t.plan->rows + (last ? 0 : index + 1) * GROUP;
-    const int64_t h_kv = h / (c.H / c.H_kv);
+    const int64_t h = t.h + last, h_kv = h / (c.H / c.H_kv), size = bytes_of(c.dtype);
+    if (h < c.H) q_rows = t.plan->rows + (last ? 0 : index + 1) * GROUP;
     q = row_of(c.q, size, t.b, h, 0);
-    k = row_of(c.k, size, t.b, h_kv, 0), v = row_of(c.v, size, t.b, h_kv, 0);
+    if (t.next_k) {
+      k_rows = t.plan->rows + index * GROUP, k = t.next_k, v = t.next_v;
+    } else if (t.in_place) {
+      k_rows = q_rows, k = row_of(c.k, size, t.b, h_kv, 0), v = row_of(c.v, size, t.b, h_kv, 0);
+    }
     q_row = c.q.row * size, k_row = c.k.row * size, v_row = c.v.row * size;
-    bytes = DC ? DC * (int64_t)sizeof(E) : c.D * size;
-    keys = t.in_place ? c.M : 0;
+    bytes = DC ? DC * (int64_t)sizeof(E) : c.D * size, keys = c.M;
   }
   // The next so many rows.
   inline __attribute__((always_inline)) void prefetch_rows(int count) {
-    if (!rows) return;
+    const int64_t size = DC ? DC * (int64_t)sizeof(E) : bytes;
 #pragma GCC unroll 1
     for (const int end = std::min(GROUP, next + count); next < end; next++) {
-      const int64_t row = rows[next], size = DC ? DC * (int64_t)sizeof(E) : bytes;
-      if (row < 0) continue;
-      prefetch(q + row * q_row, size);
-      if (row >= keys) continue;
+      if (q_rows && q_rows[next] >= 0) prefetch(q + q_rows[next] * q_row, size);
+      const int64_t row = k_rows ? k_rows[next] : -1;
+      if (row < 0 || row >= keys) continue;
       prefetch(k + row * k_row, size);
       prefetch(v + row * v_row, size);
     }

@@ -78,6 +78,8 @@ struct Memory {  // parts of the scratch, in bytes
 
 constexpr int64_t FEW_LOADS = 6;  // of each row of k and v: below, copying does not pay
 constexpr int64_t LEAST_UNITS = 8;
+// Of k and v of a key head, for these to be prefetched while the head before runs.
+constexpr int64_t FETCHED = 2 << 20;
 
 Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernels& k,
                    bool backward) {
@@ -158,7 +160,12 @@ struct Run {
     return SB_OK;
   }
 
-  Task task(int64_t b, int64_t i, char* pack) const {
+  int64_t element_bytes() const { return c.dtype == SB_FLOAT32 ? 4 : 2; }
+  const char* rows_of(const SbTensor& x, int64_t b, int64_t head) const {
+    return (const char*)x.data + (b * x.batch + head * x.head) * element_bytes();
+  }
+  // Of number i of the heads that run. `goes_on`: then the thread goes on to the next one.
+  Task task(int64_t b, int64_t i, char* pack, bool goes_on = false) const {
     const int64_t h = plan.head(i), h_kv = h / (c.H / c.H_kv);
     Task t{};
     t.call = &c, t.plan = &plan.plan(i), t.b = b, t.h = h, t.h_kv = h_kv;
@@ -166,13 +173,19 @@ struct Run {
     if (c.dropout) t.dropout_key = dropout_key(c.dropout_seed, b, h);
     t.slots = slots + b * layout.slots.back() + layout.slots[i];
     if (t.in_place) {
-      const int64_t size = k->packed_bytes;
-      t.k = (const char*)c.k.data + (b * c.k.batch + h_kv * c.k.head) * size, t.k_row = c.k.row;
-      t.v = (const char*)c.v.data + (b * c.v.batch + h_kv * c.v.head) * size, t.v_row = c.v.row;
+      t.k = rows_of(c.k, b, h_kv), t.k_row = c.k.row;
+      t.v = rows_of(c.v, b, h_kv), t.v_row = c.v.row;
     } else {
       if (memory.packing == BEFORE) pack = packed + (b * c.H_kv + h_kv) * memory.pack;
       t.k = pack, t.v = pack + memory.pack / 2;
       t.k_row = t.v_row = padded(c.D);
+    }
+    const int64_t bytes = 2 * c.M * c.D * element_bytes();
+    if (goes_on && (memory.packing == BY_THREAD || (t.in_place && bytes <= FETCHED))) {
+      const bool last = i + 1 == plan.count;
+      const int64_t next_b = b + last, next = plan.head(last ? 0 : i + 1) / (c.H / c.H_kv);
+      if (last || next != h_kv)
+        t.next_k = rows_of(c.k, next_b, next), t.next_v = rows_of(c.v, next_b, next);
     }
     return t;
   }
@@ -197,7 +210,8 @@ struct Run {
     return to;
   }
 
-  // f(pair, from, to) for groups of the pairs, of cost [begin, end) in all.
+  // f(pair, from, to, goes_on) for groups of the pairs, of cost [begin, end) in all; `goes_on` if
+  // there are more of the next pair.
   template <class F>
   void groups_in(int64_t begin, int64_t end, F f) const {
     const int64_t batch = layout.cost.back();
@@ -209,7 +223,7 @@ struct Run {
       const HeadPlan& h = plan.plan(i);
       const int64_t from = group_at(h, begin - first);
       const int64_t to = last <= end ? h.groups : group_at(h, end - first);
-      if (from < to) f(pair, from, to);
+      if (from < to) f(pair, from, to, last < end);
     }
   }
 
@@ -219,11 +233,11 @@ struct Run {
     run(threads, [&](int64_t thread) {
       int64_t has = -1;
       groups_in(all * thread / threads, all * (thread + 1) / threads,
-                [&](int64_t pair, int64_t from, int64_t to) {
+                [&](int64_t pair, int64_t from, int64_t to, bool goes_on) {
                   const int64_t b = pair / plan.count, i = pair % plan.count;
                   const int64_t h_kv = plan.head(i) / (c.H / c.H_kv);
                   char* pack = pack_for(thread, b, h_kv, has);
-                  k->forward(task(b, i, pack), from, to, work + thread * memory.work);
+                  k->forward(task(b, i, pack, goes_on), from, to, work + thread * memory.work);
                 });
     });
     if (layout.slots.back())

@@ -31,8 +31,11 @@ struct Task {
   const SbCall* call;
   const HeadPlan* plan;
   int64_t b, h, h_kv;
-  const void *k, *v;     // rows of k and v: packed ones,
-  bool in_place;         // or those of the call
+  const void *k, *v;  // rows of k and v: packed ones,
+  bool in_place;      // or those of the call
+  // Rows of the call's k and v in the key head that this thread comes to next, to be prefetched,
+  // or 0.
+  const char *next_k, *next_v;
   int64_t k_row, v_row;  // elements from one row to the next
   float* slots;          // partial results of its rows, see `slot_floats`
   uint32_t dropout_key;  // of the batch and head, see `dropout_key`

@@ -11,7 +11,12 @@ static void pack(const SbCall& c, int64_t b, int64_t h_kv, int64_t from, int64_t
   const int D = (int)padded(c.D);
   const int64_t size = bytes_of(c.dtype);
   const uint8_t* visible = c.key_mask ? c.key_mask + b * c.M : nullptr;
+  constexpr int64_t AHEAD = 8;
   for (int64_t j = from; j < to; j++) {
+    if (j + AHEAD < to) {
+      prefetch_row<PLAIN ? DC : 0>(c, row_of(c.k, size, b, h_kv, j + AHEAD));
+      prefetch_row<PLAIN ? DC : 0>(c, row_of(c.v, size, b, h_kv, j + AHEAD));
+    }
     if (visible && !visible[j]) continue;
     read_row<DC, PLAIN>(c, row_of(c.k, size, b, h_kv, j), D, (E*)k + j * D);
     read_row<DC, PLAIN>(c, row_of(c.v, size, b, h_kv, j), D, (E*)v + j * D);
