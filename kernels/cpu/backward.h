@@ -3,6 +3,7 @@
 // With p = 2^(s - LSE), P the kept p times 1 / (1 - dropout), dp = g . v and
 // delta = g . o - grad_lse: ds = p * (kept dp - delta) * scale; dq += ds k, dk += ds q, dv += P g.
 #pragma once
+#include "entry_gradients.h"
 #include "group.h"
 
 namespace sb::SB_ISA {
@@ -78,21 +79,26 @@ template <int DC, bool FIRST, class E>
 static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
                               float* dv) {
   const FewEntries few(g, w);
-  float *p = w.s, *ds = w.s + GROUP * FEW;
-  few_scores<DC>(few, g, InWork<E>{w.q, g.size}, g.k, g.k_row, w.ds, p);
-  few_scores<DC>(few, g, InWork<E>{w.g, g.size}, g.v, g.v_row, w.ds, ds);
+  constexpr int HALF = GROUP * FEW;
+  float *p = w.s, *ds = p + HALF, *by_row = w.ds;
+  for (int r = 0; r < g.live; r++)
+    entry_products<DC>(w.q + r * g.size, w.g + r * g.size, g.k, g.k_row, g.v, g.v_row, few.cols[r],
+                       few.count[r], g.D, by_row + r * few.size, by_row + HALF + r * few.size);
+  transpose_16(by_row, few.size, p);
+  transpose_16(by_row + HALF, few.size, ds);
   differentiate(g, t, few.words, few.longest, p, ds,
                 [&](int c) { return g.kept(w, few.listed + c * GROUP); });
   const float* weights = weights_for<GROUP>(g.k, ds, few.longest, w.ds);
   for (int r = 0; r < g.live; r++) {
-    float* dq = w.o + r * g.D;
+    auto add = [&](auto dq) {
+      entry_gradients<DC, GROUP>(p + r, ds + r, weights + r, g.k, g.k_row, few.cols[r],
+                                 few.count[r], g.D, w.q + r * g.size, w.g + r * g.size, dq, dk,
+                                 dv);
+    };
     if constexpr (FIRST)
-      entry_weigh<DC, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D, Begin{dq});
+      add(Begin{w.o + r * g.D});
     else
-      entry_weigh<DC, GROUP>(weights + r, g.k, g.k_row, few.cols[r], few.count[r], g.D,
-                             AddTo{dq, set1(1.f)});
-    entry_spread<DC, GROUP>(p + r, ds + r, few.cols[r], few.count[r], g.D, w.q + r * g.size,
-                            w.g + r * g.size, dk, dv);
+      add(AddTo{w.o + r * g.D, set1(1.f)});
   }
 }
 
@@ -103,10 +109,9 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
   const E *q = w.q + r * g.size, *go = w.g + r * g.size;
   const vf zero = set1(0.f), lse = set1(t.lse[r]), delta = set1(t.delta[r]);
   alignas(64) int32_t last[W] = {};
+  entry_products<DC>(q, go, g.k, g.k_row, g.v, g.v_row, cols, n, g.D, w.e, w.de);
   for (int i = 0; i < n; i += W) {
-    vf s = entry_scores<DC>(q, g.k, g.k_row, cols + i, n - i, g.D);
-    vf dp = entry_scores<DC>(go, g.v, g.v_row, cols + i, n - i, g.D);
-    vf p = probability(s, set1(t.score), lse), weight = p;
+    vf p = probability(load(w.e + i), set1(t.score), lse), weight = p, dp = load(w.de + i);
     if (g.drops) {
       const int32_t* from = cols + i;
       if (i + W > n) from = (const int32_t*)memcpy(last, from, (n - i) * sizeof(int32_t));
@@ -118,8 +123,11 @@ static inline void differentiate_entries(const Group<E>& g, Work<E>& w, const Ro
     store(w.de + i, p * (dp - delta) * set1(t.scale));
   }
   const float* weights = weights_for<1>(g.k, w.de, n, w.s);
-  entry_weigh<DC, 1>(weights, g.k, g.k_row, cols, n, g.D, AddTo{w.o + r * g.D, set1(1.f)});
-  if (dk) entry_spread<DC, 1>(w.e, w.de, cols, n, g.D, q, go, dk, dv);
+  const AddTo dq{w.o + r * g.D, set1(1.f)};
+  if (dk)
+    entry_gradients<DC, 1>(w.e, w.de, weights, g.k, g.k_row, cols, n, g.D, q, go, dq, dk, dv);
+  else
+    entry_weigh<DC, 1>(weights, g.k, g.k_row, cols, n, g.D, dq);
 }
 
 // Reads the rows of q and of the gradient, LSE and delta of a group.

@@ -22,6 +22,9 @@ namespace {
 
 int64_t round_up(int64_t x) { return (x + 63) / 64 * 64; }
 int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+// At least so many bytes, after which what comes next begins `by` bytes beyond a multiple of 4096,
+// if this does at one: rows of one number of two arrays do not want the same sets of the cache.
+int64_t apart(int64_t bytes, int64_t by) { return up(bytes, 4096) * 4096 + by; }
 
 int64_t check(const SbCall& c, bool backward) {
   if (c.version != SPARSEBERT_CPU_VERSION) return SB_WRONG_VERSION;
@@ -76,7 +79,9 @@ struct Memory {  // parts of the scratch, in bytes
   int64_t total;
 };
 
-constexpr int64_t FEW_LOADS = 6;  // of each row of k and v: below, copying does not pay
+// Loads of each row of k and v up to which copying does not pay; of heads of up to SHORT rows, all
+// of which the cache holds as they are, the backward pass may load them more often.
+constexpr int64_t FEW_LOADS = 6, FEW_OF_SHORT = 20, SHORT = 128;
 constexpr int64_t LEAST_UNITS = 8;
 // Of k and v of a key head, for these to be prefetched while the head before runs.
 constexpr int64_t FETCHED = 2 << 20;
@@ -87,8 +92,9 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
   int64_t loads = 0;
   for (int64_t i = 0; i < p.count; i++) loads += p.plan(i).loads;
   const bool dense_rows = c.k.row == padded(c.D) && c.v.row == padded(c.D);
+  const int64_t few = backward && c.M <= SHORT ? FEW_OF_SHORT : FEW_LOADS;
   const bool packs =
-      k.packs_always || (!dense_rows && loads * (backward ? 2 : 1) > FEW_LOADS * c.M * c.H_kv);
+      k.packs_always || (!dense_rows && loads * (backward ? 2 : 1) > few * c.M * c.H_kv);
   int64_t most = c.threads;
   if (backward) {
     const int64_t units = c.B * std::min(c.grad_heads, p.count);
@@ -100,11 +106,11 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
               : m.threads == 1 || c.B * c.H_kv >= 2 * m.threads ? BY_THREAD
                                                                 : BEFORE;
   m.work = round_up(k.work_bytes(c.D));
-  m.pack = packs ? round_up(2 * c.M * padded(c.D) * k.packed_bytes) : 0;
+  m.pack = packs ? 2 * apart(c.M * padded(c.D) * k.packed_bytes, 2048) : 0;
   m.packed = m.packing == BEFORE      ? m.pack * c.B * c.H_kv
              : m.packing == BY_THREAD ? m.pack * m.threads
                                       : 0;
-  m.slots = round_up(l.slots.back() * c.B * (int64_t)sizeof(float));
+  m.slots = apart(l.slots.back() * c.B * (int64_t)sizeof(float), backward ? 1024 : 0);
   if (backward) {
     m.buffer = round_up(2 * c.M * padded(c.D) * (int64_t)sizeof(float));
     m.buffers = m.pieces == 1 ? m.threads : c.B * c.grad_heads * m.pieces;

@@ -160,40 +160,4 @@ static inline void entry_weigh(const float* e, const float* x, int64_t stride, c
     for (; d < D; d += W) entry_weigh_block<1, STEP>(e, x + d, stride, cols, n, to.at(d));
 }
 
-template <int V, int STEP, class E>
-static inline __attribute__((always_inline)) void entry_spread_block(const float* p,
-                                                                     const float* ds,
-                                                                     const int32_t* cols, int n,
-                                                                     int D, const E* q, const E* g,
-                                                                     float* dk, float* dv) {
-  vf qx[V], gx[V];
-#pragma GCC unroll 8
-  for (int i = 0; i < V; i++) {
-    qx[i] = load_float(q + i * W);
-    gx[i] = load_float(g + i * W);
-  }
-  for (int c = 0; c < n; c++) {
-    float *dkp = dk + (int64_t)cols[c] * D, *dvp = dv + (int64_t)cols[c] * D;
-    vf s = set1(ds[c * STEP]), w = set1(p[c * STEP]);
-#pragma GCC unroll 8
-    for (int i = 0; i < V; i++) {
-      store(dkp + i * W, fma(s, qx[i], load(dkp + i * W)));
-      store(dvp + i * W, fma(w, gx[i], load(dvp + i * W)));
-    }
-  }
-}
-
-// dk[cols[i]] += ds[i * STEP] * q; dv[cols[i]] += p[i * STEP] * g
-template <int DC, int STEP, class E>
-static inline void entry_spread(const float* p, const float* ds, const int32_t* cols, int n, int D,
-                                const E* q, const E* g, float* dk, float* dv) {
-  D = dim<DC>(D);
-  int d = 0;
-  for (; d + 4 * W <= D; d += 4 * W)
-    entry_spread_block<4, STEP>(p, ds, cols, n, D, q + d, g + d, dk + d, dv + d);
-  if constexpr (DC % (4 * W) != 0 || DC == 0)
-    for (; d < D; d += W)
-      entry_spread_block<1, STEP>(p, ds, cols, n, D, q + d, g + d, dk + d, dv + d);
-}
-
 }  // namespace sb::SB_ISA

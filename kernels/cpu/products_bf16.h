@@ -4,7 +4,7 @@
 // The weights are rounded to bf16. A pair is that of two columns, whose rows are interleaved
 // element by element, or in `spread` that of two rows of the group.
 #pragma once
-#include "entries.h"
+#include "entry_gradients.h"
 
 namespace sb::SB_ISA {
 
@@ -224,6 +224,34 @@ static inline __attribute__((always_inline)) void entry_weigh_block(const float*
 #pragma GCC unroll 8
   for (int i = 0; i < V; i++) acc[i] = acc[i] + more[i];
   put_unpacked<V>(acc, to);
+}
+
+// As entry_gradients.h's, of pairs[i / 2 * STEP] of weights for dq
+template <int V, int STEP, class To>
+static inline __attribute__((always_inline)) void entry_gradients_block(
+    const float* p, const float* ds, const float* pairs, const bf16* k, int64_t k_row,
+    const int32_t* cols, int n, int D, const Spread<V, bf16>& row, To dq) {
+  vf acc[V];
+#pragma GCC unroll 8
+  for (int i = 0; i < V; i++) acc[i] = before_unpacked(dq, i, V);
+  __m512bh y[V];
+  int c = 0;
+  for (; c + 2 <= n; c += 2, pairs += STEP) {
+    unpack<V>(k + cols[c] * k_row, k + cols[c + 1] * k_row, y);
+    const __m512bh w = each_pair(pairs);
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++) acc[i] = dot(w, y[i], acc[i]);
+    row.add(ds[c * STEP], p[c * STEP], (int64_t)cols[c] * D);
+    row.add(ds[(c + 1) * STEP], p[(c + 1) * STEP], (int64_t)cols[c + 1] * D);
+  }
+  if (c < n) {
+    unpack<V>(k + cols[c] * k_row, NOTHING, y);
+    const __m512bh w = each_pair(pairs, 0xffff);
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++) acc[i] = dot(w, y[i], acc[i]);
+    row.add(ds[c * STEP], p[c * STEP], (int64_t)cols[c] * D);
+  }
+  put_unpacked<V>(acc, dq);
 }
 
 template <int STEP>
