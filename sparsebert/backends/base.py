@@ -105,6 +105,9 @@ class Backend(abc.ABC):
             others. Else it gets the tensors of its heads alone.
         skips_padding: k and v rows that the key mask hides are never read, and their gradients are
             zero. Else such rows are set to zero before, and their gradients after.
+        finishes: the results of a program for all heads are as they leave `execution`: in the
+            call's dtype, in memory as [B, N, H, D], gradients of query heads that share a key head
+            added up, and those of rows that the key mask hides zero.
         composes: it has `compose`; torch.func transforms and second derivatives need that.
         composes_densely: its composed operations take all scores, so that "auto" prefers others
             for calls that need such operations.
@@ -114,6 +117,7 @@ class Backend(abc.ABC):
     Program: ClassVar[type[Any]]
     picks_heads: ClassVar[bool] = False
     skips_padding: ClassVar[bool] = False
+    finishes: ClassVar[bool] = False
     composes: ClassVar[bool] = False
     composes_densely: ClassVar[bool] = False
 
@@ -144,9 +148,9 @@ class Backend(abc.ABC):
     def backward(self, call: Call, program: Any, upstream: Upstream) -> Gradients:
         """dq [B, H, N, D], dk and dv [B, H, M, D] of each query head, fp32 or the call's dtype.
 
-        The same bits for the same inputs. Those of query heads that share a key head are added up
-        by the caller, so there they should be fp32. q and grad_o of queries that padding leaves
-        nothing to attend are zero.
+        The same bits for the same inputs. Unless the backend `finishes`, those of query heads that
+        share a key head are added up by the caller, so there they should be fp32. q and grad_o of
+        queries that padding leaves nothing to attend are zero.
         """
 
     def speed_depends_on(self) -> tuple[str, ...]:

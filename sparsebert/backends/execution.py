@@ -50,6 +50,8 @@ def forward(call: Call, parts: tuple[Part, ...]) -> ForwardAsked:
     if parts[0].heads is None:
         (part,) = parts
         o, lse = part.backend.forward(_of_all_heads(call, part), part.program)
+        if part.backend.finishes:
+            return o, lse
     else:
         results = [
             part.backend.forward(each, part.program)
@@ -96,6 +98,8 @@ def backward(call: Call, parts: tuple[Part, ...], upstream: Upstream) -> Gradien
     if parts[0].heads is None:
         (part,) = parts
         dq, dk, dv = part.backend.backward(_of_all_heads(call, part), part.program, upstream)
+        if part.backend.finishes:
+            return dq, dk, dv
     else:
         results = [
             part.backend.backward(each, part.program, _upstream_of(upstream, part))

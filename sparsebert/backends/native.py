@@ -66,6 +66,7 @@ class Native(Backend):
     Program = NativeProgram
     picks_heads = True
     skips_padding = True
+    finishes = True
     composes = True
     composes_densely = True
 

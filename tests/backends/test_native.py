@@ -171,6 +171,25 @@ def test_the_same_bits_with_any_number_of_threads(name, kv_heads, dtype, monkeyp
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_results_need_nothing_more(kv_heads, dtype):
+    """As `Backend.finishes` says."""
+    assert native.BACKEND.finishes
+    mask = random_mask(4, 45, 70)
+    q, k, v = tensors(mask, kv_heads=kv_heads, dtype=dtype)
+    key_mask = make_key_mask("middle", 2, mask.kv_len)
+    call = Call(q, k, v, key_mask, None, 0.2, 0.0)
+    o, lse, dq, dk, dv = results(call, program_of(mask), torch.randn(q.shape).to(dtype))
+    assert lse.is_contiguous() and lse.dtype == torch.float32
+    for found, like in ((o, q), (dq, q), (dk, k), (dv, v)):
+        assert found.shape == like.shape and found.dtype == dtype
+        assert found.transpose(1, 2).is_contiguous()
+    hidden = ~key_mask[:, None, :, None].expand(dk.shape)
+    assert hidden.any() and not dk[hidden].any() and not dv[hidden].any()
+
+
+@needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("chosen", [None, [False, True, True, False]], ids=["all", "some"])
 @pytest.mark.parametrize("name", ["random", "strided", "global rows"])
