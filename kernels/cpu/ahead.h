@@ -22,7 +22,7 @@ class Ahead {
   const int32_t *q_rows = nullptr, *k_rows = nullptr;
   const char *q, *k, *v;
   int64_t q_row, k_row, v_row, bytes, keys;
-  int next = 0;
+  int next_q = 0, next_kv = 0;
 
  public:
   Ahead(const Task& t, int64_t index) {
@@ -39,18 +39,27 @@ class Ahead {
     q_row = c.q.row * size, k_row = c.k.row * size, v_row = c.v.row * size;
     bytes = DC ? DC * (int64_t)sizeof(E) : c.D * size, keys = c.M;
   }
-  // The next so many rows.
-  inline __attribute__((always_inline)) void prefetch_rows(int count) {
-    const int64_t size = DC ? DC * (int64_t)sizeof(E) : bytes;
+  // The next so many rows of q, of k and v, or both.
+  inline __attribute__((always_inline)) void prefetch_q(int count) {
 #pragma GCC unroll 1
-    for (const int end = std::min(GROUP, next + count); next < end; next++) {
-      if (q_rows && q_rows[next] >= 0) prefetch(q + q_rows[next] * q_row, size);
-      const int64_t row = k_rows ? k_rows[next] : -1;
+    for (const int end = std::min(GROUP, next_q + count); next_q < end; next_q++)
+      if (q_rows && q_rows[next_q] >= 0) prefetch(q + q_rows[next_q] * q_row, size());
+  }
+  inline __attribute__((always_inline)) void prefetch_kv(int count) {
+#pragma GCC unroll 1
+    for (const int end = std::min(GROUP, next_kv + count); next_kv < end; next_kv++) {
+      const int64_t row = k_rows ? k_rows[next_kv] : -1;
       if (row < 0 || row >= keys) continue;
-      prefetch(k + row * k_row, size);
-      prefetch(v + row * v_row, size);
+      prefetch(k + row * k_row, size());
+      prefetch(v + row * v_row, size());
     }
   }
+  inline __attribute__((always_inline)) void prefetch_rows(int count) {
+    prefetch_q(count), prefetch_kv(count);
+  }
+
+ private:
+  int64_t size() const { return DC ? DC * (int64_t)sizeof(E) : bytes; }
 };
 
 }  // namespace sb::SB_ISA

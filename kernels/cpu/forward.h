@@ -7,7 +7,7 @@
 
 namespace sb::SB_ISA {
 
-// Rows of q: in Work, or those of the call. To ask for one prefetches some of the next group.
+// Rows of q: in Work, or those of the call. To ask for one prefetches one of the next group.
 template <class E, int DC, bool PLAIN>
 struct Queries {
   Ahead<PLAIN ? DC : 0, E> ahead;
@@ -22,7 +22,7 @@ struct Queries {
     }
   }
   inline __attribute__((always_inline)) const E* operator()(int r) {
-    ahead.prefetch_rows(1);
+    ahead.prefetch_q(1);
     return rows[r];
   }
 };
@@ -77,19 +77,22 @@ static inline void drop(Work<E>& w, int c, uint32_t kept) {
 // The tile of a group: m, l and o of its rows.
 template <int DC, class E, class Q>
 static void attend_tile(const Group<E>& g, Work<E>& w, Q& q, float factor) {
+  const int step = g.has_entries() ? 2 : 4;  // rows of the next group to prefetch at each turn
   clear(w.q + g.live * g.size, (GROUP - g.live) * g.size);
+  q.ahead.prefetch_rows(step);
   transpose_words(w.q, g.size, w.qt);
-  q.ahead.prefetch_rows(4);
+  q.ahead.prefetch_rows(step);
   Columns tile = g.tile();
   const int32_t* cols;
   const uint16_t* words;
   bool first = true;
   while (const int n = tile.next(w.cols, w.words, CHUNK, cols, words)) {
     scores<DC>(w.qt, g.k, g.k_row, cols, n, g.D, w.s);
-    q.ahead.prefetch_rows(4);
+    q.ahead.prefetch_rows(step);
     to_probabilities(w, words, n, factor);
     if (g.drops)
       for (int c = 0; c < n; c++) drop(w, c, g.kept(w, cols[c]));
+    q.ahead.prefetch_rows(step);
     if (first) {
       weigh<DC, true>(w.s, g.v, g.v_row, cols, n, g.D, w.o, g.live);
     } else {
@@ -117,8 +120,10 @@ static void attend_few(const Group<E>& g, Work<E>& w, Q& q, float factor, To to)
   if (g.drops)
     for (int c = 0; c < few.longest; c++) drop(w, c, g.kept(w, few.listed + c * GROUP));
   const float* weights = weights_for<GROUP>(g.v, w.s, few.longest, w.s);
-  for (int r = 0; r < g.live; r++)
+  for (int r = 0; r < g.live; r++) {
+    q.ahead.prefetch_kv(1);
     entry_weigh<DC, GROUP>(weights + r, g.v, g.v_row, few.cols[r], few.count[r], g.D, to(r));
+  }
 }
 
 // Some single entries of row r: m, l and o brought up to date, or begun if FIRST.
@@ -202,13 +207,15 @@ static void attend(const Group<E>& g, Work<E>& w, Q& q, float factor) {
     if (!begun) begin(w);
   }
   if (!begun && (g.has_tile() || !g.has_few()))
-    for (int r = 0; r < g.live; r++) attend_row<DC, true>(g, w, q(r), factor, r);
+    for (int r = 0; r < g.live; r++, q.ahead.prefetch_kv(1))
+      attend_row<DC, true>(g, w, q(r), factor, r);
   else if (!begun)
     attend_few<DC>(g, w, q, factor, [&](int r) { return Begin{w.o + r * g.D}; });
   else if (g.has_entries() && g.has_few())
     attend_few<DC>(g, w, q, factor, [&](int r) { return AddTo{w.o + r * g.D, set1(w.a[r])}; });
   else if (g.has_entries())
-    for (int r = 0; r < g.live; r++) attend_row<DC, false>(g, w, q(r), factor, r);
+    for (int r = 0; r < g.live; r++, q.ahead.prefetch_kv(1))
+      attend_row<DC, false>(g, w, q(r), factor, r);
 }
 
 template <class E, int DC, bool PLAIN>

@@ -163,21 +163,24 @@ struct FewEntries {
   int count[GROUP];  // of each row
   int longest;
   int size;                      // longest, as a multiple of 16
-  uint16_t words[FEW + 1];       // bit r of words[c]: row r has a c-th entry
+  uint16_t words[FEW];           // bit r of words[c]: row r has a c-th entry
   uint32_t listed[FEW * GROUP];  // the c-th of each row; made for dropout alone
 
   template <class E>
-  FewEntries(const Group<E>& g, Work<E>& w) : count{}, longest(0), words{} {
+  FewEntries(const Group<E>& g, Work<E>& w) : count{}, longest(0) {
     for (int r = 0; r < g.live; r++) {
       const uint16_t* none;
       Columns entries = g.entries(r);
       count[r] = entries.next(w.cols + r * FEW, w.words, FEW, cols[r], none);
       longest = std::max(longest, count[r]);
-      words[count[r]] |= (uint16_t)(1 << r);
     }
     size = (longest + GROUP - 1) / GROUP * GROUP;
-    for (int c = longest - 1; c >= 0; c--) words[c] |= words[c + 1];
-    for (int c = 0; c < longest; c++) words[c] = words[c + 1];
+    for (int c = 0; c < longest; c++) {
+      uint32_t word = 0;
+      for (int i = 0; i < GROUP; i += W)
+        word |= at_least_u32(load_u32((const uint32_t*)count + i), c + 1) << i;
+      words[c] = (uint16_t)word;
+    }
     if (!g.drops) return;
     std::fill_n(listed, longest * GROUP, 0u);
     for (int r = 0; r < g.live; r++)
@@ -196,7 +199,7 @@ struct InWork {
 // by_column[c][16] = products of the rows with their c-th single entries in x; `by_row` is memory
 // for as many.
 template <int DC, class E, class Rows>
-static inline void few_scores(const FewEntries& few, const Group<E>& g, Rows rows, const E* x,
+static inline void few_scores(const FewEntries& few, const Group<E>& g, Rows&& rows, const E* x,
                               int64_t stride, float* by_row, float* by_column) {
   for (int r = 0; r < g.live; r++)
     entry_scores<DC>(rows(r), x, stride, few.cols[r], few.count[r], g.D, by_row + r * few.size);
