@@ -148,8 +148,8 @@ static void read_group(const Task& t, const Group<E>& g, Work<E>& w, RowTerms& t
       o = (const char*)w.o, go = (const char*)(w.g + r * g.size);
     }
     vf sum = set1(0.f);
-    for (int d = 0; d < g.D; d += W)
-      sum = fma(load_float((const E*)go + d), load_float((const E*)o + d), sum);
+    for (int d = 0; d < dim<DC>(g.D); d += LANES<E>)
+      sum = dot(load_words((const E*)go + d, g.D - d), load_words((const E*)o + d, g.D - d), sum);
     sums[r] = sum;
     const float lse = c.lse[first + row];
     terms.lse[r] = lse == -INF ? INF : lse * LOG2E;  // of a dead row: 2^(s - INF) = 0
@@ -261,14 +261,17 @@ static void merge_dq(const Task& t) {
   }
 }
 
+template <class E, int DC, bool PLAIN>
 static void write_gradients(const SbCall& c, int64_t b, int64_t head, int64_t from, int64_t to,
                             const float* buffers, int64_t count) {
   const int D = (int)padded(c.D);
   const int64_t size = bytes_of(c.grad_dtype), all = c.M * D;
+  constexpr int64_t AHEAD = 24;  // rows that are fetched while one is written
   alignas(64) float sum[256];
   for (int which = 0; which < 2; which++) {
     const SbTensor& x = which ? c.dv : c.dk;
     for (int64_t j = from; j < to; j++) {
+      if (j + AHEAD < to) prefetch(row_of(x, size, b, head, j + AHEAD), c.D * size);
       const float* row = buffers + which * all + j * D;
       if (count > 1) {
         memcpy(sum, row, D * sizeof(float));
@@ -277,7 +280,11 @@ static void write_gradients(const SbCall& c, int64_t b, int64_t head, int64_t fr
             store(sum + d, load(sum + d) + load(row + n * 2 * all + d));
         row = sum;
       }
-      store_row((void*)row_of(x, size, b, head, j), c.grad_dtype, (int)c.D, row, 1.f);
+      const char* out = row_of(x, size, b, head, j);
+      if (c.grad_dtype == c.dtype)
+        write_row<E, DC, PLAIN>(c, out, 1.f, row);
+      else
+        store_row((void*)out, c.grad_dtype, (int)c.D, row, 1.f);
     }
   }
 }

@@ -32,7 +32,7 @@ static constexpr Kernels TABLE = {sizeof(E),
                                   merge,
                                   backward<E, DC, PLAIN>,
                                   merge_dq,
-                                  write_gradients};
+                                  write_gradients<E, DC, PLAIN>};
 
 // PLAIN: the call's k and v are of type E, their rows a multiple of 16 elements.
 template <class E, bool PLAIN>
