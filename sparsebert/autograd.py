@@ -12,6 +12,7 @@ differentiated again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ class _Attention(torch.autograd.Function):
         key_mask, seed, *numbers = options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, o, lse, key_mask, seed)
-        ctx.program, ctx.numbers, ctx.dtypes = program, numbers, (q.dtype, lse.dtype)
+        ctx.program, ctx.numbers = program, numbers
+        ctx.dtypes = *(q.dtype,) * 4, lse.dtype, torch.bool, torch.int64
         return (o, lse) if wants_lse else o
 
     @staticmethod
@@ -67,11 +69,13 @@ class _Attention(torch.autograd.Function):
                     "sparse_attention: gradients in batches (is_grads_batched, vectorize=True) "
                     "are not supported; use torch.func, for example vmap over vjp, or a loop"
                 )
-        q, k, v, o, lse, key_mask, seed = ctx.saved_tensors
-        dtype, of_lse = ctx.dtypes
-        if not (q.dtype == k.dtype == v.dtype == o.dtype == dtype and lse.dtype == of_lse):
-            q, k, v, o = (x.to(dtype) for x in (q, k, v, o))  # hooks may save them in another
-            lse = lse.to(of_lse)
+        q, k, v, o, lse, key_mask, seed = saved = ctx.saved_tensors
+        if not (
+            q.dtype == k.dtype == v.dtype == o.dtype == ctx.dtypes[0]
+            and lse.dtype == ctx.dtypes[4]
+            and (key_mask is None or key_mask.dtype == torch.bool)
+        ):
+            q, k, v, o, lse, key_mask, seed = _restored(saved, ctx.dtypes)
         if grad_o is None:
             grad_o = torch.zeros_like(o)
         options = key_mask, seed, *ctx.numbers
@@ -141,10 +145,20 @@ def _attention_backward_fake(grad_o, grad_lse, q, k, v, *rest):  # type: ignore[
     return _like_heads_last(q), _like_heads_last(k), _like_heads_last(v)
 
 
+def _restored(saved: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype]) -> list[Any]:
+    """Saved tensors in the dtypes that they had: hooks may keep them in others."""
+    return [
+        x if x is None or x.dtype == dtype else x.to(dtype)
+        for x, dtype in zip(saved, dtypes, strict=True)
+    ]
+
+
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     q, k, v, program, numbers, backends, key_mask, seed, scale, dropout_p = inputs
+    saved = q, k, v, *output, key_mask, seed, *program
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, key_mask, seed, *program)
+    ctx.save_for_backward(*saved)
+    ctx.dtypes = [None if x is None else x.dtype for x in saved]
     ctx.program = numbers, backends
     ctx.options = scale, dropout_p
 
@@ -152,7 +166,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
 def _differentiate_forward(
     ctx: Any, grad_o: torch.Tensor | None, grad_lse: torch.Tensor | None
 ) -> tuple[Any, ...]:
-    q, k, v, o, lse, key_mask, seed, *program = ctx.saved_tensors
+    q, k, v, o, lse, key_mask, seed, *program = _restored(ctx.saved_tensors, ctx.dtypes)
     if grad_o is None:
         grad_o = torch.zeros_like(o)
     dq, dk, dv = torch.ops.sparsebert.attention_backward(
@@ -164,7 +178,9 @@ def _differentiate_forward(
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     grad_o, grad_lse, q, k, v, _, _, program, numbers, backends, *options = inputs
     key_mask, seed, scale, dropout_p = options
-    ctx.save_for_backward(grad_o, grad_lse, q, k, v, key_mask, seed, *program)
+    saved = grad_o, grad_lse, q, k, v, key_mask, seed, *program
+    ctx.save_for_backward(*saved)
+    ctx.dtypes = [None if x is None else x.dtype for x in saved]
     ctx.program = numbers, backends
     ctx.options = scale, dropout_p
 
@@ -174,7 +190,7 @@ def _differentiate_backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...
 
     o and lse are functions of q, k and v here, so their own gradients are None.
     """
-    grad_o, grad_lse, q, k, v, key_mask, seed, *program = ctx.saved_tensors
+    grad_o, grad_lse, q, k, v, key_mask, seed, *program = _restored(ctx.saved_tensors, ctx.dtypes)
     parts = unflatten_parts(program, *ctx.program)
     for part in parts:
         if not part.backend.composes:

@@ -113,7 +113,8 @@ class Native(Backend):
 
     def backward(self, call: Call, program: NativeProgram, upstream: Upstream) -> Gradients:
         dtype = call.q.dtype
-        q, k, v = _readable(call.q), _readable(call.k), _readable(call.v)
+        # All in q's dtype: hooks of a graph that is compiled may have kept some in others.
+        q, k, v = _readable(call.q), _readable(call.k, dtype), _readable(call.v, dtype)
         o, grad_o = _readable(upstream.o, dtype), _readable(upstream.grad_o, dtype)
         lse = _contiguous(upstream.lse)
         grad_lse = None if upstream.grad_lse is None else _contiguous(upstream.grad_lse)
@@ -181,7 +182,7 @@ def _run(
     assert library is not None
     if image.data_ptr() % 8:  # in a file that is mapped into memory
         image = image.clone()
-    key_mask = None if call.key_mask is None else call.key_mask.contiguous()
+    key_mask = None if call.key_mask is None else call.key_mask.to(torch.bool).contiguous()
     drops, seed, threshold, factor = False, 0, 0, 1.0
     if call.dropout_p > 0.0:
         assert call.seed is not None and call.heads is None

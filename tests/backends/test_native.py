@@ -399,18 +399,50 @@ def test_gradients_in_batches_are_refused():
         torch.autograd.grad(o, q, torch.ones(3, *o.shape), is_grads_batched=True)
 
 
-def test_saved_tensors_may_come_back_in_another_dtype():
+def _plain(attend, *inputs):
+    return attend(*inputs)
+
+
+def _watched(attend, *inputs):
+    with Watch():
+        return attend(*inputs)
+
+
+def _compiled(attend, *inputs):
+    torch._dynamo.reset()
+    return torch.compile(attend, backend="aot_eager")(*inputs)
+
+
+CHANGED = {
+    "all": lambda x: True,
+    "q and o": lambda x: x.shape[-2:] == (45, 24),
+    "k and v": lambda x: x.shape[-2:] == (70, 24),
+    "key mask": lambda x: x.dtype == torch.bool,
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "changed"),
+    [(way, which) for way in (_plain, _watched) for which in CHANGED]
+    # q's dtype is that of the call.
+    + [pytest.param(_compiled, which, marks=needs_library) for which in ("k and v", "key mask")],
+)
+def test_saved_tensors_may_come_back_in_another_dtype(way, changed):
     """By somebody's hooks, which save memory."""
     mask = random_mask(4, 45, 70)
     q, k, v = (x.requires_grad_() for x in tensors(mask))
-    plan = native_plan(mask)
+    plan, key_mask = native_plan(mask), make_key_mask("middle", 2, mask.kv_len)
 
-    def gradients():
-        return torch.autograd.grad(sb.sparse_attention(q, k, v, plan).pow(2).sum(), (q, k, v))
+    def gradients(way):
+        o = way(lambda *x: sb.sparse_attention(*x, plan, key_mask=key_mask), q, k, v)
+        return torch.autograd.grad(o.pow(2).sum(), (q, k, v))
 
-    expected = gradients()
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.to(torch.float64), lambda x: x):
-        found = gradients()
+    def pack(x):
+        return x.to(torch.float64) if CHANGED[changed](x) else x
+
+    expected = gradients(_plain)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        found = gradients(way)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a.float(), b)
 
