@@ -79,9 +79,9 @@ struct Memory {  // parts of the scratch, in bytes
   int64_t total;
 };
 
-// Loads of each row of k and v up to which copying does not pay; of heads of up to SHORT rows, all
-// of which the cache holds as they are, the backward pass may load them more often.
-constexpr int64_t FEW_LOADS = 6, FEW_OF_SHORT = 20, SHORT = 128;
+// Loads of each row of k and v up to which copying does not pay. Those of short heads, all of
+// which the cache holds as they are, may be loaded more often.
+constexpr int64_t FEW_LOADS = 6, FEW_OF_SHORT = 20, SHORT = 64, SHORT_BACKWARD = 128;
 constexpr int64_t LEAST_UNITS = 8;
 // Of k and v of a key head, for these to be prefetched while the head before runs.
 constexpr int64_t FETCHED = 2 << 20;
@@ -92,7 +92,7 @@ Memory plan_memory(const SbCall& c, const Plan& p, const Layout& l, const Kernel
   int64_t loads = 0;
   for (int64_t i = 0; i < p.count; i++) loads += p.plan(i).loads;
   const bool dense_rows = c.k.row == padded(c.D) && c.v.row == padded(c.D);
-  const int64_t few = backward && c.M <= SHORT ? FEW_OF_SHORT : FEW_LOADS;
+  const int64_t few = c.M <= (backward ? SHORT_BACKWARD : SHORT) ? FEW_OF_SHORT : FEW_LOADS;
   const bool packs =
       k.packs_always || (!dense_rows && loads * (backward ? 2 : 1) > few * c.M * c.H_kv);
   int64_t most = c.threads;
