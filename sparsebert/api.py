@@ -13,18 +13,20 @@ import torch
 
 from sparsebert import autograd, dropout
 from sparsebert.arguments import as_number, check_call, check_fit, check_tensors
-from sparsebert.backends import execution, routing
+from sparsebert.backends import execution, registry, routing
 from sparsebert.backends.base import Call
 from sparsebert.backends.program import Program
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import AttentionPlan, plan_on, request_for
 from sparsebert.plan_cache import PlanKey, plans
-from sparsebert.support.tensors import is_transformed
+from sparsebert.support.tensors import is_traced, is_transformed
 
 __all__ = ["sparse_attention"]
 
 _LOWERED = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that autocast changes."""
+_KINDS = 64
+"""Of calls that a plan remembers."""
 
 
 @overload
@@ -131,12 +133,14 @@ def sparse_attention(
     if isinstance(plan, AttentionMask):
         check_tensors(q, k, v)
         plan = _plan_of(plan, q, k)
-    check_call(q, k, v, plan, key_mask, dropout_p, backend)
+    transformed = is_transformed()
+    if transformed or is_traced():
+        check_call(q, k, v, plan, key_mask, dropout_p, backend)
+        program = _program(q, plan, backend, transformed)
+    else:
+        program = _known_program(q, k, v, plan, key_mask, dropout_p, backend)
     head_dim = int(q.shape[-1])  # a tensor under torch.jit.trace
     scale = head_dim**-0.5 if scale is None else as_number("scale", scale)
-    transformed = is_transformed()
-    routes = routing.choose(backend, q.device.type, q.dtype, head_dim, transformed)
-    program = plan.program_for(*routes)
     call = Call(q, k, v, key_mask, None, scale, float(dropout_p), wants_lse=return_lse)
     if not (dropout_p > 0.0 or return_lse or transformed):
         o = execution.direct(call, program)
@@ -154,6 +158,44 @@ def sparse_attention(
             return o
         lse = asked
     return (o, lse.float()) if return_lse else o
+
+
+def _known_program(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: AttentionPlan,
+    key_mask: torch.Tensor | None,
+    dropout_p: float,
+    backend: str,
+) -> Program:
+    """What runs a call, which is refused if it has to be; found again for others of its kind.
+
+    To check each call, and to choose its backends, takes a third of the host's time.
+    """
+    try:
+        kind = (
+            q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
+            None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
+            dropout_p, backend, registry.changes,
+        )  # fmt: skip
+        program = plan.checked.get(kind)
+    except (AttributeError, TypeError):  # not what it should be, or of unknown sizes
+        kind, program = None, None
+    if program is None:
+        check_call(q, k, v, plan, key_mask, dropout_p, backend)
+        program = _program(q, plan, backend, transformed=False)
+        if kind is not None:
+            if len(plan.checked) >= _KINDS:
+                plan.checked.clear()
+            plan.checked[kind] = program
+    return program
+
+
+def _program(q: torch.Tensor, plan: AttentionPlan, backend: str, transformed: bool) -> Program:
+    """What the backends of a call run of the plan."""
+    device, head_dim = q.device.type, int(q.shape[-1])
+    return plan.program_for(*routing.choose(backend, device, q.dtype, head_dim, transformed))
 
 
 def _beside(o: torch.Tensor, call: Call, program: Program) -> torch.Tensor:

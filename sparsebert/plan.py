@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,15 @@ class AttentionPlan:
         schedule: what the compiler decided; plans made of this one by `to` and copying share it.
         device: where the plan's tensors lie.
         programs: what runs, as tensors, see `program_for`; made when they are first asked for.
+        checked: those of calls that were found to fit the plan, by the kind of call.
     """
 
     schedule: Schedule
     device: torch.device = CPU
     programs: dict[tuple[str, str], Program] = dataclasses.field(default_factory=dict, repr=False)
+    checked: dict[Hashable, Program] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def mask(self) -> AttentionMask:
@@ -141,6 +145,9 @@ class AttentionPlan:
         yield from self.schedule.buffers()
         for program in list(self.programs.values()):
             yield from program.tensors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "checked": {}}  # other backends may be there where this is read
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionPlan:
         return self  # a value that does not change

@@ -50,6 +50,8 @@ _modules = {name: entry.module for name, entry in _entries.items()}
 
 auto_choices: dict[tuple[str, torch.dtype, int, bool], tuple[str, str]] = {}
 """What `routing` chose for calls with "auto", by `CallKind`; forgotten when backends change."""
+changes = 0
+"""How often backends were added or forgotten; what is remembered of them goes by it."""
 planned: dict[str, str] = {}
 """What `routing` found plans to be made for, by target; likewise."""
 
@@ -82,16 +84,21 @@ def register(
     others = dict(_entries)
     _entries.clear()
     _entries.update({name: Entry(module, runs, devices), **others})
-    auto_choices.clear()
-    planned.clear()
+    _forget_choices()
 
 
 def unregister(name: str) -> None:
     """Forget a backend; plans keep its programs, and run them when it is registered again."""
     del _entries[name]
     _loaded.pop(name, None)
+    _forget_choices()
+
+
+def _forget_choices() -> None:
+    global changes
     auto_choices.clear()
     planned.clear()
+    changes += 1
 
 
 def names() -> tuple[str, ...]:

@@ -20,10 +20,11 @@ def is_transformed() -> bool:
 
 def has_own_values(x: torch.Tensor) -> bool:
     """Whether x is a plain tensor, and not one that is traced, or transformed by torch.func."""
-    return type(x) is torch.Tensor and not (_is_traced() or is_transformed())
+    return type(x) is torch.Tensor and not (is_traced() or is_transformed())
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace makes a graph."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
@@ -33,7 +34,7 @@ def are_plain(*tensors: torch.Tensor | None) -> bool:
     A tensor that stands for its negative, or for zeros without memory, does not hold its values:
     torch makes them on an operation's way through the dispatcher.
     """
-    if _is_traced() or is_transformed() or torch._C._len_torch_dispatch_stack():
+    if is_traced() or is_transformed() or torch._C._len_torch_dispatch_stack():
         return False
     for x in tensors:
         if x is not None and (type(x) is not torch.Tensor or x.is_neg() or x._is_zerotensor()):
