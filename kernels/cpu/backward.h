@@ -16,6 +16,25 @@ struct RowTerms {
   float scale;
 };
 
+// The group that runs next. What it reads of a call is fetched row by row meanwhile: all at once
+// would keep the loads of the one that runs waiting.
+template <int DC>
+struct NextGroup {
+  const Task& task;
+  int64_t h;  // its head, or H if there is none
+  const int32_t* rows;
+  int at = 0;
+
+  inline __attribute__((always_inline)) void fetch(int count) {
+    const SbCall& c = *task.call;
+    if (h == c.H) return;
+    const int64_t size = bytes_of(c.dtype);
+    for (; count > 0 && at < GROUP && rows[at] >= 0; count--, at++)
+      for (const SbTensor* x : {&c.q, &c.grad_o, &c.o})
+        prefetch_row<DC>(c, row_of(*x, size, task.b, h, rows[at]));
+  }
+};
+
 // 2^(s * factor - lse), at most 1: of large scores rounding alone may leave more than any number.
 static inline vf probability(vf s, vf factor, vf lse) {
   return exp2(not_above(fma(s, factor, set1(0.f) - lse), 0.f));
@@ -76,14 +95,16 @@ static void differentiate_tile(const Group<E>& g, Work<E>& w, const RowTerms& t,
 // The single entries of all rows together, where each has few: see attend_few. dq is begun if
 // FIRST.
 template <int DC, bool FIRST, class E>
-static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t, float* dk,
-                              float* dv) {
+static void differentiate_few(const Group<E>& g, Work<E>& w, const RowTerms& t,
+                              NextGroup<DC>& next, float* dk, float* dv) {
   const FewEntries few(g, w);
   constexpr int HALF = GROUP * FEW;
   float *p = w.s, *ds = p + HALF, *by_row = w.ds;
-  for (int r = 0; r < g.live; r++)
+  for (int r = 0; r < g.live; r++) {
     entry_products<DC>(w.q + r * g.size, w.g + r * g.size, g.k, g.k_row, g.v, g.v_row, few.cols[r],
                        few.count[r], g.D, by_row + r * few.size, by_row + HALF + r * few.size);
+    if constexpr (PER_WORD<E> == 1) next.fetch(r + 1 < g.live ? 1 : GROUP);
+  }
   transpose_16(by_row, few.size, p);
   transpose_16(by_row + HALF, few.size, ds);
   differentiate(g, t, few.words, few.longest, p, ds,
@@ -165,27 +186,17 @@ static void read_group(const Task& t, const Group<E>& g, Work<E>& w, RowTerms& t
     for (int r = 0; r < g.live; r++) terms.delta[r] -= c.grad_lse[first + g.rows[r]];
 }
 
-// Asks for what `read_group` reads. Inlined, since GCC leaves out a call that does nothing else.
-template <int DC>
-static inline __attribute__((always_inline)) void prefetch_group(const Task& t, int64_t h,
-                                                                 const int32_t* rows) {
-  const SbCall& c = *t.call;
-  const int64_t size = bytes_of(c.dtype);
-  for (int r = 0; r < GROUP && rows[r] >= 0; r++)
-    for (const SbTensor* x : {&c.q, &c.grad_o, &c.o})
-      prefetch_row<DC>(c, row_of(*x, size, t.b, h, rows[r]));
-}
-
-// A group; the rows of head `next` that come after it are asked for meanwhile.
+// A group, while which the next one's rows are fetched.
 template <class E, int DC, bool PLAIN>
-static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, float* dv,
-                           int64_t next, const int32_t* next_rows) {
+static void backward_group(const Task& t, int64_t index, NextGroup<DC> next, Work<E>& w, float* dk,
+                           float* dv) {
   const SbCall& c = *t.call;
   const Group<E> g(t, index);
   const int64_t size = bytes_of(c.dtype);
   RowTerms terms;
   read_group<DC, PLAIN>(t, g, w, terms);
-  if (next < c.H) prefetch_group<DC>(t, next, next_rows);
+  // Rows of bf16 are short enough to be fetched at once.
+  if (PER_WORD<E> > 1 || !g.has_few() || !g.has_entries()) next.fetch(GROUP);
   if (g.drops) g.list_rows(w);
 
   // In a tile a row meets columns that are not its own: as 0 * what is there, which may be NaN.
@@ -207,9 +218,9 @@ static void backward_group(const Task& t, int64_t index, Work<E>& w, float* dk, 
     }
   }
   if (!begun && g.has_few()) {
-    differentiate_few<DC, true>(g, w, terms, dk, dv);
+    differentiate_few<DC, true>(g, w, terms, next, dk, dv);
   } else if (g.has_entries() && g.has_few()) {
-    differentiate_few<DC, false>(g, w, terms, dk, dv);
+    differentiate_few<DC, false>(g, w, terms, next, dk, dv);
   } else {
     if (!begun) clear(w.o, GROUP * g.D);
     for (int r = 0; r < g.live; r++) {
@@ -235,11 +246,11 @@ template <class E, int DC, bool PLAIN>
 static void backward(const Task& t, int64_t from, int64_t to, void* memory, float* dk, float* dv) {
   Work<E> w(memory, t.call->D);
   for (int64_t g = from; g < to; g++) {
-    // After this group comes the next one of the head, or perhaps the first of the next head.
+    // After the last group perhaps comes the first one of the next head.
     const bool last = g + 1 == to;
-    const int64_t next = last ? t.h + 1 : t.h;
-    backward_group<E, DC, PLAIN>(t, g, w, dk, dv, next,
-                                 t.plan->rows + (last ? from : g + 1) * GROUP);
+    const NextGroup<DC> next{t, last ? t.h + 1 : t.h,
+                             t.plan->rows + (last ? from : g + 1) * GROUP};
+    backward_group<E, DC, PLAIN>(t, g, next, w, dk, dv);
   }
 }
 
