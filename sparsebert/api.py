@@ -177,10 +177,12 @@ def _known_program(
         kind = (
             q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
             None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
-            dropout_p, backend, registry.changes,
+            type(dropout_p), float(dropout_p),  # a tensor would be known by its identity alone
+            backend, registry.changes,
         )  # fmt: skip
         program = plan.checked.get(kind)
-    except (AttributeError, TypeError):  # not what it should be, or of unknown sizes
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        # Something is not what it should be, or of unknown sizes.
         kind, program = None, None
     if program is None:
         check_call(q, k, v, plan, key_mask, dropout_p, backend)

@@ -47,6 +47,7 @@ BAD = {
     "dropout_p": ((Q, K, V), {"dropout_p": 1.0}),
     "no dropout_p": ((Q, K, V), {"dropout_p": "0.1"}),
     "a list for dropout_p": ((Q, K, V), {"dropout_p": [0.1]}),
+    "two for dropout_p": ((Q, K, V), {"dropout_p": torch.tensor([0.1, 0.1])}),
     "backend": ((Q, K, V), {"backend": "fast"}),
     "a list for backend": ((Q, K, V), {"backend": ["native"]}),
     "scale": ((Q, K, V), {"scale": "large"}),
@@ -69,13 +70,22 @@ def use(plan):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_calls_are_refused_after_good_ones(name, plan):
     tensors, options = BAD[name]
-    with pytest.raises((TypeError, ValueError)) as before:
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as before:
         sb.sparse_attention(*tensors, plan, **options)
     use(plan)
     for _ in range(2):
         with pytest.raises(type(before.value)) as after:
             sb.sparse_attention(*tensors, plan, **options)
         assert str(after.value) == str(before.value)
+
+
+def test_a_number_that_changes_is_looked_at_again(plan):
+    q, k, v = tensors()
+    dropout_p = torch.tensor(0.1)
+    sb.sparse_attention(q, k, v, plan, dropout_p=dropout_p)
+    dropout_p.fill_(1.5)
+    with pytest.raises(ValueError, match="dropout_p must be in"):
+        sb.sparse_attention(q, k, v, plan, dropout_p=dropout_p)
 
 
 def test_a_kind_of_call_is_checked_once(plan, monkeypatch):
