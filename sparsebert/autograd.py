@@ -27,7 +27,7 @@ from sparsebert.support.tensors import are_plain
 def attention(call: Call, program: Program) -> ForwardAsked:
     """o [B, H, N, D] and LSE [B, H, N]; of a call that does not want it there may be None."""
     q, k, v = call[:3]
-    if not are_plain(q, k, v):
+    if not are_plain(q, k, v, call.key_mask):
         o, lse = torch.ops.sparsebert.attention(q, k, v, *program.flat, *call[3:7])
         return o, lse
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

@@ -374,6 +374,17 @@ def test_tensors_that_stand_for_their_negatives(which, with_grad):
 
 
 @needs_library
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_a_key_mask_that_has_no_values_in_memory(with_grad):
+    mask = random_mask(4, 45, 70)
+    q, k, v = (x.requires_grad_(with_grad) for x in tensors(mask))
+    hidden = torch._efficientzerotensor((2, 70), dtype=torch.bool)
+    o = sb.sparse_attention(q, k, v, native_plan(mask), key_mask=hidden, backend="native")
+    assert not o.any()
+    assert not with_grad or not any(x.any() for x in torch.autograd.grad(o.sum(), (q, k, v)))
+
+
+@needs_library
 def test_gradients_that_have_no_values_in_memory():
     mask = random_mask(4, 45, 70)
     q, k, v = (x.requires_grad_() for x in tensors(mask))
