@@ -84,8 +84,15 @@ class Arithmetic:
 
     @property
     def quantum(self) -> float:
-        """Half of the smallest number of `storage`: the error of what underflows there."""
-        return torch.finfo(self.storage).smallest_normal * torch.finfo(self.storage).eps / 2.0
+        """The error of what underflows in `storage`: half of its smallest number.
+
+        In bf16 all that is below the smallest normal number, which processors take for zero when
+        they convert to it or multiply it (`vcvtneps2bf16`, `vdpbf16ps`).
+        """
+        info = torch.finfo(self.storage)
+        if self.storage == torch.bfloat16:
+            return info.smallest_normal
+        return info.smallest_normal * info.eps / 2.0
 
     @property
     def smallest(self) -> float:
