@@ -148,16 +148,20 @@ static inline const float* weights_for(const float*, const float* e, int, float*
   return e;
 }
 
-// The sum over i of e[i * STEP] * x[cols[i]], to where `to` says
-template <int DC, int STEP, class To>
-static inline void entry_weigh(const float* e, const float* x, int64_t stride, const int32_t* cols,
-                               int n, int D, To to) {
+// The sum over i of e[i * STEP] * x[cols[i]], to where `to` says; `weights` is what `weights_for`
+// made of e.
+template <int DC, int STEP, class E, class To>
+static inline void entry_weigh(const float* weights, const E* x, int64_t stride,
+                               const int32_t* cols, int n, int D, To to) {
   D = dim<DC>(D);
   int d = 0;
   for (; d + 4 * W <= D; d += 4 * W)
-    entry_weigh_block<4, STEP>(e, x + d, stride, cols, n, to.at(d));
-  if constexpr (DC % (4 * W) != 0 || DC == 0)
-    for (; d < D; d += W) entry_weigh_block<1, STEP>(e, x + d, stride, cols, n, to.at(d));
+    entry_weigh_block<4, STEP>(weights, x + d, stride, cols, n, to.at(d));
+  if constexpr (DC % (4 * W) != 0 || DC == 0) {
+    for (; d + 2 * W <= D; d += 2 * W)
+      entry_weigh_block<2, STEP>(weights, x + d, stride, cols, n, to.at(d));
+    if (d < D) entry_weigh_block<1, STEP>(weights, x + d, stride, cols, n, to.at(d));
+  }
 }
 
 }  // namespace sb::SB_ISA

@@ -263,18 +263,4 @@ static inline const float* weights_for(const bf16*, const float* e, int n, float
   return to;
 }
 
-template <int DC, int STEP, class To>
-static inline void entry_weigh(const float* pairs, const bf16* x, int64_t stride,
-                               const int32_t* cols, int n, int D, To to) {
-  D = dim<DC>(D);
-  int d = 0;
-  for (; d + 4 * W <= D; d += 4 * W)
-    entry_weigh_block<4, STEP>(pairs, x + d, stride, cols, n, to.at(d));
-  if constexpr (DC % (4 * W) != 0 || DC == 0) {
-    for (; d + 2 * W <= D; d += 2 * W)
-      entry_weigh_block<2, STEP>(pairs, x + d, stride, cols, n, to.at(d));
-    if (d < D) entry_weigh_block<1, STEP>(pairs, x + d, stride, cols, n, to.at(d));
-  }
-}
-
 }  // namespace sb::SB_ISA
