@@ -1,8 +1,8 @@
 """Compile a kernel for a named GPU without having one, and read what came out.
 
 Triton compiles ahead of time for any target; on NVIDIA targets its own `cuobjdump` then tells
-registers, spills and the instructions of each loop. Needs `TRITON_INTERPRET` unset, because the
-interpreter replaces the kernels.
+registers, spills and the instructions of each loop (`assembly.py`). Needs `TRITON_INTERPRET`
+unset, because the interpreter replaces the kernels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .assembly import Instruction, copies_in_flight, main_loops, read_gcn, read_sass
 from .configs import LaunchConfig, block_d, launch_config
 from .delta import delta_kernel
 from .dkdv import dkdv_kernel
@@ -27,6 +28,8 @@ from .dq import dq_kernel
 from .forward import forward_kernel
 from .launch import dot_precision, target_of
 from .merge import merge_kernel
+from .occupancy import programs_per_sm
+from .wgmma_hazard import overwrites
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -34,8 +37,13 @@ TARGETS = {
     "sm89": GPUTarget("cuda", 89, 32),
     "sm90": GPUTarget("cuda", 90, 32),
     "sm100": GPUTarget("cuda", 100, 32),
+    "sm103": GPUTarget("cuda", 103, 32),
+    "sm110": GPUTarget("cuda", 110, 32),
     "sm120": GPUTarget("cuda", 120, 32),
+    "sm121": GPUTarget("cuda", 121, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
+    "gfx1201": GPUTarget("hip", "gfx1201", 32),
 }
 
 KERNELS = {
@@ -97,13 +105,23 @@ class Specialisation:
 class Loop:
     """A main loop, known by its exponentials.
 
-    `per_1000` is instructions of a warp (on AMD GPUs, of a wavefront) per 1,000 entries of the
-    score matrix.
+    Attributes:
+        instructions: of one step.
+        per_1000: instructions of a warp (on AMD GPUs, of a wavefront) per 1,000 entries of the
+            score matrix.
+        tensor_core: matrix products among them.
+        barriers: how often a step waits for the program's other warps.
+        spills: moves of registers to and from local memory.
+        copies_in_flight: see `assembly.copies_in_flight`.
+        mix: how often each opcode occurs, without modifiers.
     """
 
     instructions: int
     per_1000: float
     tensor_core: int
+    barriers: int
+    spills: int
+    copies_in_flight: int | None
     mix: dict[str, int]
 
     @property
@@ -114,15 +132,34 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """What the compiler made of a specialisation; `None` where a target has no such number."""
+    """What the compiler made of a specialisation; `None` where a target has no such number.
+
+    Attributes:
+        registers: of a thread.
+        spill_bytes: of a thread, anywhere in the program; see `loop_spills`.
+        shared_bytes: of a program.
+        programs_per_sm: how many run on a multiprocessor at once.
+        instructions: of the whole program.
+        tensor_core, async_copies: how many of them there are.
+        hazards: registers written while a wgmma reads them, see `wgmma_hazard`.
+        loops: the loop over columns that every row attends to, and the one with the bit test.
+    """
 
     spec: Specialisation
     registers: int | None
     spill_bytes: int | None
     shared_bytes: int
+    programs_per_sm: int | None
+    instructions: int
     tensor_core: int
     async_copies: int
+    hazards: int
     loops: tuple[Loop, ...]
+
+    @property
+    def loop_spills(self) -> int:
+        """Moves of registers to and from local memory inside the main loops."""
+        return sum(loop.spills for loop in self.loops)
 
 
 def compile_code(spec: Specialisation) -> Code:
@@ -160,15 +197,20 @@ def compile_code(spec: Specialisation) -> Code:
     compiled = triton.compile(
         source,
         target=TARGETS[spec.arch],
-        options={
-            "num_warps": config.num_warps,
-            "num_stages": config.num_stages,
-            "enable_fp_fusion": True,
-        },
+        options={"enable_fp_fusion": True, **_options(config)},
     )
     if "cubin" not in compiled.asm:
         return _read_amd(spec, compiled)
     return _read_nvidia(spec, compiled)
+
+
+def _options(config: LaunchConfig) -> dict[str, int]:
+    """What of a configuration is the compiler's, and not a constant of the kernel."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if not name.startswith("block_") and value is not None
+    }
 
 
 def _type_of(name: str, spec: Specialisation, constants: dict[str, Any]) -> str:
@@ -186,20 +228,32 @@ def _read_nvidia(spec: Specialisation, compiled: Any) -> Code:
         cubin = pathlib.Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _cuobjdump("--dump-resource-usage", cubin)
-        sass = _cuobjdump("-sass", cubin)
-    lines = _sass_instructions(sass)
-    registers = re.search(r"REG:(\d+)", usage)
+        instructions = read_sass(_cuobjdump("-sass", cubin))
+    found = re.search(r"REG:(\d+)", usage)
+    registers = int(found.group(1)) if found else None
     stack = re.search(r"STACK:(\d+)", usage)
-    opcodes = [opcode for opcode, _ in lines]
-    spills = sum(opcode.startswith(("STL", "LDL")) for opcode in opcodes)
+    spills = sum(instruction.is_spill for instruction in instructions)
+    metadata = compiled.metadata
+    programs = None
+    if registers is not None:
+        programs = programs_per_sm(
+            spec.arch,
+            registers,
+            metadata.shared,
+            spec.launch.num_warps,
+            getattr(metadata, "tmem_size", 0) or 0,  # columns
+        )
     return Code(
         spec=spec,
-        registers=int(registers.group(1)) if registers else None,
+        registers=registers,
         spill_bytes=max(int(stack.group(1)) if stack else 0, 4 * spills),
-        shared_bytes=compiled.metadata.shared,
-        tensor_core=sum(_is_tensor_core(opcode) for opcode in opcodes),
-        async_copies=sum(opcode.startswith("LDGSTS") for opcode in opcodes),
-        loops=tuple(_loops(lines, spec)),
+        shared_bytes=metadata.shared,
+        programs_per_sm=programs,
+        instructions=len(instructions),
+        tensor_core=sum(instruction.is_tensor_core for instruction in instructions),
+        async_copies=sum(instruction.base == "LDGSTS" for instruction in instructions),
+        hazards=len(overwrites(instructions)),
+        loops=tuple(_loops(instructions, spec)),
     )
 
 
@@ -210,83 +264,50 @@ def _read_amd(spec: Specialisation, compiled: Any) -> Code:
         found = re.search(rf"\.{name}:\s*(\d+)", assembly)
         return int(found.group(1)) if found else None
 
-    lines = _gcn_instructions(assembly)
+    instructions = read_gcn(assembly)
     return Code(
         spec=spec,
         registers=number("vgpr_count"),
         spill_bytes=number("private_segment_fixed_size"),
         shared_bytes=compiled.metadata.shared,
-        tensor_core=sum(_is_tensor_core(opcode) for opcode, _ in lines),
+        programs_per_sm=None,
+        instructions=len(instructions),
+        tensor_core=sum(instruction.is_tensor_core for instruction in instructions),
         async_copies=len(re.findall(r"\b(?:global|buffer)_load_\w+ .* lds\b", assembly)),
-        loops=tuple(_loops(lines, spec)),
+        hazards=0,
+        loops=tuple(_loops(instructions, spec)),
     )
 
 
 def _cuobjdump(option: str, cubin: pathlib.Path) -> str:
+    """What the disassembler of the Triton in use says."""
     tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return subprocess.run([tool, option, cubin], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run([tool, option, cubin], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"compile_code: cuobjdump of Triton {triton.__version__} does not read what was "
+            f"compiled ({done.stderr.strip()}); take a newer Triton for this architecture"
+        )
+    return done.stdout
 
 
-_Instruction = tuple[str, int | None]
-"""An opcode and, for a jump, the position of the instruction that it jumps to."""
-
-
-def _sass_instructions(sass: str) -> list[_Instruction]:
-    pattern = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-    found = pattern.findall(sass)
-    position = {int(address, 16): index for index, (address, _, _) in enumerate(found)}
-    lines = []
-    for _, opcode, operands in found:
-        target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
-        lines.append((opcode, position.get(int(target.group(1), 16)) if target else None))
-    return lines
-
-
-def _gcn_instructions(assembly: str) -> list[_Instruction]:
-    found, position = [], {}
-    for line in assembly.splitlines():
-        if label := re.match(r"(\.LBB\w+):", line):
-            position[label.group(1)] = len(found)
-        elif instruction := re.match(r"\t([a-z]\w+)(?:\s+(\.LBB\w+))?", line):
-            found.append(instruction.groups())
-    return [(opcode, position.get(target)) for opcode, target in found]
-
-
-def _is_tensor_core(opcode: str) -> bool:
-    return opcode.startswith(("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "UTCMMA", "v_mfma"))
-
-
-def _loops(lines: list[_Instruction], spec: Specialisation) -> list[Loop]:
-    """Innermost loops that compute every score's exponential; their order is the source's."""
+def _loops(instructions: list[Instruction], spec: Specialisation) -> list[Loop]:
     if spec.kernel in ("delta", "merge"):
         return []
     entries = spec.launch.block_m * spec.launch.block_n
     per_thread = entries // (spec.launch.num_warps * TARGETS[spec.arch].warp_size)
-    count, exponentials = 0, [0]  # among the instructions before each
-    for opcode, _ in lines:
-        count += opcode.startswith(("MUFU.EX2", "v_exp_f32"))
-        exponentials.append(count)
-    spans = [
-        (target, end)
-        for end, (_, target) in enumerate(lines)
-        if target is not None
-        and target <= end
-        and exponentials[end] - exponentials[target] >= max(1, per_thread)
-    ]
-    # The shortest: a seldom taken detour stands far behind its loop and jumps back into it.
-    inner: list[tuple[int, int]] = []
-    for span in sorted(spans, key=lambda span: span[1] - span[0]):
-        if all(span[1] < first or last < span[0] for first, last in inner):
-            inner.append(span)
     loops = []
-    for first, last in sorted(inner):
-        body = [opcode for opcode, _ in lines[first : last + 1]]
-        mix = collections.Counter(opcode.split(".")[0] for opcode in body)
+    for first, last in main_loops(instructions, per_thread):
+        body = instructions[first : last + 1]
+        mix = collections.Counter(instruction.base for instruction in body)
         loops.append(
             Loop(
                 instructions=len(body),
                 per_1000=1000.0 * len(body) * spec.launch.num_warps / entries,
-                tensor_core=sum(_is_tensor_core(opcode) for opcode in body),
+                tensor_core=sum(instruction.is_tensor_core for instruction in body),
+                barriers=sum(instruction.is_barrier for instruction in body),
+                spills=sum(instruction.is_spill for instruction in body),
+                copies_in_flight=copies_in_flight(body),
                 mix=dict(mix.most_common()),
             )
         )

@@ -2,18 +2,30 @@
 
     python -m benchmarks.kernels.codegen_report                       # D = 64 in bf16 on sm_90
     python -m benchmarks.kernels.codegen_report --arch sm90 --head-dim 128 --dtype fp32
-    python -m benchmarks.kernels.codegen_report --survey              # everything, 15 minutes
+    python -m benchmarks.kernels.codegen_report --survey              # everything, 20 minutes
 
-For each specialisation: registers and spilled bytes of a thread, shared memory of a block,
-tensor-core instructions and asynchronous copies in the code, and the instructions of each main
-loop per 1,000 entries of the score matrix: the loop over columns that every row attends to, and
-the one with the bit test. "serial" marks a loop in which ptxas waits for every single wgmma.
-Specialisations come plain, with key mask, and with key mask and dropout. Tile heights with the
-same launch configuration differ in one constant and are one row, compiled for the tallest.
+For each specialisation: registers and spilled bytes of a thread, shared memory of a block, how
+many programs a multiprocessor runs at once, tensor-core instructions and asynchronous copies in
+the code; and of each main loop (the loop over columns that every row attends to, and the one with
+the bit test) the instructions per 1,000 entries of the score matrix, spills, barriers of a step,
+and the groups of copies that are in flight while it multiplies: with 0 it waits for every gather.
+"serial" marks a loop in which ptxas waits for every single wgmma, "hazard" registers that are
+written while a wgmma reads them. Specialisations come plain, with key mask, and with key mask and
+dropout. Tile heights with the same launch configuration differ in one constant and are one row,
+compiled for the tallest.
 
-The survey goes to benchmarks/results/kernels_survey.csv, one row at a time: started again, it
-compiles only what is not there, or what was compiled from other kernels or by another Triton.
-With `--minutes` it stops in time; what it did not come to is a row that says so.
+The Triton in use compiles. Another version needs no other environment, but for its interpreter:
+
+    pip install --no-deps --target build/triton-3.6.0 triton==3.6.0
+    PYTHONPATH=build/triton-3.6.0 python -m benchmarks.kernels.codegen_report
+
+(Its cuobjdump is as old as it is: that of 3.6.0 does not read sm_103 and sm_121, and its ptxas
+knows no sm_110.)
+
+The survey goes to benchmarks/results/kernels_survey.csv, one row at a time, and holds the rows of
+several Tritons: started again, it compiles only what is not there, or what was compiled from other
+kernels; rows of another Triton stay as they are. With `--minutes` it stops in time; what it did
+not come to is a row that says so.
 """
 
 from __future__ import annotations
@@ -32,6 +44,7 @@ import pathlib
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: the interpreter cannot compile
@@ -43,7 +56,7 @@ from benchmarks.harness.origin import RESULTS, ROOT, origin
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import DTYPES
 from sparsebert.kernels import codegen
-from sparsebert.kernels.codegen import Specialisation
+from sparsebert.kernels.codegen import Code, Loop, Specialisation
 from sparsebert.kernels.configs import shared_limit
 from sparsebert.tiles.format import HEIGHTS
 
@@ -128,20 +141,33 @@ def as_row(spec: Specialisation) -> dict[str, Any]:
     return row | {
         "registers": code.registers,
         "spill_bytes": code.spill_bytes,
+        "loop_spills": code.loop_spills,
         "shared_bytes": code.shared_bytes,
+        "programs": code.programs_per_sm,
+        "instructions": code.instructions,
         "tensor_core": code.tensor_core,
         "async_copies": code.async_copies,
-        "per_1000": " / ".join(str(round(loop.per_1000)) for loop in code.loops),
+        "per_1000": _of_loops(code, lambda loop: round(loop.per_1000)),
+        "in_flight": _of_loops(code, lambda loop: loop.copies_in_flight),
+        "barriers": _of_loops(code, lambda loop: loop.barriers),
         "serial": any(loop.serialised for loop in code.loops),
+        "hazards": code.hazards,
         "error": "",
     }
 
 
+def _of_loops(code: Code, number: Callable[[Loop], int | None]) -> str:
+    """A number of each main loop: full columns / with the bit test."""
+    numbers = map(number, code.loops)
+    return " / ".join("-" if value is None else str(value) for value in numbers)
+
+
 def is_bad(row: dict[str, Any]) -> bool:
-    """Whether it does not compile, spills registers or does not fit into shared memory."""
+    """Whether it does not compile or fit, spills in its loops, or has a hazard."""
     if row["error"]:
         return True
-    return int(row["spill_bytes"]) > 0 or int(row["shared_bytes"]) > shared_limit(row["arch"])
+    faults = int(row["loop_spills"]) + int(row["hazards"])
+    return faults > 0 or int(row["shared_bytes"]) > shared_limit(row["arch"])
 
 
 def as_line(row: dict[str, Any]) -> str:
@@ -151,21 +177,23 @@ def as_line(row: dict[str, Any]) -> str:
     )
     name = f"{row['kernel']:8}{row['arch']:7}{row['rows']:>13}{row['head_dim']:5}  "
     name += f"{row['dtype']:9}{features:3}{row['block_m']:4}"
-    name += f"{row['block_n']:5}{row['num_warps']:3}{row['num_stages']:3} {row['precision']:7}"
+    name += f"{row['block_n']:5}{row['num_warps']:3}{row['num_stages']:3}"
+    name += f"{row.get('maxnreg') or '':>5} {row['precision']:7}"
     if row["error"]:
         return f"{name}  {row['error'].splitlines()[0]}"
     return (
-        f"{name}{row['registers']:5}{row['spill_bytes']:7}{row['shared_bytes']:8}"
-        f"{row['tensor_core']:5}{row['async_copies']:5}  {row['per_1000']}"
-        f"{'  serial' * row['serial']}{'  BAD' * is_bad(row)}"
+        f"{name}{row['registers']:5}{row['spill_bytes']:7}{row['loop_spills']:5}"
+        f"{row['shared_bytes']:8}{row['programs'] or '':>4}{row['tensor_core']:5}"
+        f"{row['async_copies']:5}  {row['per_1000']:12}{row['in_flight']:7}{row['barriers']:7}"
+        f"{'  serial' * row['serial']}{'  hazard' * bool(row['hazards'])}{'  BAD' * is_bad(row)}"
     )
 
 
 HEADER = (
     "                                       key mask, dropout / program: rows, columns, warps,"
-    " stages, precision of products\n"
-    "kernel  arch      tile rows    D  dtype    kd   m    n  w  s         regs  spill  shared"
-    "   tc   cp  instructions per 1,000 scores: full / bits"
+    " stages, most registers, precision of products; per multiprocessor; loops: full / bits\n"
+    "kernel  arch      tile rows    D  dtype    kd   m    n  w  s  max         regs  spill loop"
+    "  shared /sm   tc   cp  per 1,000   flight barriers"
 )
 
 
@@ -201,15 +229,18 @@ def compile_all(specs: list[Specialisation], jobs: int, end: float = math.inf) -
 def survey(
     path: pathlib.Path, specs: list[Specialisation], jobs: int, end: float
 ) -> list[dict[str, Any]]:
-    """Bring the file up to date and print what was new; all its rows."""
+    """Bring the file up to date for this Triton and print what was new; its rows of this Triton.
+
+    Rows of other versions stay.
+    """
     made_from = {"kernels": kernels_fingerprint(), "triton": triton.__version__}
     where = origin()
     made_by = {name: where[name] for name in _RUN}
     columns = [*identity(specs[0]), *_COUNTS, *made_from, *made_by]
     file = RowFile(path, columns, made_by="python -m benchmarks.kernels.codegen_report --survey")
-    known = {}
-    if path.exists():
-        known = {_key(row): row for row in file.read() if row["error"] != NOT_COMPILED}
+    old = file.read() if path.exists() else []
+    others = [row for row in old if row["triton"] != made_from["triton"]]
+    known = {_key(row): row for row in old if row["error"] != NOT_COMPILED}
     wanted = [identity(spec) | made_from for spec in specs]
     missing = [s for s, row in zip(specs, wanted, strict=True) if _key(row) not in known]
     for row in compile_all(missing, jobs, end):
@@ -218,13 +249,15 @@ def survey(
         known[_key(row)] = row
         file.append([row])
     rows = [known[_key(row)] for row in wanted]
-    file.write(rows)  # in order, without what is old
+    by_version = sorted([*others, *rows], key=lambda row: str(row["triton"]))
+    file.write(by_version)  # in order, without what is old
     return rows
 
 
 _COUNTS = (
-    "registers", "spill_bytes", "shared_bytes", "tensor_core", "async_copies", "per_1000",
-    "serial", "error",
+    "registers", "spill_bytes", "loop_spills", "shared_bytes", "programs", "instructions",
+    "tensor_core", "async_copies", "per_1000", "in_flight", "barriers", "serial", "hazards",
+    "error",
 )  # fmt: skip
 _RUN = ("commit", "tree", "date")
 
@@ -236,7 +269,7 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; the exit status says whether all compiles, fits and does not spill."""
+    """Print the table; the exit status says whether none is bad (`is_bad`)."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernels.codegen_report",
         description=(__doc__ or "").splitlines()[0],
@@ -265,7 +298,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     bad = sum(map(is_bad, rows))
-    print(f"{len(rows)} specialisations, {bad} of them do not compile, do not fit or spill")
+    print(
+        f"Triton {triton.__version__}: {len(rows)} specialisations, {bad} of them do not compile, "
+        "do not fit, spill in a loop or have a hazard"
+    )
     return 1 if bad else 0
 
 

@@ -36,9 +36,10 @@ def test_everything_compiles(rows):
     assert rows and not errors
 
 
-def test_nothing_spills(rows):
-    spilling = [row for row in rows if row["spill_bytes"]]
+def test_nothing_spills_or_overwrites_what_a_wgmma_reads(rows):
+    spilling = [row for row in rows if row["spill_bytes"] or row["loop_spills"] or row["hazards"]]
     assert not spilling
+    assert all(row["programs"] > 0 for row in rows if row["arch"].startswith("sm"))
 
 
 def per_1000(row):
@@ -76,6 +77,38 @@ def test_instructions_per_score_do_not_grow(rows, kernel, height, full, bits):
         and not row["key_mask"]
     ]
     assert counted and counted[0][0] <= full and counted[0][1] <= bits
+
+
+def test_the_survey_keeps_rows_of_another_triton(tmp_path):
+    """And compiles what it has no row of, made from these kernels by this Triton."""
+    code = """if True:
+        import pathlib, sys
+        from benchmarks.kernels import codegen_report as report
+        path = pathlib.Path(sys.argv[1])
+        specs = [report.Specialisation("forward", "sm90", height) for height in (64, 32)]
+        compiled = []
+        def made_up(specs, jobs, end):
+            compiled.append(len(specs))
+            for spec in specs:
+                yield report.identity(spec) | dict.fromkeys(report._COUNTS, "1") | {"error": "x"}
+        report.compile_all = made_up
+        for version in ("3.9.0", "3.6.0", "3.9.0"):
+            report.triton.__version__ = version
+            assert len(report.survey(path, specs, 1, 0)) == 2
+        report.survey(path, specs[:1], 1, 0)  # the other is not launched any more
+        report.kernels_fingerprint = lambda: "other kernels"
+        report.survey(path, specs, 1, 0)
+        assert compiled == [2, 2, 0, 0, 2], compiled
+    """
+    path = tmp_path / "survey.csv"
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, env=ENVIRONMENT, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["triton"] for row in rows] == ["3.6.0", "3.6.0", "3.9.0", "3.9.0"]
+    assert [row["kernels"] == "other kernels" for row in rows] == [False, False, True, True]
 
 
 # By tile rows. The first outside its loop; the others since dq masks probabilities of hidden keys,
