@@ -16,14 +16,16 @@ Call = Callable[[], object]
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-def alone(call: Call) -> dict[str, float]:
+def alone(call: Call, *, milliseconds: float = 100.0) -> dict[str, float]:
     """Milliseconds of a call with a cold L2: its 20, 50 and 80 % quantiles, as columns of a row.
 
-    `do_bench` clears the cache before each call, and raises whatever the call raises.
+    `do_bench` clears the cache before each call, and raises whatever the call raises. All calls
+    together take about `milliseconds`, and a quarter of that to warm up.
     """
     from triton.testing import do_bench
 
-    found = do_bench(call, quantiles=[0.2, 0.5, 0.8])
+    quantiles = [0.2, 0.5, 0.8]
+    found = do_bench(call, warmup=milliseconds / 4, rep=milliseconds, quantiles=quantiles)
     return {
         name: round(ms, 4) for name, ms in zip(("ms_20", "ms_50", "ms_80"), found, strict=True)
     }
