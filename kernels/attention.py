@@ -13,13 +13,12 @@ import torch
 from .launch import (
     alignment,
     int16_key_mask,
-    run_delta,
     run_merge,
     run_tiles,
     strides,
     with_contiguous_rows,
 )
-from .program import KernelProgram
+from .program import KernelProgram, Side
 
 # In the kernels a smaller one, as fp32, could be 0: a masked score would be -inf * 0, NaN.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
@@ -87,32 +86,39 @@ def backward(
     share key heads, and are added up afterwards. Queries with an LSE of -inf must hold numbers, in
     q and grad_o.
     """
-    batch, heads, q_len, head_dim = q.shape
+    _, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]
-    dq = q.new_empty(batch, q_len, heads, head_dim)
     dtype = k.dtype if k.shape[1] == heads else torch.float32
-    dk, dv = (k.new_empty(batch, kv_len, heads, head_dim, dtype=dtype) for _ in range(2))
+    dq = _new_gradient(q, heads, q_len, q.dtype, program.queries)
+    dk, dv = (_new_gradient(k, heads, kv_len, dtype, program.keys) for _ in range(2))
     if q.numel() == 0 or k.numel() == 0:
         return tuple(x.zero_().transpose(1, 2) for x in (dq, dk, dv))
-    grad_o, o = with_contiguous_rows(grad_o), with_contiguous_rows(o)
-    stats = run_delta(o, grad_o, lse.contiguous(), grad_lse)
+    grad_o = with_contiguous_rows(grad_o)
     q, scale = _with_positive_scale(q, options.scale)
     repeats, arguments = _arguments(q, k, v, program, options._replace(scale=scale), grad_o)
     arguments |= {
         "grad_o_ptr": grad_o,
-        "stats_ptr": stats,
+        "stats_ptr": lse.new_empty(*lse.shape, 2),
         **strides("g", grad_o, arguments["ALIGN"]),
     }
     heads_per_item = arguments["heads_per_item"]
     part_dq = _scratch(program.queries.num_slots, repeats, head_dim, lse)
-    outputs = {"dq_ptr": dq, "part_dq_ptr": part_dq}
-    run_tiles("dq", program.queries, repeats, arguments | outputs)
+    of_queries = {
+        "o_ptr": o.transpose(1, 2).contiguous(),
+        "lse_ptr": lse.contiguous(),
+        "grad_lse_ptr": None if grad_lse is None else grad_lse.contiguous(),
+        "HAS_GRAD_LSE": grad_lse is not None,
+        "dq_ptr": dq,
+        "part_dq_ptr": part_dq,
+    }
+    run_tiles("dq", program.queries, repeats, arguments | of_queries)
     run_merge(program.queries, repeats, heads_per_item, part_dq, dq)
     part_dk, part_dv = (_scratch(program.keys.num_slots, repeats, head_dim, lse) for _ in range(2))
     outputs = {"dk_ptr": dk, "dv_ptr": dv, "part_dk_ptr": part_dk, "part_dv_ptr": part_dv}
     run_tiles("dkdv", program.keys, repeats, arguments | outputs | {"kv_len": kv_len})
     run_merge(program.keys, repeats, heads_per_item, part_dk, dk)
     run_merge(program.keys, repeats, heads_per_item, part_dv, dv)
+    dq, dk, dv = dq.to(q.dtype), dk.to(dtype), dv.to(dtype)
     if abs(options.scale) < _SMALLEST_SCALE:
         dq = torch.zeros_like(dq)
     elif options.scale < 0.0:
@@ -159,6 +165,19 @@ def _arguments(
         "HAS_DROPOUT": has_dropout,
         "ALIGN": align,
     }
+
+
+def _new_gradient(
+    x: torch.Tensor, heads: int, length: int, dtype: torch.dtype, side: Side
+) -> torch.Tensor:
+    """Memory for a gradient, [B, length, H, D].
+
+    Where tiles go on from what others left in it, fp32 in place of fp16: a sum that fp16 can hold
+    may have parts that it cannot.
+    """
+    if side.chained and dtype == torch.float16:
+        dtype = torch.float32
+    return x.new_empty(x.shape[0], length, heads, x.shape[3], dtype=dtype)
 
 
 def _scratch(num_slots: int, repeats: int, head_dim: int, lse: torch.Tensor) -> torch.Tensor:

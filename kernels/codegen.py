@@ -21,8 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .assembly import Instruction, copies_in_flight, main_loops, read_gcn, read_sass
-from .configs import LaunchConfig, block_d, launch_config
-from .delta import delta_kernel
+from .configs import MERGE, LaunchConfig, block_d, launch_config
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
 from .forward import forward_kernel
@@ -50,17 +49,15 @@ KERNELS = {
     "forward": forward_kernel,
     "dq": dq_kernel,
     "dkdv": dkdv_kernel,
-    "delta": delta_kernel,
     "merge": merge_kernel,
 }
 
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _POINTERS = {
-    "key_mask_ptr": "*i16", "seed_ptr": "*i64", "items_ptr": "*i64", "rows_ptr": "*i32",
-    "slots_ptr": "*i32", "cols_ptr": "*i32", "words_ptr": "*i32", "merges_ptr": "*i32",
-    "lse_ptr": "*fp32", "stats_ptr": "*fp32", "part_o_ptr": "*fp32", "part_lse_ptr": "*fp32",
-    "part_ptr": "*fp32", "part_dq_ptr": "*fp32", "part_dk_ptr": "*fp32", "part_dv_ptr": "*fp32",
-    "grad_lse_ptr": "*fp32",
+    "key_mask_ptr": "*i16", "seed_ptr": "*i64", "records_ptr": "*i32", "cols_ptr": "*i32",
+    "words_ptr": "*i32", "merges_ptr": "*i32", "lse_ptr": "*fp32", "stats_ptr": "*fp32",
+    "part_o_ptr": "*fp32", "part_lse_ptr": "*fp32", "part_ptr": "*fp32", "part_dq_ptr": "*fp32",
+    "part_dk_ptr": "*fp32", "part_dv_ptr": "*fp32",
 }  # fmt: skip
 _FLOATS = {"scale", "keep_scale"}
 
@@ -69,7 +66,7 @@ _FLOATS = {"scale", "keep_scale"}
 class Specialisation:
     """One compiled form of a kernel: everything that changes its code.
 
-    "delta" and "merge" have no tiles; their `height` is the rows of a program.
+    "merge" has no tiles; its `height` is the rows of a program.
     """
 
     kernel: str
@@ -84,14 +81,15 @@ class Specialisation:
     @property
     def launch(self) -> LaunchConfig:
         """Its launch configuration, the shipped one unless `config` is given."""
-        if self.kernel in ("delta", "merge"):
-            return LaunchConfig(block_m=1, block_n=1, num_warps=4, num_stages=1)
+        if self.kernel == "merge":
+            return MERGE
         return self.config or launch_config(
             self.kernel,
             self.arch,
             self.height,
             self.head_dim,
             self.dtype.itemsize,
+            self.has_key_mask,
             self.has_dropout,
         )
 
@@ -178,7 +176,8 @@ def compile_code(spec: Specialisation) -> Code:
         "TARGET": target_of(spec.arch),
         "BLOCK_R": spec.height,
         "HAS_LSE": True,
-        "HAS_GRAD_LSE": True,
+        "HAS_GRAD_LSE": False,
+        "grad_lse_ptr": None,
     }
     if not spec.has_key_mask:
         constants["key_mask_ptr"] = None
@@ -197,20 +196,11 @@ def compile_code(spec: Specialisation) -> Code:
     compiled = triton.compile(
         source,
         target=TARGETS[spec.arch],
-        options={"enable_fp_fusion": True, **_options(config)},
+        options={**config.options, "enable_fp_fusion": True},
     )
     if "cubin" not in compiled.asm:
         return _read_amd(spec, compiled)
     return _read_nvidia(spec, compiled)
-
-
-def _options(config: LaunchConfig) -> dict[str, int]:
-    """What of a configuration is the compiler's, and not a constant of the kernel."""
-    return {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if not name.startswith("block_") and value is not None
-    }
 
 
 def _type_of(name: str, spec: Specialisation, constants: dict[str, Any]) -> str:
@@ -292,7 +282,7 @@ def _cuobjdump(option: str, cubin: pathlib.Path) -> str:
 
 
 def _loops(instructions: list[Instruction], spec: Specialisation) -> list[Loop]:
-    if spec.kernel in ("delta", "merge"):
+    if spec.kernel == "merge":
         return []
     entries = spec.launch.block_m * spec.launch.block_n
     per_thread = entries // (spec.launch.num_warps * TARGETS[spec.arch].warp_size)

@@ -25,16 +25,29 @@ class LaunchConfig:
         block_n: gathered columns per step, 32, 64 or 128.
         num_warps: warps per program.
         num_stages: steps in flight, this one included.
+        maxnreg: registers that a thread may use, so that more programs share a processor; None
+            leaves it to the compiler. For NVIDIA GPUs alone.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told beside the constants."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.maxnreg is None else {**options, "maxnreg": self.maxnreg}
 
 
-MEASURED: dict[tuple[str, str, int, int, int, bool], LaunchConfig] = {}
-"""(kernel, architecture, tile height, padded head size, bytes of a number, dropout): measured."""
+MERGE = LaunchConfig(block_m=1, block_n=1, num_warps=4, num_stages=1)
+"""Of the merge kernel, which has no tiles."""
+
+MEASURED: dict[tuple[str, str, int, int, int, bool, bool], LaunchConfig] = {}
+"""Measured, by (kernel, architecture, tile height, padded head size, bytes of a number, key mask,
+dropout)."""
 
 # 16-bit inputs and D <= 64, by kernel and tile height; wider heads and dropout are derived.
 _HALF: dict[tuple[str, int], LaunchConfig] = {
@@ -126,15 +139,21 @@ def shared_limit(arch: str) -> int:
 
 @functools.cache
 def launch_config(
-    kernel: str, arch: str, height: int, head_dim: int, itemsize: int, has_dropout: bool
+    kernel: str,
+    arch: str,
+    height: int,
+    head_dim: int,
+    itemsize: int,
+    has_key_mask: bool = False,
+    has_dropout: bool = False,
 ) -> LaunchConfig:
     """The configuration of `kernel` ("forward", "dq", "dkdv") on `arch` ("sm90", "gfx942", ...).
 
-    >>> launch_config("forward", "sm90", 64, 64, itemsize=2, has_dropout=False).num_warps
+    >>> launch_config("forward", "sm90", 64, 64, itemsize=2).num_warps
     4
     """
     width = block_d(head_dim)
-    measured = MEASURED.get((kernel, arch, height, width, itemsize, has_dropout))
+    measured = MEASURED.get((kernel, arch, height, width, itemsize, has_key_mask, has_dropout))
     if measured:
         return measured
     family = family_of(arch)

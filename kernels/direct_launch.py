@@ -10,6 +10,8 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 
+from .configs import LaunchConfig
+
 _MOST_PROGRAMS = 2**31 - 1
 
 DIRECT_LAUNCH = os.environ.get("SPARSEBERT_DIRECT_LAUNCH", "1") != "0"
@@ -49,9 +51,7 @@ class Launcher:
         self._numbers = names[len(self._pointers) : len(names) - len(self._constants)]
         assert [*self._pointers, *self._numbers, *self._constants] == names
 
-    def __call__(
-        self, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int = 1
-    ) -> None:
+    def __call__(self, programs: int, arguments: dict[str, Any], config: LaunchConfig) -> None:
         """Launch so many programs; `arguments` may hold more than the kernel takes."""
         if programs > _MOST_PROGRAMS:
             raise ValueError(
@@ -62,19 +62,17 @@ class Launcher:
         first = arguments[self._pointers[0]]
         if first.is_cuda and first.get_device() != torch.cuda.current_device():
             with torch.cuda.device(first.device):  # Triton launches on the current one
-                self._launch(programs, arguments, num_warps, num_stages)
+                self._launch(programs, arguments, config)
         else:
-            self._launch(programs, arguments, num_warps, num_stages)
+            self._launch(programs, arguments, config)
 
-    def _launch(
-        self, programs: int, arguments: dict[str, Any], num_warps: int, num_stages: int
-    ) -> None:
+    def _launch(self, programs: int, arguments: dict[str, Any], config: LaunchConfig) -> None:
         pointers = [arguments[name] for name in self._pointers]
         numbers = [arguments[name] for name in self._numbers]
         constants = [arguments[name] for name in self._constants]
         key = None
         if self._can_launch_directly:
-            key = _specialisation_key(pointers, numbers, (*constants, num_warps, num_stages))
+            key = _specialisation_key(pointers, numbers, (*constants, config))
             if key in self.compiled and not self.kernel.pre_run_hooks:
                 self.compiled[key][programs, 1, 1](*pointers, *numbers, *constants)
                 return
@@ -82,9 +80,8 @@ class Launcher:
             *pointers,
             *numbers,
             **dict(zip(self._constants, constants, strict=True)),
-            num_warps=num_warps,
-            num_stages=num_stages,
             enable_fp_fusion=True,
+            **config.options,
         )
         if key is not None and isinstance(compiled, CompiledKernel):
             self.compiled[key] = compiled

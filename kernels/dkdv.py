@@ -22,7 +22,7 @@ from .primitives import (
     mask_by_words,
 )
 from .softmax import exponential, log_unit
-from .work_item import load_work_item, store_rows, words_at
+from .work_item import load_cols, load_earlier, load_work_item, store_rows, words_at
 
 
 class _KeyRows(NamedTuple):
@@ -45,13 +45,34 @@ class _Queries(NamedTuple):
 
 
 @triton.jit
+def _load_stats(queries, cols):
+    """LSE and delta of gathered queries, [BLOCK_N]."""
+    stats_ptrs = queries.stats_ptr + cols.to(tl.int64)[:, None] * 2 + tl.arange(0, 2)[None, :]
+    return tl.split(tl.load(stats_ptrs))
+
+
+@triton.jit
+def _next_step(item, queries, start, ahead, CONST: tl.constexpr):
+    """What the step after the one that begins at column `start` takes; see `work_item.next_step`.
+
+    Its columns, the LSE and delta of these queries, and the columns of the step after it.
+    """
+    lse, delta = _load_stats(queries, ahead)
+    cols = load_cols(item, start + CONST.BLOCK_N, CONST)
+    ahead = load_cols(item, start + 2 * CONST.BLOCK_N, CONST)
+    return cols, lse, delta, ahead
+
+
+@triton.jit
 def _dkdv_step(
     dk,  # [BLOCK_M, BLOCK_D]
     dv,  # [BLOCK_M, BLOCK_D]
     keys,
     queries,
+    cols,  # [BLOCK_N] query positions
+    lse,  # [BLOCK_N], in `log_unit`
+    delta,  # [BLOCK_N]
     dropout,
-    cols_ptr,
     words_ptr,
     qk_scale,
     HAS_WORDS: tl.constexpr,
@@ -59,9 +80,6 @@ def _dkdv_step(
 ):
     """Add what BLOCK_N gathered queries contribute to dK (without the scale) and dV."""
     k, v = keys.k, keys.v
-    cols = tl.load(cols_ptr + tl.arange(0, CONST.BLOCK_N))
-    stats_ptrs = queries.stats_ptr + cols.to(tl.int64)[:, None] * 2 + tl.arange(0, 2)[None, :]
-    lse, delta = tl.split(tl.load(stats_ptrs))
     q = load_rows(queries.q_ptr, cols, queries.stride_qn, None, CONST)
     do = load_rows(queries.grad_o_ptr, cols, queries.stride_gn, None, CONST)
     s = dot(k, tl.trans(q), None, CONST)  # [BLOCK_M keys, BLOCK_N queries]
@@ -86,8 +104,16 @@ def _dkdv_step(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
-        *("stride_mb", "first_item", "num_items", "heads_per_item", "num_slots"),
-        *("num_heads", "group_size", "q_len", "kv_len", "drop_threshold"),
+        *("stride_mb", "first_record", "num_items", "num_long", "repeats"),
+        *(
+            "heads_per_item",
+            "num_slots",
+            "num_heads",
+            "group_size",
+            "q_len",
+            "kv_len",
+            "drop_threshold",
+        ),
     ]
 )
 def dkdv_kernel(
@@ -95,16 +121,14 @@ def dkdv_kernel(
     k_ptr,  # [B, H_kv, M, D]
     v_ptr,  # [B, H_kv, M, D]
     grad_o_ptr,  # [B, H, N, D]
-    stats_ptr,  # fp32 [B, H, N, 2], from `delta_kernel`
-    key_mask_ptr,  # int16 [B, M / 2], see `is_real`
+    stats_ptr,  # fp32 [B, H, N, 2], from `dq_kernel`
+    key_mask_ptr,  # int16 [B, M / 2], see `load_key_mask`
     seed_ptr,  # int64 [1]
     dk_ptr,  # [B, M, H, D], one for each query head
     dv_ptr,  # [B, M, H, D]
     part_dk_ptr,  # fp32 [repeats, num_slots, D]
     part_dv_ptr,  # fp32 [repeats, num_slots, D]
-    items_ptr,
-    rows_ptr,
-    slots_ptr,
+    records_ptr,
     cols_ptr,
     words_ptr,
     stride_qb,
@@ -120,8 +144,10 @@ def dkdv_kernel(
     stride_gh,
     stride_gn,
     stride_mb,
-    first_item,
+    first_record,
     num_items,
+    num_long,
+    repeats,
     heads_per_item,
     num_slots,
     num_heads,
@@ -156,7 +182,7 @@ def dkdv_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        items_ptr, rows_ptr, slots_ptr, cols_ptr, words_ptr, first_item, num_items,
+        records_ptr, cols_ptr, words_ptr, first_record, num_items, num_long, repeats,
         heads_per_item, group_size, CONST,
     )  # fmt: skip
     rows = item.rows
@@ -190,17 +216,26 @@ def dkdv_kernel(
     dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full, width = item.full, item.width
+    cols = item.first_cols
+    lse, delta = _load_stats(queries, cols)
+    ahead = load_cols(item, BLOCK_N, CONST)
     if full > 0:  # as in the forward kernel
         for start in tl.range(0, full, BLOCK_N):
             dk, dv = _dkdv_step(
-                dk, dv, keys, queries, dropout, item.cols_ptr + start, item.words_ptr, qk_scale,
+                dk, dv, keys, queries, cols, lse, delta, dropout, item.words_ptr, qk_scale,
                 False, CONST,
             )  # fmt: skip
+            cols, lse, delta, ahead = _next_step(item, queries, start, ahead, CONST)
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             dk, dv = _dkdv_step(
-                dk, dv, keys, queries, dropout, item.cols_ptr + start,
-                words_at(item, start, HEIGHT), qk_scale, True, CONST,
+                dk, dv, keys, queries, cols, lse, delta, dropout, words_at(item, start, HEIGHT),
+                qk_scale, True, CONST,
             )  # fmt: skip
-    store_rows(dk * scale, dk_ptr, part_dk_ptr, item, kv_len, num_heads, num_slots, CONST)
+            cols, lse, delta, ahead = _next_step(item, queries, start, ahead, CONST)
+    dk *= scale
+    if item.continues:
+        dk += load_earlier(dk_ptr, item, kv_len, num_heads, CONST)
+        dv += load_earlier(dv_ptr, item, kv_len, num_heads, CONST)
+    store_rows(dk, dk_ptr, part_dk_ptr, item, kv_len, num_heads, num_slots, CONST)
     store_rows(dv, dv_ptr, part_dv_ptr, item, kv_len, num_heads, num_slots, CONST)

@@ -1,8 +1,8 @@
-"""The backward kernel over query tiles: dQ.
+"""The backward kernel over query tiles: dQ, and what dK and dV need of each query.
 
 It recomputes the probabilities from the LSE (FlashAttention-2, Dao, 2023), over the tiles of the
 forward pass. So every result has one writer and nothing is added atomically; rows that several
-tiles cover go to scratch and are added up by `merge.py`.
+tiles cover are chained or added up as in the forward pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from . import layout
 from .philox import draw_dropout, keep
 from .primitives import (
     Constants,
@@ -23,7 +24,18 @@ from .primitives import (
     mask_by_words,
 )
 from .softmax import exponential, log_unit
-from .work_item import columns_with_real_keys, load_work_item, store_rows, words_at
+from .work_item import (
+    columns_with_real_keys,
+    first_step,
+    load_earlier,
+    load_packed,
+    load_work_item,
+    next_step,
+    store_rows,
+    words_at,
+)
+
+_FINAL = tl.constexpr(layout.FINAL)
 
 
 class _Queries(NamedTuple):
@@ -37,19 +49,54 @@ class _Queries(NamedTuple):
 
 
 @triton.jit
+def _load_stats(
+    o_ptr,
+    lse_ptr,
+    grad_lse_ptr,
+    stats_ptr,
+    do,
+    item,
+    q_len,
+    num_heads,
+    HAS_GRAD_LSE: tl.constexpr,
+    CONST: tl.constexpr,
+):
+    """LSE in `log_unit` and delta of a tile's queries; `dkdv_kernel` finds them in `stats`.
+
+    delta = rowsum(o * grad_o) - grad_lse. A row with nothing to attend gets +inf and 0, so that
+    its probabilities, exp(s - inf), are 0. Of several tiles that cover a row one writes.
+    """
+    rows = item.rows
+    index = (item.batch * num_heads + item.head) * q_len + rows
+    lse = tl.load(lse_ptr + index, mask=rows >= 0, other=-float("inf"))
+    o = load_packed(o_ptr, item, q_len, num_heads, rows >= 0, CONST)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    if HAS_GRAD_LSE:
+        delta -= tl.load(grad_lse_ptr + index, mask=rows >= 0, other=0.0)
+    alive = lse > -float("inf")
+    delta = tl.where(alive, delta, 0.0)
+    lse = tl.where(alive, lse * log_unit(do.dtype == tl.float32), float("inf"))
+    writes = (rows >= 0) & ((item.slots == _FINAL) | (item.slots >= 0) & (item.slots % 2 == 0))
+    tl.store(stats_ptr + index * 2, lse, mask=writes)
+    tl.store(stats_ptr + index * 2 + 1, delta, mask=writes)
+    return lse, delta
+
+
+@triton.jit
 def _dq_step(
     dq,  # [BLOCK_M, BLOCK_D]
     queries,
     keys,
+    cols,  # [BLOCK_N] key positions
+    pairs,  # [BLOCK_N] of the key mask
     dropout,
-    cols_ptr,
     words_ptr,
     qk_scale,
     HAS_WORDS: tl.constexpr,
     CONST: tl.constexpr,
 ):
     """Add what BLOCK_N gathered keys contribute to dQ, without the scale."""
-    cols, visible, k, v = gather_keys(keys, cols_ptr, CONST)
+    visible, k, v = gather_keys(keys, cols, pairs, CONST)
     s = dot(queries.q, tl.trans(k), None, CONST)  # [BLOCK_M, BLOCK_N]
     dp = dot(queries.do, tl.trans(v), None, CONST)
     p = exponential(s * qk_scale, queries.lse[:, None], k.dtype == tl.float32)
@@ -70,8 +117,8 @@ def _dq_step(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
-        *("stride_mb", "first_item", "num_items", "heads_per_item", "num_slots"),
-        *("num_heads", "group_size", "q_len", "drop_threshold"),
+        *("stride_mb", "first_record", "num_items", "num_long", "repeats"),
+        *("heads_per_item", "num_slots", "num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
 def dq_kernel(
@@ -79,14 +126,15 @@ def dq_kernel(
     k_ptr,  # [B, H_kv, M, D]
     v_ptr,  # [B, H_kv, M, D]
     grad_o_ptr,  # [B, H, N, D]
-    stats_ptr,  # fp32 [B, H, N, 2], from `delta_kernel`
-    key_mask_ptr,  # int16 [B, M / 2], see `is_real`
+    o_ptr,  # [B, N, H, D]
+    lse_ptr,  # fp32 [B, H, N]
+    grad_lse_ptr,  # fp32 [B, H, N]; with HAS_GRAD_LSE
+    key_mask_ptr,  # int16 [B, M / 2], see `load_key_mask`
     seed_ptr,  # int64 [1]
     dq_ptr,  # [B, N, H, D]
+    stats_ptr,  # fp32 [B, H, N, 2]
     part_dq_ptr,  # fp32 [repeats, num_slots, D]
-    items_ptr,
-    rows_ptr,
-    slots_ptr,
+    records_ptr,
     cols_ptr,
     words_ptr,
     stride_qb,
@@ -102,8 +150,10 @@ def dq_kernel(
     stride_gh,
     stride_gn,
     stride_mb,
-    first_item,
+    first_record,
     num_items,
+    num_long,
+    repeats,
     heads_per_item,
     num_slots,
     num_heads,
@@ -114,6 +164,7 @@ def dq_kernel(
     drop_threshold,
     HAS_KEY_MASK: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -137,7 +188,7 @@ def dq_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        items_ptr, rows_ptr, slots_ptr, cols_ptr, words_ptr, first_item, num_items,
+        records_ptr, cols_ptr, words_ptr, first_record, num_items, num_long, repeats,
         heads_per_item, group_size, CONST,
     )  # fmt: skip
     rows = item.rows
@@ -145,15 +196,12 @@ def dq_kernel(
     grad_o_ptr = head_ptr(grad_o_ptr, item.batch, item.head, stride_gb, stride_gh, ALIGN)
     k_ptr = head_ptr(k_ptr, item.batch, item.kv_head, stride_kb, stride_kh, ALIGN)
     v_ptr = head_ptr(v_ptr, item.batch, item.kv_head, stride_vb, stride_vh, ALIGN)
-    first_query = (item.batch * num_heads + item.head) * q_len
-    stats_ptrs = stats_ptr + (first_query + rows) * 2
-    queries = _Queries(
-        lse=tl.load(stats_ptrs, mask=rows >= 0, other=float("inf")),
-        delta=tl.load(stats_ptrs + 1, mask=rows >= 0, other=0.0),
-        q=load_rows(q_ptr, rows, stride_qn, rows >= 0, CONST),
-        do=load_rows(grad_o_ptr, rows, stride_gn, rows >= 0, CONST),
-        rows=rows,
+    q = load_rows(q_ptr, rows, stride_qn, rows >= 0, CONST)
+    do = load_rows(grad_o_ptr, rows, stride_gn, rows >= 0, CONST)
+    lse, delta = _load_stats(
+        o_ptr, lse_ptr, grad_lse_ptr, stats_ptr, do, item, q_len, num_heads, HAS_GRAD_LSE, CONST
     )
+    queries = _Queries(q=q, do=do, lse=lse, delta=delta, rows=rows)
     if HAS_KEY_MASK:
         key_mask_ptr += item.batch * stride_mb
     full, width, substitute = columns_with_real_keys(item, key_mask_ptr, CONST)
@@ -162,7 +210,6 @@ def dq_kernel(
         v_ptr=v_ptr,
         stride_kn=stride_kn,
         stride_vn=stride_vn,
-        key_mask_ptr=key_mask_ptr,
         substitute=substitute,
     )
     dropout = draw_dropout(
@@ -171,16 +218,21 @@ def dq_kernel(
 
     qk_scale = scale * log_unit(q_ptr.dtype.element_ty == tl.float32)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    cols, pairs, ahead = first_step(item, key_mask_ptr, CONST)
     if full > 0:  # as in the forward kernel
         for start in tl.range(0, full, BLOCK_N):
             dq = _dq_step(
-                dq, queries, keys, dropout, item.cols_ptr + start, item.words_ptr, qk_scale,
-                False, CONST,
-            )  # fmt: skip
+                dq, queries, keys, cols, pairs, dropout, item.words_ptr, qk_scale, False, CONST
+            )
+            cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             dq = _dq_step(
-                dq, queries, keys, dropout, item.cols_ptr + start, words_at(item, start, HEIGHT),
-                qk_scale, True, CONST,
+                dq, queries, keys, cols, pairs, dropout, words_at(item, start, HEIGHT), qk_scale,
+                True, CONST,
             )  # fmt: skip
-    store_rows(dq * scale, dq_ptr, part_dq_ptr, item, q_len, num_heads, num_slots, CONST)
+            cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
+    dq *= scale
+    if item.continues:
+        dq += load_earlier(dq_ptr, item, q_len, num_heads, CONST)
+    store_rows(dq, dq_ptr, part_dq_ptr, item, q_len, num_heads, num_slots, CONST)

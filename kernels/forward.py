@@ -1,8 +1,9 @@
 """The forward kernel: one program per tile, head and batch.
 
 FlashAttention's loop (Dao et al., 2022) over the tile's gathered columns: first those that every
-row attends to, then those with a bit test. Rows that this tile alone covers are final; the others
-go to scratch, normalised, with their LSE, for `merge.py`.
+row attends to, then those with a bit test. Results of rows that this tile alone covers go where
+they belong; of two tiles that cover a row the second starts from what the first left there.
+Results of more go to scratch, normalised, with their LSE, for `merge.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import layout
 from .philox import draw_dropout, keep
 from .primitives import (
     Constants,
@@ -21,7 +23,17 @@ from .primitives import (
     mask_by_words,
 )
 from .softmax import exponential, finite, log_unit
-from .work_item import columns_with_real_keys, load_work_item, store_rows, words_at
+from .work_item import (
+    columns_with_real_keys,
+    first_step,
+    load_earlier,
+    load_work_item,
+    next_step,
+    store_rows,
+    words_at,
+)
+
+_CONTINUED = tl.constexpr(layout.CONTINUED)
 
 
 @triton.jit
@@ -32,15 +44,16 @@ def _attend(
     q,  # [BLOCK_M, BLOCK_D]
     rows,  # [BLOCK_M] query positions, for dropout
     keys,
+    cols,  # [BLOCK_N] key positions
+    pairs,  # [BLOCK_N] of the key mask
     dropout,
-    cols_ptr,
     words_ptr,
     qk_scale,
     HAS_WORDS: tl.constexpr,
     CONST: tl.constexpr,
 ):
-    """One step of BLOCK_N columns; the pointers are at its first column and words."""
-    cols, visible, k, v = gather_keys(keys, cols_ptr, CONST)
+    """One step of BLOCK_N columns."""
+    visible, k, v = gather_keys(keys, cols, pairs, CONST)
     s = dot(q, tl.trans(k), None, CONST)  # [BLOCK_M, BLOCK_N]
     if HAS_WORDS:
         s = mask_by_words(s, words_ptr, -float("inf"), CONST)
@@ -66,23 +79,21 @@ def _attend(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_mb"),
-        *("first_item", "num_items", "heads_per_item", "num_slots"),
-        *("num_heads", "group_size", "q_len", "drop_threshold"),
+        *("first_record", "num_items", "num_long", "repeats"),
+        *("heads_per_item", "num_slots", "num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
 def forward_kernel(
     q_ptr,  # [B, H, N, D]
     k_ptr,  # [B, H_kv, M, D]
     v_ptr,  # [B, H_kv, M, D]
-    key_mask_ptr,  # int16 [B, M / 2], see `is_real`
+    key_mask_ptr,  # int16 [B, M / 2], see `load_key_mask`
     seed_ptr,  # int64 [1]
     o_ptr,  # [B, N, H, D]
     lse_ptr,  # fp32 [B, H, N], natural
     part_o_ptr,  # fp32 [repeats, num_slots, D]: o of the covering tiles
     part_lse_ptr,  # fp32 [repeats, num_slots]: their LSE
-    items_ptr,
-    rows_ptr,
-    slots_ptr,
+    records_ptr,
     cols_ptr,
     words_ptr,
     stride_qb,
@@ -95,8 +106,10 @@ def forward_kernel(
     stride_vh,
     stride_vn,
     stride_mb,
-    first_item,
+    first_record,
     num_items,
+    num_long,
+    repeats,
     heads_per_item,
     num_slots,
     num_heads,
@@ -129,7 +142,7 @@ def forward_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        items_ptr, rows_ptr, slots_ptr, cols_ptr, words_ptr, first_item, num_items,
+        records_ptr, cols_ptr, words_ptr, first_record, num_items, num_long, repeats,
         heads_per_item, group_size, CONST,
     )  # fmt: skip
     rows = item.rows
@@ -145,7 +158,6 @@ def forward_kernel(
         v_ptr=v_ptr,
         stride_kn=stride_kn,
         stride_vn=stride_vn,
-        key_mask_ptr=key_mask_ptr,
         substitute=substitute,
     )
     dropout = draw_dropout(
@@ -154,28 +166,36 @@ def forward_kernel(
 
     unit = log_unit(q.dtype == tl.float32)
     qk_scale = scale * unit
+    lse_ptrs = lse_ptr + (item.batch * num_heads + item.head) * q_len + rows
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    if item.continues:
+        goes_on = item.slots == _CONTINUED
+        maximum = unit * tl.load(lse_ptrs, mask=goes_on, other=-float("inf"))
+        total = tl.where(maximum == -float("inf"), 0.0, 1.0)
+        acc = load_earlier(o_ptr, item, q_len, num_heads, CONST) / keep_scale
+    cols, pairs, ahead = first_step(item, key_mask_ptr, CONST)
     # A loop that may run zero times makes ptxas wait after every single wgmma (C7515); hence "if".
     if full > 0:
         for start in tl.range(0, full, BLOCK_N):
             acc, total, maximum = _attend(
-                acc, total, maximum, q, rows, keys, dropout, item.cols_ptr + start,
-                item.words_ptr, qk_scale, False, CONST,
+                acc, total, maximum, q, rows, keys, cols, pairs, dropout, item.words_ptr,
+                qk_scale, False, CONST,
             )  # fmt: skip
+            cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
     if width > full:
         for start in tl.range(full, width, BLOCK_N):
             acc, total, maximum = _attend(
-                acc, total, maximum, q, rows, keys, dropout, item.cols_ptr + start,
+                acc, total, maximum, q, rows, keys, cols, pairs, dropout,
                 words_at(item, start, HEIGHT), qk_scale, True, CONST,
             )  # fmt: skip
+            cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
 
     dead = total == 0.0
     safe_total = tl.where(dead, 1.0, total)
     o = acc * (keep_scale / safe_total)[:, None]
     lse = tl.where(dead, -float("inf"), maximum / unit + tl.log(safe_total))
-    final, part = store_rows(o, o_ptr, part_o_ptr, item, q_len, num_heads, num_slots, CONST)
+    written, part = store_rows(o, o_ptr, part_o_ptr, item, q_len, num_heads, num_slots, CONST)
     tl.store(part_lse_ptr + part, lse, mask=part >= 0)
-    lse_ptrs = lse_ptr + (item.batch * num_heads + item.head) * q_len + rows
-    tl.store(lse_ptrs, lse, mask=final)
+    tl.store(lse_ptrs, lse, mask=written)

@@ -9,8 +9,7 @@ import torch
 import triton
 
 from .architecture import architecture
-from .configs import block_d, launch_config
-from .delta import delta_kernel
+from .configs import MERGE, block_d, launch_config
 from .direct_launch import Launcher
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
@@ -20,17 +19,15 @@ from .program import Side
 
 _LAUNCHERS = {
     "forward": Launcher(forward_kernel),
-    "delta": Launcher(delta_kernel),
     "dq": Launcher(dq_kernel),
     "dkdv": Launcher(dkdv_kernel),
     "merge": Launcher(merge_kernel),
 }
-_DELTA_ROWS = 32  # rows per program of the delta kernel
 _MERGE_ROWS = 16  # rows per program of the merge kernel
 
 
 def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) -> None:
-    """Launch a kernel for each tile height of `side`; its work is done `repeats` times.
+    """Launch a kernel for each group of `side`; its work is done `repeats` times.
 
     That is for each batch, and for each head if one list of work serves all heads.
     """
@@ -38,30 +35,31 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
     head_dim = q.shape[-1]
     arch = architecture(q.device)
     arguments |= {
-        "items_ptr": side.items,
-        "rows_ptr": side.rows,
-        "slots_ptr": side.slots,
+        "records_ptr": side.records,
         "cols_ptr": side.cols,
         "words_ptr": side.words,
         "num_slots": side.num_slots,
+        "repeats": repeats,
         "HEAD_DIM": head_dim,
         "BLOCK_D": block_d(head_dim),
         "PRECISION": dot_precision(q.dtype, arch, head_dim),
         "TARGET": target_of(arch),
     }
-    for height, first_item, num_items in side.groups:
+    for group in side.groups:
         config = launch_config(
-            name, arch, height, head_dim, q.element_size(), arguments["HAS_DROPOUT"]
-        )
+            name, arch, group.height, head_dim, q.element_size(), arguments["HAS_KEY_MASK"],
+            arguments["HAS_DROPOUT"],
+        )  # fmt: skip
         arguments |= {
-            "first_item": first_item,
-            "num_items": num_items,
-            "HEIGHT": height,
+            "first_record": group.first,
+            "num_items": group.items,
+            "num_long": group.long,
+            "HEIGHT": group.height,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
         }
-        programs = num_items * repeats * (height // config.block_m)
-        _LAUNCHERS[name](programs, arguments, config.num_warps, config.num_stages)
+        programs = group.items * repeats * (group.height // config.block_m)
+        _LAUNCHERS[name](programs, arguments, config)
 
 
 def run_merge(
@@ -95,36 +93,7 @@ def run_merge(
         "BLOCK_D": block_d(head_dim),
     }
     programs = triton.cdiv(num_merges, _MERGE_ROWS) * repeats
-    _LAUNCHERS["merge"](programs, arguments, num_warps=4)
-
-
-def run_delta(
-    o: torch.Tensor, grad_o: torch.Tensor, lse: torch.Tensor, grad_lse: torch.Tensor | None
-) -> torch.Tensor:
-    """LSE and delta of each query, fp32 [B, H, N, 2]; see `delta_kernel`."""
-    batch, heads, q_len, head_dim = o.shape
-    stats = lse.new_empty(*lse.shape, 2)
-    align = alignment(o, grad_o)
-    arguments = {
-        "o_ptr": o,
-        "grad_o_ptr": grad_o,
-        "lse_ptr": lse,
-        "grad_lse_ptr": None if grad_lse is None else grad_lse.contiguous(),
-        "stats_ptr": stats,
-        **strides("o", o, align),
-        **strides("g", grad_o, align),
-        "num_heads": heads,
-        "q_len": q_len,
-        "HAS_GRAD_LSE": grad_lse is not None,
-        "HEAD_DIM": head_dim,
-        "BLOCK_R": _DELTA_ROWS,
-        "BLOCK_D": block_d(head_dim),
-        "ALIGN": align,
-        "TARGET": target_of(architecture(o.device)),
-    }
-    programs = triton.cdiv(q_len, _DELTA_ROWS) * batch * heads
-    _LAUNCHERS["delta"](programs, arguments, num_warps=4)
-    return stats
+    _LAUNCHERS["merge"](programs, arguments, MERGE)
 
 
 def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:

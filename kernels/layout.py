@@ -12,6 +12,9 @@ WORD_COLUMNS = 32
 COLUMN_PAD = 128
 """Column lists are padded to a multiple of this; no kernel takes a longer step."""
 
+LOOK_AHEAD = 2 * COLUMN_PAD
+"""Columns behind the last list that may be read, and must be columns: loops read ahead."""
+
 PACKED_HEIGHTS = (128, 64, 32, 16)
 """Tile heights, in the order in which work items are sorted, and launched."""
 
@@ -24,20 +27,37 @@ Tensor cores give a thread columns 8 j + 2 (lane % 4) + {0, 1}; theirs are one b
 that the thread tests constant bits (`primitives.mask_by_words`).
 """
 
-# The fields of a work item, int64: a tile, run for one head.
-ROW_START = 0  # where its rows begin, in `rows` and `slots`
-COL_START = 1  # where its gathered columns begin, in `cols`
-WORD_START = 2  # where its words begin, in `words`
-WORD_COL = 3  # the first of its columns that has words
-FULL = 4  # how many leading columns every row attends to
-WIDTH = 5  # how many columns it has, without padding
-HEAD = 6  # the head; the first of them, if one list serves all heads
-SLOT_BASE = 7  # what to add to its `slots` for this head; -1 if it alone covers all its rows
-ITEM_FIELDS = 8
+# The record of a work item (a tile, run for one head), int32: a header, the row of each slot, the
+# `slots` beside them, and the first columns. A program has all that it needs to load queries and
+# keys after one trip to memory.
+COL_START = 0  # where its gathered columns begin in `cols`, in units of `COL_UNIT`
+WORD_START = 1  # where its words begin in `words`, in units of `WORD_UNIT`
+WORD_COL = 2  # the first of its columns that has words
+FULL = 3  # how many leading columns every row attends to
+WIDTH = 4  # how many columns it has, without padding
+HEAD = 5  # the head; the first of them, if one list serves all heads
+SLOT_BASE = 6  # what to add to its `slots` for this head; -1 if no row of it goes to scratch
+CONTINUES = 7  # whether it goes on from what an earlier launch left of some of its rows
+HEADER_FIELDS = 8
 
-# The fields of an entry of `merges`, int32: a row that no tile covers, or several.
+FIRST_COLUMNS = COLUMN_PAD  # in the record
+RECORD_UNIT = 8  # its size is a multiple of this, in which `Group.first` counts
+COL_UNIT = WORD_COLUMNS
+WORD_UNIT = 16
+
+# What `slots` say of a row beside its place in scratch, which is twice the number of the partial
+# result, and one more unless that is the row's first.
+FINAL = -1  # the tile covers the row alone, or is the first of two: its result is written out
+CONTINUED = -2  # the tile is the second of two, and goes on from what was written out
+
+# The fields of an entry of `merges`, int32: a row that no tile covers, or several at once.
 MERGE_HEAD = 0
 MERGE_ROW = 1
 MERGE_FIRST = 2  # its first partial result
 MERGE_COUNT = 3  # how many there are, next to each other
 MERGE_FIELDS = 4
+
+
+def record_size(height: int) -> int:
+    """Numbers in the record of a tile of so many rows."""
+    return HEADER_FIELDS + 2 * height + FIRST_COLUMNS

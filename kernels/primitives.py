@@ -36,22 +36,12 @@ class Constants(NamedTuple):
     TARGET: tl.constexpr
 
 
-class RowConstants(NamedTuple):
-    """Those of `Constants` that loading rows takes."""
-
-    HEAD_DIM: tl.constexpr
-    BLOCK_D: tl.constexpr
-    ALIGN: tl.constexpr
-    TARGET: tl.constexpr
-
-
 class Keys(NamedTuple):
     """The keys and values of one head, for `gather_keys`.
 
     Attributes:
         k_ptr, v_ptr: where the head's rows begin.
         stride_kn, stride_vn: from row to row.
-        key_mask_ptr: the batch's key mask; with HAS_KEY_MASK.
         substitute: a real key, whose row is loaded in place of hidden ones; with HAS_KEY_MASK.
     """
 
@@ -59,7 +49,6 @@ class Keys(NamedTuple):
     v_ptr: tl.tensor
     stride_kn: tl.tensor
     stride_vn: tl.tensor
-    key_mask_ptr: tl.tensor
     substitute: tl.tensor
 
 
@@ -134,34 +123,43 @@ def load_rows(base_ptr, index, stride, valid, CONST: tl.constexpr):
 
 
 @triton.jit
-def gather_keys(keys, cols_ptr, CONST: tl.constexpr):
-    """The next BLOCK_N gathered columns: their key positions, which are real, and rows of k and v.
+def gather_keys(keys, cols, pairs, CONST: tl.constexpr):
+    """BLOCK_N gathered columns: which are real, and their rows of k and v.
 
-    Whatever the rows of hidden keys hold, NaN maybe: they are not loaded, but `keys.substitute`.
+    `pairs` are their pairs of the key mask. Whatever the rows of hidden keys hold, NaN maybe: they
+    are not loaded, but `keys.substitute`.
     """
-    cols = tl.load(cols_ptr + tl.arange(0, CONST.BLOCK_N))
     visible = cols >= 0
     if CONST.HAS_KEY_MASK:
-        visible = is_real(keys.key_mask_ptr, cols, None)
+        visible = real_of_pairs(pairs, cols)
         cols = tl.where(visible, cols, keys.substitute)
     k = load_rows(keys.k_ptr, cols, keys.stride_kn, None, CONST)
     v = load_rows(keys.v_ptr, cols, keys.stride_vn, None, CONST)
-    return cols, visible, k, v
+    return visible, k, v
+
+
+@triton.jit
+def load_key_mask(key_mask_ptr, keys):
+    """The pairs of the key mask that keys are in, int32.
+
+    Its bytes are in pairs (`launch.int16_key_mask`) and not loaded one by one: of all types that a
+    product's operands depend on, Triton takes the smallest for their own, and then chooses a
+    layout that doubles the instructions.
+    """
+    return tl.load(key_mask_ptr + (keys >> 1)).to(tl.int32)
+
+
+@triton.jit
+def real_of_pairs(pairs, keys):
+    """Whether keys are real, by their pairs of the key mask."""
+    return ((pairs >> ((keys & 1) * 8)) & 0xFF) != 0
 
 
 @triton.jit
 def is_real(key_mask_ptr, keys, valid):
-    """Whether keys are real by the key mask, whose bytes are in pairs (`launch.int16_key_mask`).
-
-    `valid` is None if all keys are; the others are not real. Not loaded as bytes: of all types
-    that a product's operands depend on, Triton takes the smallest for their own, and then chooses
-    a layout that doubles the instructions.
-    """
-    if valid is None:
-        pair = tl.load(key_mask_ptr + (keys >> 1))
-    else:
-        pair = tl.load(key_mask_ptr + (keys >> 1), mask=valid, other=0)
-    return ((pair.to(tl.int32) >> ((keys & 1) * 8)) & 0xFF) != 0
+    """Whether keys are real by the key mask; those that are not `valid` are not."""
+    pairs = tl.load(key_mask_ptr + (keys >> 1), mask=valid, other=0).to(tl.int32)
+    return real_of_pairs(pairs, keys)
 
 
 @triton.jit

@@ -6,41 +6,48 @@ the fields of a work item and the order of bits in a word stand in `layout`.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 
-from .layout import PACKED_HEIGHTS
+
+class Group(NamedTuple):
+    """The work items of one launch: tiles of one height.
+
+    Attributes:
+        height: rows of a tile.
+        first: where their records begin, in units of `layout.RECORD_UNIT` numbers.
+        items: how many there are.
+        long: how many of them, the first ones, take much longer than the rest. They are started
+            before all others, of all batches and heads, lest the machine wait for them at the end.
+    """
+
+    height: int
+    first: int
+    items: int
+    long: int
 
 
 class Side(NamedTuple):
     """The work of one direction: tiles of query rows, or of key rows.
 
     Attributes:
-        items: int64 [W, 8], one work item (a tile run for one head) a row.
-        rows: int32, the row of each slot of a tile, -1 where it has none.
-        slots: int32, where a row that several tiles cover leaves its partial result, else -1.
+        records: int32, the records of all work items (a tile run for one head).
         cols: int32, gathered columns of each tile, padded.
         words: int32, bit words of each tile's rows.
-        merges: int32 [R, 4], the rows that are not covered exactly once.
+        merges: int32 [R, 4], the rows that no tile covers, or several at once.
         num_slots: partial results, of all listed heads together.
-        counts: work items of each of `PACKED_HEIGHTS`; the items are sorted so.
+        chained: some tiles go on from what others wrote out.
+        groups: the launches, in order: those of the tiles that go on come last.
     """
 
-    items: torch.Tensor
-    rows: torch.Tensor
-    slots: torch.Tensor
+    records: torch.Tensor
     cols: torch.Tensor
     words: torch.Tensor
     merges: torch.Tensor
     num_slots: int
-    counts: tuple[int, ...]
-
-    @property
-    def groups(self) -> tuple[tuple[int, int, int], ...]:
-        """(height, first work item, work items) for each tile height that occurs."""
-        return _groups(self.counts)
+    chained: bool
+    groups: tuple[Group, ...]
 
 
 class KernelProgram(NamedTuple):
@@ -63,13 +70,3 @@ class KernelProgram(NamedTuple):
 
 def _to(side: Side, device: torch.device | str) -> Side:
     return Side(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in side))
-
-
-@functools.lru_cache(maxsize=1024)  # each new length has counts of its own
-def _groups(counts: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
-    groups, first = [], 0
-    for height, count in zip(PACKED_HEIGHTS, counts, strict=True):
-        if count:
-            groups.append((height, first, count))
-        first += count
-    return tuple(groups)

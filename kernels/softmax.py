@@ -12,7 +12,7 @@ def finite(maximum):
 
     Every loop with a running maximum takes it through here; scores that are -inf then become
     exp(-inf - 0) = 0. The backward loops have the LSE, which is +inf for a row with nothing to
-    attend (see `delta_kernel`), so that all its probabilities are exp(s - inf) = 0.
+    attend (see `dq.py`), so that all its probabilities are exp(s - inf) = 0.
     """
     return tl.where(maximum == -float("inf"), 0.0, maximum)
 

@@ -8,9 +8,8 @@ import triton
 import triton.language as tl
 
 from . import layout
-from .primitives import is_real, packed_ptrs
+from .primitives import load_key_mask, packed_ptrs, real_of_pairs
 
-_ROW_START = tl.constexpr(layout.ROW_START)
 _COL_START = tl.constexpr(layout.COL_START)
 _WORD_START = tl.constexpr(layout.WORD_START)
 _WORD_COL = tl.constexpr(layout.WORD_COL)
@@ -18,7 +17,13 @@ _FULL = tl.constexpr(layout.FULL)
 _WIDTH = tl.constexpr(layout.WIDTH)
 _HEAD = tl.constexpr(layout.HEAD)
 _SLOT_BASE = tl.constexpr(layout.SLOT_BASE)
-_ITEM_FIELDS = tl.constexpr(layout.ITEM_FIELDS)
+_CONTINUES = tl.constexpr(layout.CONTINUES)
+_HEADER_FIELDS = tl.constexpr(layout.HEADER_FIELDS)
+_FIRST_COLUMNS = tl.constexpr(layout.FIRST_COLUMNS)
+_RECORD_UNIT = tl.constexpr(layout.RECORD_UNIT)
+_COL_UNIT = tl.constexpr(layout.COL_UNIT)
+_WORD_UNIT = tl.constexpr(layout.WORD_UNIT)
+_CONTINUED = tl.constexpr(layout.CONTINUED)
 _WORD_COLUMNS = tl.constexpr(layout.WORD_COLUMNS)
 
 
@@ -29,13 +34,15 @@ class WorkItem(NamedTuple):
         batch, head, kv_head: int64, for products with strides; the last is the key head's.
         repeat: which of the repetitions of the work list this is; each has scratch of its own.
         rows: int32 [BLOCK_M], positions; -1 for an empty slot.
-        cols_ptr: the tile's gathered columns.
+        slots: int32 [BLOCK_M], what becomes of the rows' results, see `layout`.
+        slot_base: what to add to a place in scratch; negative if no row of the tile has one.
+        continues: whether the tile goes on from what an earlier one wrote of some of its rows.
+        first_cols: int32 [BLOCK_N], the gathered columns of the first step.
+        cols_ptr: all gathered columns of the tile.
         full: how many of them every row attends to, in whole steps.
         width: how many there are.
         words_ptr: the rows' words, of columns from `word_col` on.
         word_col: the first column that has words.
-        slots_ptr, row_start: where the rows' slots begin.
-        slot_base: what to add to a slot; negative if no row of the tile has one.
     """
 
     batch: tl.tensor
@@ -43,65 +50,69 @@ class WorkItem(NamedTuple):
     kv_head: tl.tensor
     repeat: tl.tensor
     rows: tl.tensor
+    slots: tl.tensor
+    slot_base: tl.tensor
+    continues: tl.tensor
+    first_cols: tl.tensor
     cols_ptr: tl.tensor
     full: tl.tensor
     width: tl.tensor
     words_ptr: tl.tensor
     word_col: tl.tensor
-    slots_ptr: tl.tensor
-    row_start: tl.tensor
-    slot_base: tl.tensor
 
 
 @triton.jit
 def load_work_item(
-    items_ptr,
-    rows_ptr,
-    slots_ptr,
+    records_ptr,
     cols_ptr,
     words_ptr,
-    first_item,
+    first_record,
     num_items,
+    num_long,
+    repeats,
     heads_per_item,
     group_size,
     CONST: tl.constexpr,
 ):
     """This program's `WorkItem`.
 
-    HEIGHT / BLOCK_M programs share the rows of an item. Programs of one batch and head are
-    neighbours, so that they share its keys in the cache.
+    HEIGHT / BLOCK_M programs share the rows of an item. The long items come first, of all batches
+    and heads. Of the others those of one batch and head are neighbours, so that they share its
+    keys in the cache.
     """
     BLOCKS: tl.constexpr = CONST.HEIGHT // CONST.BLOCK_M
+    RECORD: tl.constexpr = _HEADER_FIELDS + 2 * CONST.HEIGHT + _FIRST_COLUMNS
     program = tl.program_id(0)
     block = program % BLOCKS
     program = program // BLOCKS
-    item_ptr = items_ptr + (first_item + program % num_items).to(tl.int64) * _ITEM_FIELDS
-    repeat = program // num_items
-    head = tl.load(item_ptr + _HEAD).to(tl.int32) + repeat % heads_per_item
+    is_long = program < num_long * repeats
+    program -= tl.where(is_long, 0, num_long * repeats)
+    length = tl.where(is_long, num_long, num_items - num_long)
+    repeat = program // length
+    index = program - repeat * length + tl.where(is_long, 0, num_long)
+    record_ptr = records_ptr + first_record.to(tl.int64) * _RECORD_UNIT
+    record_ptr += index.to(tl.int64) * RECORD
+    head = tl.load(record_ptr + _HEAD) + repeat % heads_per_item
     batch = repeat // heads_per_item
-    row_start = tl.load(item_ptr + _ROW_START) + block * CONST.BLOCK_M
-    cols_ptr += tl.load(item_ptr + _COL_START)
-    words_ptr += tl.load(item_ptr + _WORD_START) + block * CONST.BLOCK_M
-    word_col = tl.load(item_ptr + _WORD_COL).to(tl.int32)
-    full = tl.load(item_ptr + _FULL).to(tl.int32) // CONST.BLOCK_N * CONST.BLOCK_N
-    width = tl.load(item_ptr + _WIDTH).to(tl.int32)
-    slot_base = tl.load(item_ptr + _SLOT_BASE)
-    m = tl.arange(0, CONST.BLOCK_M)
-    rows = tl.load(rows_ptr + row_start + m)
+    rows_ptr = record_ptr + _HEADER_FIELDS + block * CONST.BLOCK_M + tl.arange(0, CONST.BLOCK_M)
+    first_cols_ptr = record_ptr + _HEADER_FIELDS + 2 * CONST.HEIGHT
+    cols_ptr += tl.load(record_ptr + _COL_START).to(tl.int64) * _COL_UNIT
+    words_ptr += tl.load(record_ptr + _WORD_START).to(tl.int64) * _WORD_UNIT
     return WorkItem(
         batch=batch.to(tl.int64),
         head=head.to(tl.int64),
         kv_head=(head // group_size).to(tl.int64),
         repeat=repeat,
-        rows=rows,
+        rows=tl.load(rows_ptr),
+        slots=tl.load(rows_ptr + CONST.HEIGHT),
+        slot_base=tl.load(record_ptr + _SLOT_BASE),
+        continues=tl.load(record_ptr + _CONTINUES),
+        first_cols=tl.load(first_cols_ptr + tl.arange(0, CONST.BLOCK_N)),
         cols_ptr=cols_ptr,
-        full=full,
-        width=width,
-        words_ptr=words_ptr,
-        word_col=word_col,
-        slots_ptr=slots_ptr,
-        row_start=row_start,
-        slot_base=slot_base,
+        full=tl.load(record_ptr + _FULL) // CONST.BLOCK_N * CONST.BLOCK_N,
+        width=tl.load(record_ptr + _WIDTH),
+        words_ptr=words_ptr + block * CONST.BLOCK_M,
+        word_col=tl.load(record_ptr + _WORD_COL),
     )
 
 
@@ -109,6 +120,12 @@ def load_work_item(
 def words_at(item, column, HEIGHT: tl.constexpr):
     """Where the words of a step begin, whose first column is `column`."""
     return item.words_ptr + (column - item.word_col) // _WORD_COLUMNS * HEIGHT
+
+
+@triton.jit
+def load_cols(item, first, CONST: tl.constexpr):
+    """BLOCK_N gathered columns, from the one numbered `first` on."""
+    return tl.load(item.cols_ptr + first + tl.arange(0, CONST.BLOCK_N))
 
 
 @triton.jit
@@ -123,12 +140,70 @@ def columns_with_real_keys(item, key_mask_ptr, CONST: tl.constexpr):
     if CONST.HAS_KEY_MASK:
         found = tl.full([CONST.BLOCK_N], -1, tl.int32)
         for start in tl.range(0, width, CONST.BLOCK_N):
-            keys = tl.load(item.cols_ptr + start + tl.arange(0, CONST.BLOCK_N))
-            found = tl.maximum(found, tl.where(is_real(key_mask_ptr, keys, None), keys, -1))
+            keys = load_cols(item, start, CONST)
+            is_real = real_of_pairs(load_key_mask(key_mask_ptr, keys), keys)
+            found = tl.maximum(found, tl.where(is_real, keys, -1))
         substitute = tl.max(found, 0)
         full = tl.where(substitute < 0, 0, full)
         width = tl.where(substitute < 0, 0, width)
     return full, width, substitute
+
+
+@triton.jit
+def first_step(item, key_mask_ptr, CONST: tl.constexpr):
+    """What the first step of a loop over keys takes: `cols`, `pairs` and `ahead`.
+
+    Its columns, the pairs of the key mask that they are in, and the columns of the next step. A
+    loop carries them, so that no step waits for an index or a bit of its own: Triton then sees
+    loads of keys that depend on no load of the same step, and starts them steps ahead. Without a
+    key mask only the columns count; the rest is the same once more.
+    """
+    cols = item.first_cols
+    pairs = cols
+    ahead = cols
+    if CONST.HAS_KEY_MASK:
+        pairs = load_key_mask(key_mask_ptr, cols)
+        ahead = load_cols(item, CONST.BLOCK_N, CONST)
+    return cols, pairs, ahead
+
+
+@triton.jit
+def next_step(item, key_mask_ptr, start, ahead, CONST: tl.constexpr):
+    """The same for the step after the one that begins at column `start`.
+
+    Columns are loaded again although `ahead` has them: Triton does not pipeline a loop that hands
+    on what it was handed.
+    """
+    cols = load_cols(item, start + CONST.BLOCK_N, CONST)
+    pairs = cols
+    if CONST.HAS_KEY_MASK:
+        pairs = load_key_mask(key_mask_ptr, ahead)
+        ahead = load_cols(item, start + 2 * CONST.BLOCK_N, CONST)
+    else:
+        ahead = cols
+    return cols, pairs, ahead
+
+
+@triton.jit
+def _packed_rows(x_ptr, item, length, num_heads, CONST: tl.constexpr):
+    """Where the rows of an item are in a tensor [B, length, H, D]: [BLOCK_M, BLOCK_D]."""
+    place = (item.batch * length + item.rows) * num_heads + item.head
+    return packed_ptrs(x_ptr, place, CONST.HEAD_DIM, CONST.BLOCK_D)
+
+
+@triton.jit
+def load_packed(x_ptr, item, length, num_heads, valid, CONST: tl.constexpr):
+    """The rows of an item in a tensor [B, length, H, D]; 0 where they are not `valid`."""
+    pointers = _packed_rows(x_ptr, item, length, num_heads, CONST)
+    in_head = tl.arange(0, CONST.BLOCK_D)[None, :] < CONST.HEAD_DIM
+    return tl.load(pointers, mask=valid[:, None] & in_head, other=0.0)
+
+
+@triton.jit
+def load_earlier(out_ptr, item, length, num_heads, CONST: tl.constexpr):
+    """What an earlier tile wrote of the rows that go on from there, fp32; 0 for the others."""
+    goes_on = item.slots == _CONTINUED
+    return load_packed(out_ptr, item, length, num_heads, goes_on, CONST).to(tl.float32)
 
 
 @triton.jit
@@ -142,23 +217,20 @@ def store_rows(
     num_slots,
     CONST: tl.constexpr,
 ):
-    """Write a tile's result: to `out` where it is final, else to scratch, for `merge.py`.
+    """Write a tile's result: to `out` where no other tile has to be merged with it, else to
+    scratch, for `merge.py`.
 
-    Returns which rows are final, and the places of the others in scratch (valid if not negative).
+    Returns which rows are in `out`, and the places of the others in scratch (valid if not
+    negative).
     """
-    slots_ptr = item.slots_ptr + item.row_start
-    first_place = item.batch * length
     in_head = tl.arange(0, CONST.BLOCK_D)[None, :] < CONST.HEAD_DIM
     part = tl.full([CONST.BLOCK_M], -1, tl.int64)
     if item.slot_base >= 0:
-        slots = tl.load(slots_ptr + tl.arange(0, CONST.BLOCK_M))
-        in_scratch = slots >= 0
-        part = item.repeat.to(tl.int64) * num_slots + item.slot_base + slots
-        part = tl.where(in_scratch, part, -1)
+        part = item.repeat.to(tl.int64) * num_slots + item.slot_base + (item.slots >> 1)
+        part = tl.where(item.slots >= 0, part, -1)
         part_ptrs = packed_ptrs(part_ptr, part, CONST.HEAD_DIM, CONST.BLOCK_D)
         tl.store(part_ptrs, x, mask=(part >= 0)[:, None] & in_head)
-    final = (item.rows >= 0) & (part < 0)
-    place = (first_place + item.rows) * num_heads + item.head
-    out_ptrs = packed_ptrs(out_ptr, place, CONST.HEAD_DIM, CONST.BLOCK_D)
-    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=final[:, None] & in_head)
-    return final, part
+    written = (item.rows >= 0) & (item.slots < 0)
+    out_ptrs = _packed_rows(out_ptr, item, length, num_heads, CONST)
+    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=written[:, None] & in_head)
+    return written, part

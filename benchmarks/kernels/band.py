@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsebert.backends.triton_pack import pack_program, pack_tiles
+from sparsebert.backends.triton_pack import pack_program
 from sparsebert.kernels.program import KernelProgram
 from sparsebert.tiles.build import TileGroup, build_tile_set
 
@@ -29,5 +29,5 @@ def band_program(
         for part in range(parts):
             bits = np.packbits(dense & (np.arange(length) % parts == part), -1, "little")
             groups.append(TileGroup(0, bits, rows))
-    packed = pack_tiles(build_tile_set(groups, 1, length, length), np.zeros(1, dtype=np.int64))
-    return pack_program(packed, packed)
+    tiles = build_tile_set(groups, 1, length, length)
+    return pack_program(tiles, tiles, np.zeros(1, dtype=np.int64))

@@ -68,7 +68,7 @@ NOT_COMPILED = "not compiled: out of time"
 
 _SOURCES = (
     *("layout", "philox", "softmax", "primitives", "work_item"),
-    *("forward", "delta", "dq", "dkdv", "merge"),
+    *("forward", "dq", "dkdv", "merge"),
 )
 _TILE_KERNELS = ("forward", "dq", "dkdv")
 
@@ -87,7 +87,6 @@ def representative() -> list[Specialisation]:
         Specialisation("dkdv", "sm90", 64),
         Specialisation("dkdv", "sm90", 16, has_key_mask=True, has_dropout=True),
         Specialisation("dkdv", "sm80", 16, head_dim=128, dtype=torch.float32),
-        Specialisation("delta", "sm90", 32),
         Specialisation("merge", "sm90", 16),
     ]
 

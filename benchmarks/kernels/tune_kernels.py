@@ -50,7 +50,7 @@ Measure = Callable[["LaunchEntry", LaunchConfig], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class LaunchEntry:
-    """One entry of the launch table."""
+    """One entry of the launch table, without a key mask."""
 
     kernel: str
     arch: str
@@ -60,16 +60,16 @@ class LaunchEntry:
     has_dropout: bool
 
     @property
-    def key(self) -> tuple[str, str, int, int, int, bool]:
+    def key(self) -> tuple[str, str, int, int, int, bool, bool]:
         """Its key in `configs.MEASURED`."""
         width, itemsize = block_d(self.head_dim), self.dtype.itemsize
-        return (self.kernel, self.arch, self.height, width, itemsize, self.has_dropout)
+        return (self.kernel, self.arch, self.height, width, itemsize, False, self.has_dropout)
 
     @property
     def shipped(self) -> LaunchConfig:
         """Its present configuration."""
         return launch_config(
-            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize,
+            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize, False,
             self.has_dropout,
         )  # fmt: skip
 

@@ -51,9 +51,7 @@ class Triton(Backend):
 
     def lower(self, schedule: Schedule, heads: np.ndarray) -> KernelProgram:
         sides = schedule.queries(heads), schedule.keys(heads)
-        return triton_pack.pack_program(
-            *(triton_pack.pack_tiles(side, schedule.head_map) for side in sides)
-        )
+        return triton_pack.pack_program(*sides, schedule.head_map)
 
     def forward(self, call: Call, program: KernelProgram) -> Forward:
         kernels = _kernels()

@@ -8,115 +8,128 @@ chunks, and works out which rows several tiles cover.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from sparsebert.backends.triton_stages import choose_stages
 from sparsebert.kernels.layout import (
     COL_START,
+    COL_UNIT,
     COLUMN_PAD,
+    CONTINUED,
+    CONTINUES,
+    FINAL,
+    FIRST_COLUMNS,
     FULL,
     HEAD,
-    ITEM_FIELDS,
+    HEADER_FIELDS,
+    LOOK_AHEAD,
     PACKED_HEIGHTS,
-    ROW_START,
+    RECORD_UNIT,
     SLOT_BASE,
     WIDTH,
     WORD_COL,
     WORD_COLUMNS,
     WORD_ORDER,
     WORD_START,
+    WORD_UNIT,
 )
-from sparsebert.kernels.program import KernelProgram, Side
+from sparsebert.kernels.program import Group, KernelProgram, Side
 from sparsebert.tiles.format import TileSet
 
 _UNPACKED_LIMIT = 1 << 26  # bytes of unpacked bits held at once
+_LONG = 1.5  # a tile is long from so many times the mean of its launch on
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedTiles:
-    """All work of one direction of a plan (see `pack_tiles`).
+def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> Side:
+    """Lay out `tiles` for the kernels, on the CPU.
 
-    Attributes:
-        items: int64 [W, 8], one work item (a tile run for one head) per row: where its rows,
-            columns and words begin; the first column that has words; how many leading columns
-            all rows attend to; the width of the list without padding; the head; and what to add
-            to `slots` for this head, -1 if every row of the tile is covered by it alone.
-        counts: work items of each of `PACKED_HEIGHTS`; the items are sorted so.
-        rows: int32, the row of each slot of a tile; -1 for an empty one, and where the tile has
-            no entry of the row.
-        slots: int32, beside `rows`: where a row that several tiles cover leaves its partial
-            result; -1 for a row that is covered once.
-        cols: int32, column lists padded to `COLUMN_PAD` by repeating the last column.
-        words: int32, for each `WORD_COLUMNS` columns from WORD_COL on one word per row:
-            [columns / 32, height] a tile, bits in the order of `WORD_ORDER`.
-        merges: int32 [R, 4], the rows that are not covered exactly once, those with the most
-            partial results first: (head, row, first partial result, how many).
-        num_slots: partial results of all heads together.
-        per_head: the heads are listed; else one list (head 0) serves every head.
+    `head_map` says which distinct head each head uses; if it is the same for all, one list of
+    work, of head 0, serves them all. `sparsebert.kernels.layout` says what a record holds.
+
+    - `cols`: column lists padded to `COLUMN_PAD` by repeating the last column, and columns to
+      look ahead to behind the last list.
+    - `words`: for each `WORD_COLUMNS` columns from WORD_COL on one word per row: [columns / 32,
+      height] a tile, bits in the order of `WORD_ORDER`.
+    - A row's slot holds the row, or -1 where it is empty or the tile has no entry of the row.
+    - `merges`: those with the most partial results first: (head, row, first partial result, how
+      many). Rows that no tile covers are among them, with none.
     """
-
-    items: np.ndarray
-    counts: tuple[int, ...]
-    rows: np.ndarray
-    slots: np.ndarray
-    cols: np.ndarray
-    words: np.ndarray
-    merges: np.ndarray
-    num_slots: int
-    per_head: bool
-
-
-def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> PackedTiles:
-    """Lay out `tiles` for the kernels; `head_map` says which distinct head each head uses."""
     per_head = len(np.unique(head_map)) > 1
     heads = head_map if per_head else head_map[:1]
     cols, col_start = _pad_columns(tiles)
     words, word_start, word_col, units = _row_words(tiles)
     rows = _rows_in_use(tiles, words, word_start, units)
-    slots, slot_count, first_slot = _partial_slots(tiles, rows)
+    covering = _cover_rows(tiles, rows)
 
     # Every head that uses a tile gets a work item; the tile's arrays are shared.
-    slots_of_head = slot_count.sum(axis=1)[heads]
+    slots_of_head = covering.partials.sum(axis=1)[heads]
     slot_base = np.cumsum(slots_of_head) - slots_of_head
-    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
-    partial = np.bincount(tile_of_slot[slots >= 0], minlength=tiles.num_tiles) > 0
     users = [np.flatnonzero(heads == u) for u in range(tiles.num_heads)]
     tile = np.repeat(np.arange(tiles.num_tiles), [len(users[u]) for u in tiles.head])
     head = np.concatenate([users[u] for u in tiles.head]) if len(tile) else tile
-    items = np.zeros((len(tile), ITEM_FIELDS), dtype=np.int64)
-    items[:, ROW_START] = tiles.row_start[tile]
-    items[:, COL_START] = col_start[tile]
-    items[:, WORD_START] = word_start[tile]
-    items[:, WORD_COL] = word_col[tile]
-    items[:, FULL] = tiles.full[tile]
-    items[:, WIDTH] = tiles.width[tile]
-    items[:, HEAD] = head
-    items[:, SLOT_BASE] = np.where(partial[tile], slot_base[head] if len(tile) else 0, -1)
-    height = tiles.height[tile]
-    return PackedTiles(
-        items=items,
-        counts=tuple(int((height == h).sum()) for h in PACKED_HEIGHTS),
-        rows=rows,
-        slots=slots,
-        cols=cols,
-        words=words,
-        merges=_merge_list(heads, slot_count, first_slot, slot_base),
+    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
+    header = np.zeros((len(tile), HEADER_FIELDS), dtype=np.int32)
+    header[:, COL_START] = col_start[tile] // COL_UNIT
+    header[:, WORD_START] = word_start[tile] // WORD_UNIT
+    header[:, WORD_COL] = word_col[tile]
+    header[:, FULL] = tiles.full[tile]
+    header[:, WIDTH] = tiles.width[tile]
+    header[:, HEAD] = head
+    in_scratch = _any_of_tile(covering.slots >= 0, tile_of_slot, tiles.num_tiles)
+    header[:, SLOT_BASE] = np.where(in_scratch[tile], slot_base[head] if len(tile) else 0, -1)
+    goes_on = _any_of_tile(covering.slots == CONTINUED, tile_of_slot, tiles.num_tiles)
+    header[:, CONTINUES] = goes_on[tile]
+
+    records: list[np.ndarray] = []
+    groups: list[Group] = []
+    first = 0
+    for stage, height in itertools.product((0, 1), PACKED_HEIGHTS):
+        chosen = np.flatnonzero((covering.stage[tile] == stage) & (tiles.height[tile] == height))
+        if len(chosen):
+            order, long = _in_order(tiles, tile[chosen], head[chosen])
+            chosen = chosen[order]
+            slots = tiles.row_start[tile[chosen]][:, None] + np.arange(height)
+            firsts = col_start[tile[chosen]][:, None] + np.arange(FIRST_COLUMNS)
+            parts = header[chosen], rows[slots], covering.slots[slots], cols[firsts]
+            records.append(np.concatenate(parts, axis=1).reshape(-1))
+            groups.append(Group(height, first, len(chosen), long))
+            first += records[-1].size // RECORD_UNIT
+    merges = _merge_list(heads, covering, slot_base)
+    arrays = np.concatenate([*records, np.zeros(0, np.int32)]), cols, words, merges
+    return Side(
+        *map(torch.from_numpy, arrays),
         num_slots=int(slots_of_head.sum()),
-        per_head=per_head,
+        chained=bool(goes_on.any()),
+        groups=tuple(groups),
     )
 
 
-def pack_program(queries: PackedTiles, keys: PackedTiles) -> KernelProgram:
-    """A program from the packed tiles of both directions, on the CPU."""
-    return KernelProgram(queries.per_head, _side(queries), _side(keys))
+def pack_program(queries: TileSet, keys: TileSet, head_map: np.ndarray) -> KernelProgram:
+    """A program from the tiles of both directions, on the CPU; see `pack_tiles`."""
+    per_head = len(np.unique(head_map)) > 1
+    return KernelProgram(per_head, pack_tiles(queries, head_map), pack_tiles(keys, head_map))
 
 
-def _side(packed: PackedTiles) -> Side:
-    arrays = packed.items, packed.rows, packed.slots, packed.cols, packed.words, packed.merges
-    tensors = (torch.from_numpy(array) for array in arrays)
-    return Side(*tensors, num_slots=packed.num_slots, counts=packed.counts)
+def _any_of_tile(flags: np.ndarray, tile_of_slot: np.ndarray, num_tiles: int) -> np.ndarray:
+    """Whether any slot of each tile has its flag set, bool [T]."""
+    any_of_tile: np.ndarray = np.bincount(tile_of_slot[flags], minlength=num_tiles) > 0
+    return any_of_tile
+
+
+def _in_order(tiles: TileSet, tile: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, int]:
+    """The order of some work items, and how many of them are long.
+
+    The others go from head to head, and there from row to row: those that run at the same time
+    read the same keys.
+    """
+    width = tiles.width[tile]
+    is_long = width > _LONG * width.mean()
+    order = np.lexsort((tiles.rows[tiles.row_start[tile]], head, ~is_long))
+    return order, int(is_long.sum())
 
 
 def _rows_in_use(
@@ -136,49 +149,67 @@ def _rows_in_use(
     return rows
 
 
-def _partial_slots(tiles: TileSet, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the partial results of each distinct head, those of a row next to each other.
+class _Covering(NamedTuple):
+    """How tiles cover the rows of U distinct heads, and what becomes of their results.
 
-    Returns the number for each row slot (-1 where the row is covered once), and for each distinct
-    head and row how many partial results it has and the first of them. A count of -1 marks a row
-    that no tile covers: it has no partial result, but has to be written.
+    Attributes:
+        stage: int64 [T], in which launch each tile is.
+        slots: int32, for each row slot: `FINAL`, `CONTINUED` or the row's place in scratch.
+        partials: int64 [U, rows], partial results of each row.
+        first: int64 [U, rows], the number of the first of them; those of a head are numbered
+            together, those of a row lie next to each other.
+        covered: bool [U, rows], whether any tile covers the row.
     """
-    place = np.repeat(tiles.head.astype(np.int64), np.diff(tiles.row_start)) * tiles.num_rows
+
+    stage: np.ndarray
+    slots: np.ndarray
+    partials: np.ndarray
+    first: np.ndarray
+    covered: np.ndarray
+
+
+def _cover_rows(tiles: TileSet, rows: np.ndarray) -> _Covering:
+    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
     used = np.flatnonzero(rows >= 0)
-    place = place[used] + rows[used]
+    tile = tile_of_slot[used]
+    place = tiles.head[tile].astype(np.int64) * tiles.num_rows + rows[used]
     total = tiles.num_heads * tiles.num_rows
-    covered = np.bincount(place, minlength=total).reshape(tiles.num_heads, tiles.num_rows)
-    count = np.where(covered > 1, covered, 0)
+    stages = choose_stages(place, tile, tiles.num_tiles, total)
+    covered = np.bincount(place, minlength=total)
+    scratch = (covered[place] > 1) & ~stages.is_first & ~stages.goes_on
+
+    count = np.bincount(place[scratch], minlength=total)
+    count = count.reshape(tiles.num_heads, tiles.num_rows)
     first = (np.cumsum(count, axis=1) - count).astype(np.int64)
+    slots = np.full(len(rows), FINAL, dtype=np.int32)
+    slots[used[stages.goes_on]] = CONTINUED
+    chosen = np.flatnonzero(scratch)
+    chosen = chosen[np.argsort(place[chosen], kind="stable")]  # by row, in the order of its tiles
+    ordered = place[chosen]
+    rank = np.arange(len(chosen)) - np.searchsorted(ordered, ordered, side="left")
+    slots[used[chosen]] = 2 * (first.reshape(-1)[ordered] + rank) + (rank > 0)
+    is_covered = (covered > 0).reshape(count.shape)
+    return _Covering(stages.tile, slots, count, first, is_covered)
 
-    slots = np.full(len(rows), -1, dtype=np.int32)
-    order = np.argsort(place, kind="stable")  # a row's partial results in the order of its tiles
-    ordered = place[order]
-    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
-    several = count.reshape(-1)[ordered] > 0
-    slots[used[order[several]]] = first.reshape(-1)[ordered[several]] + rank[several]
-    return slots, count, np.where(covered == 0, -1, first)
 
-
-def _merge_list(
-    heads: np.ndarray, count: np.ndarray, first: np.ndarray, slot_base: np.ndarray
-) -> np.ndarray:
-    head, row = np.nonzero((count[heads] > 0) | (first[heads] < 0))
-    number = count[heads][head, row]
-    start = np.maximum(first[heads][head, row], 0) + slot_base[head]
+def _merge_list(heads: np.ndarray, covering: _Covering, slot_base: np.ndarray) -> np.ndarray:
+    count, first = covering.partials[heads], covering.first[heads]
+    head, row = np.nonzero((count > 0) | ~covering.covered[heads])
+    number = count[head, row]
+    start = first[head, row] + slot_base[head]
     order = np.argsort(-number, kind="stable")
     return np.stack([head, row, start, number], axis=1)[order].astype(np.int32)
 
 
 def _pad_columns(tiles: TileSet) -> tuple[np.ndarray, np.ndarray]:
-    """Column lists padded to `COLUMN_PAD`, and where each begins."""
+    """Column lists padded to `COLUMN_PAD`, and where each begins; then zeros to look ahead to."""
     width = tiles.width.astype(np.int64)
     padded = -(-width // COLUMN_PAD) * COLUMN_PAD
     start = np.cumsum(padded) - padded
     owner = np.repeat(np.arange(tiles.num_tiles), padded)
     rank = np.arange(len(owner)) - start[owner]
     cols = tiles.cols[tiles.col_start[owner] + np.minimum(rank, width[owner] - 1)]
-    return cols.astype(np.int32), start
+    return np.pad(cols.astype(np.int32), (0, LOOK_AHEAD)), start
 
 
 def _row_words(tiles: TileSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

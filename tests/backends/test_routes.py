@@ -23,6 +23,7 @@ from tests.backends.cases import OPTIONS, PLANS, ROUTES, as_on_a_gpu
 
 pytest.importorskip("triton")
 from sparsebert.kernels import layout
+from tests.backends.records import records_of
 
 
 def explained(plan: AttentionPlan, route: str) -> list[int]:
@@ -32,13 +33,13 @@ def explained(plan: AttentionPlan, route: str) -> list[int]:
 
 @pytest.fixture
 def routes(monkeypatch):
-    """What runs from here on, as lists of (route, head)."""
+    """What runs from here on: routes, and the heads or the kernels' work."""
     ran = []
 
     def record_op(call, program):
         for part in program.parts:
             if part.backend.name == "triton":
-                ran.append(("kernels", part.program.queries.items))
+                ran.append(("kernels", part.program.queries))
             else:
                 name = "dense" if part.backend.name == "dense" else f"{part.backend.name} tiles"
                 ran.append((name, EVERY if part.heads is None else part.heads))
@@ -62,11 +63,13 @@ EVERY = torch.arange(4)
 def on_route(ran, plan: AttentionPlan, route: str, real: dict[int, torch.Tensor]) -> list[int]:
     """The heads that ran on a route; `real` has the values of fake tensors."""
     found = set()
-    for kind, tensor in ran:
+    for kind, what in ran:
         if kind == route:
-            values = real.get(id(tensor), tensor)
-            heads = values[:, layout.HEAD] if kind == "kernels" else values
-            found |= set(heads.tolist())
+            if kind == "kernels":
+                side = what._replace(records=real.get(id(what.records), what.records))
+                found |= {int(header[layout.HEAD]) for _, header, *_ in records_of(side)}
+            else:
+                found |= set(real.get(id(what), what).tolist())
     return sorted(found)
 
 

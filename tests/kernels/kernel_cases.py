@@ -15,7 +15,7 @@ from sparsebert import dropout
 from sparsebert.backends import execution, triton
 from sparsebert.backends.base import Call, Upstream
 from sparsebert.backends.program import Part
-from sparsebert.backends.triton_pack import pack_program, pack_tiles
+from sparsebert.backends.triton_pack import pack_program
 from sparsebert.testing import expected_attention
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.format import TileSet
@@ -47,8 +47,7 @@ def make_program(mask, heights=(64,), parts=1, device=DEVICE):
     head_map = head_map.reshape(-1)
     queries = cover(distinct, heights, parts, seed=1)
     keys = cover(np.ascontiguousarray(distinct.transpose(0, 2, 1)), heights, parts, seed=2)
-    packed = (pack_tiles(tiles, head_map) for tiles in (queries, keys))
-    return pack_program(*packed).to(device)
+    return pack_program(queries, keys, head_map).to(device)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,17 +7,20 @@ arithmetic, see `sparsebert.testing`.
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from sparsebert import dropout, patterns
 from sparsebert.api import sparse_attention
+from sparsebert.backends.triton_pack import pack_tiles
+from sparsebert.kernels.program import KernelProgram
 from sparsebert.plan import compile_plan
 from sparsebert.testing import expected_attention
+from sparsebert.tiles.build import TileGroup, build_tile_set
 
 pytest.importorskip("triton")
 from sparsebert.kernels import attention
-from sparsebert.kernels.launch import run_delta
 from tests.kernels.kernel_cases import (
     DEVICE,
     RESULTS,
@@ -77,6 +80,22 @@ CASES = {
     ),
     "the first real key is far": Case(
         n=16, m=150, full=140, heights=(16,), key_mask=True, hidden=135
+    ),
+    "chained, dropout, key mask": Case(
+        n=40, m=48, heights=(16,), parts=2, dropout_p=0.4, key_mask=True, dtype=torch.bfloat16
+    ),
+    "chained, only the second tile has real keys, or only the first": Case(
+        n=33, m=64, heights=(32,), parts=2, key_mask=True, hidden=40
+    ),
+    "chained, gqa, fp16, grad lse": Case(
+        n=40,
+        m=40,
+        heights=(32, 16),
+        parts=2,
+        heads=4,
+        kv_heads=2,
+        dtype=torch.float16,
+        grad_lse=True,
     ),
     "negative scale": Case(n=17, m=33, heights=(16,), scale=-0.7),
     "scale zero": Case(n=17, m=33, heights=(16,), scale=0.0),
@@ -188,11 +207,12 @@ def test_every_kind_of_stride_gives_the_same_result():
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("n", [31, 33])
+@pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_grad_lse", [False, True])
-def test_what_the_backward_kernels_are_told_of_each_query(n, dtype, with_grad_lse):
-    """LSE and delta; +inf and 0 for a query with nothing to attend, whatever is there."""
+def test_what_dk_and_dv_are_told_of_each_query(parts, dtype, with_grad_lse, monkeypatch):
+    """LSE and delta, from one of the tiles that cover it; +inf and 0 if it has no key."""
+    n = 33
     o, grad_o = torch.randint(-3, 4, (2, 2, 3, n, 16), device=DEVICE).to(dtype)  # exact in fp32
     lse, grad_lse = torch.randint(-9, 10, (2, 2, 3, n), device=DEVICE).float()
     delta = (o.float() * grad_o.float()).sum(-1)
@@ -203,13 +223,81 @@ def test_what_the_backward_kernels_are_told_of_each_query(n, dtype, with_grad_ls
     dead[..., -1] = True
     expected[dead] = torch.tensor([math.inf, 0.0], device=DEVICE)
     lse[dead] = -math.inf
-    o[dead] = grad_o[dead] = grad_lse[dead] = math.nan
-    assert torch.equal(run_delta(o, grad_o, lse, grad_lse if with_grad_lse else None), expected)
+    o[dead] = grad_lse[dead] = math.nan
+    program = make_program(torch.ones(1, n, n, dtype=torch.bool), (16,), parts)
+    assert parts < 2 or program.queries.chained
+    assert parts < 3 or program.queries.num_slots
+    told = {}
+    run_tiles = attention.run_tiles
+
+    def watched(name, side, repeats, arguments):
+        run_tiles(name, side, repeats, arguments)
+        told[name] = arguments["stats_ptr"].clone()
+
+    monkeypatch.setattr(attention, "run_tiles", watched)
+    q = torch.randn_like(o)
+    given = grad_lse if with_grad_lse else None
+    with guarded_memory(monkeypatch):
+        backward(grad_o, given, q, q, q, o, lse, None, None, program, 0.25, 0.0)
+    assert torch.equal(told["dq"], expected) and torch.equal(told["dkdv"], expected)
+
+
+def chain_of_two(first, second, device=DEVICE):
+    """A program whose rows are covered by a tile of the keys `first` and one of `second`."""
+    groups = []
+    for keys in (first, second):
+        dense = torch.zeros(16, 16, dtype=torch.bool)
+        dense[:, keys] = True
+        bits = np.packbits(dense.numpy(), axis=-1, bitorder="little")
+        groups.append(TileGroup(0, bits, np.arange(16, dtype=np.int32)[None]))
+    queries = build_tile_set(groups, 1, 16, 16)
+    keys = make_program(dense[None] | True, (16,)).keys
+    side = pack_tiles(queries, np.zeros(1, dtype=np.int64))
+    assert side.chained and len(side.groups) == 2 and not side.num_slots
+    return KernelProgram(per_head=False, queries=side, keys=keys).to(device)
+
+
+def test_parts_of_a_gradient_that_fp16_cannot_hold():
+    """Their sum can be: 70,000 from each tile, of contrary signs, and 2 more."""
+    q, k, v = torch.zeros(3, 1, 1, 16, 16, dtype=torch.float16, device=DEVICE)
+    # Uniform attention; ds of a key is (dp - delta) / 16, and dp is the first entry of its v.
+    k[..., :8, 0], k[..., 8:, 0] = 280.0, 280.0
+    k[..., 0, 1] = 32.0
+    v[..., :8, 0], v[..., 8:, 0] = 500.0, -500.0
+    program = chain_of_two(slice(0, 8), slice(8, 16))
+    o, lse = forward(q, k, v, None, None, program, 1.0, 0.0)
+    grad_o = torch.zeros_like(o)
+    grad_o[..., 0] = 1.0
+    dq, _, _ = backward(grad_o, None, q, k, v, o, lse, None, None, program, 1.0, 0.0)
+    assert 8 * 500.0 / 16 * 280.0 > 65504.0
+    assert dq.isfinite().all() and dq.dtype == torch.float16
+    assert not dq[..., 0].any() and (dq[..., 1] == 1000.0).all()
+
+
+def test_a_dead_first_tile_leaves_nothing_to_the_second():
+    """Its keys are hidden and hold NaN; what it writes is zero, and -inf."""
+    q, k, v = torch.randn(3, 1, 1, 16, 16, device=DEVICE)
+    key_mask = torch.ones(1, 16, dtype=torch.bool, device=DEVICE)
+    for hidden in (slice(0, 8), slice(8, 16)):
+        key_mask[:] = True
+        key_mask[:, hidden] = False
+        poisoned = [x.masked_fill(~key_mask[:, None, :, None], math.nan) for x in (k, v)]
+        program = chain_of_two(slice(0, 8), slice(8, 16))
+        o, lse = forward(q, *poisoned, key_mask, None, program, 0.25, 0.0)
+        expected = expected_attention(
+            q, *poisoned, torch.ones(1, 16, 16, dtype=torch.bool, device=DEVICE), scale=0.25,
+            key_mask=key_mask,
+        )  # fmt: skip
+        outcomes = expected.outcomes({"o": o, "lse": lse})
+        assert all(outcome.passed for outcome in outcomes), "; ".join(map(str, outcomes))
+    key_mask[:] = False
+    o, lse = forward(q, k, v, key_mask, None, program, 0.25, 0.0)
+    assert not o.any() and (lse == -math.inf).all()
 
 
 def test_rows_of_several_tiles_are_left_to_the_second_pass(monkeypatch):
-    """No tile writes to the place of a row that it does not cover alone, nor merely last."""
-    case = Case(n=40, m=48, heights=(16, 32), parts=2)
+    """No tile writes to the place of a row that three tiles cover."""
+    case = Case(n=40, m=48, heights=(16, 32), parts=3)
     q, k, v, mask, _ = case.tensors()
     program = make_program(mask, case.heights, case.parts)
     o, lse = forward(q, k, v, None, None, program, 0.25, 0.0)

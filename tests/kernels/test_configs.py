@@ -28,12 +28,13 @@ def test_every_combination_has_a_configuration_that_the_kernels_can_run(arch):
         (1, 8, 40, 64, 96, 256),
         (2, 4),
         (False, True),
+        (False, True),
     )
-    for kernel, height, head_dim, itemsize, has_dropout in combinations:
-        config = launch_config(kernel, arch, height, head_dim, itemsize, has_dropout)
+    for kernel, height, head_dim, itemsize, has_key_mask, has_dropout in combinations:
+        config = launch_config(kernel, arch, height, head_dim, itemsize, has_key_mask, has_dropout)
         assert height % config.block_m == 0 and config.block_m >= 16
         assert config.block_n in (32, 64, 128)
-        assert config.num_warps in (1, 2, 4, 8) and config.num_stages in (1, 2)
+        assert config.num_warps in (1, 2, 4, 8) and config.num_stages in (1, 2, 3)
         gathered = 2 * config.block_n * max(16, head_dim) * itemsize  # K and V of a step
         assert gathered <= shared_limit(arch)
 
@@ -79,7 +80,7 @@ def test_launches_on_the_device_of_the_tensors(monkeypatch, current, switches):
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
     monkeypatch.setattr(torch.cuda, "device", switch)
-    Launcher(Kernel())(3, {"x_ptr": x, "n": 5, "BLOCK": 16, "other": 0}, num_warps=4)
+    Launcher(Kernel())(3, {"x_ptr": x, "n": 5, "BLOCK": 16, "other": 0}, configs.MERGE)
     assert launched == [((3,), (x, 5), 16)] and switched == switches
 
 
@@ -122,12 +123,13 @@ def test_heads_are_padded_to_powers_of_two():
 
 def test_what_was_measured_goes_before_the_rest(monkeypatch):
     measured = configs.LaunchConfig(32, 128, 8, 2)
-    key = ("forward", "sm90", 64, 64, 2, False)
+    key = ("forward", "sm90", 64, 64, 2, True, False)
     monkeypatch.setattr(configs, "MEASURED", {key: measured})
     try:
         launch_config.cache_clear()
-        assert launch_config("forward", "sm90", 64, 50, 2, False) == measured
-        assert launch_config("forward", "sm90", 64, 50, 2, True) != measured
+        assert launch_config("forward", "sm90", 64, 50, 2, True, False) == measured
+        assert launch_config("forward", "sm90", 64, 50, 2, True, True) != measured
+        assert launch_config("forward", "sm90", 64, 50, 2, False, False) != measured
     finally:
         launch_config.cache_clear()
 

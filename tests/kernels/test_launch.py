@@ -79,7 +79,8 @@ def far(x):
 
 print(json.dumps({
     "plain": once(),
-    "merges": once(parts=2),
+    "chained": once(parts=2),
+    "merges": once(parts=3),
     "features": once(key_mask=torch.ones(1, 40, dtype=torch.bool), seed=torch.tensor([7]),
                      grad_lse=torch.zeros(1, 2, 40), kv_heads=1),
     "aligned again": once(),
@@ -93,13 +94,13 @@ print(json.dumps({
 
 NEW_LENGTHS = """
 import torch, triton
-from sparsebert.kernels import attention, delta, dkdv, dq, forward, launch
+from sparsebert.kernels import attention, dkdv, dq, forward, launch
 from sparsebert.kernels.stub_driver import StubDriver
 from tests.kernels.kernel_cases import make_program
 
 triton.runtime.driver.set_active(StubDriver())
 launch.architecture = lambda device: "sm90"
-kernels = [forward.forward_kernel, delta.delta_kernel, dq.dq_kernel, dkdv.dkdv_kernel]
+kernels = [forward.forward_kernel, dq.dq_kernel, dkdv.dkdv_kernel]
 
 def run(batch, heads, length):
     program = make_program(torch.ones(1, length, length).triu(-16).tril(16).bool(), device="cpu")
@@ -149,14 +150,20 @@ def test_the_switch_changes_who_launches_and_not_what(records, ordinary_records)
 @pytest.mark.parametrize("direct", ["1", "0"])
 def test_new_batch_sizes_lengths_and_masks_compile_nothing(direct):
     """Launches on a stub in place of the CUDA driver; each kernel is compiled exactly once."""
-    assert run(NEW_LENGTHS, direct) == [1, 1, 1, 1]
+    assert run(NEW_LENGTHS, direct) == [1, 1, 1]
 
 
-@pytest.mark.parametrize("case", ["plain", "merges", "features"])
-def test_a_second_call_launches_the_same_without_triton(records, case):
+@pytest.mark.parametrize(
+    ("case", "launches"), [("plain", 3), ("chained", 6), ("merges", 10), ("features", 3)]
+)
+def test_a_second_call_launches_the_same_without_triton(records, case, launches):
+    """Three kernels over tiles; twice where tiles go on from others, and four merges.
+
+    Those that go on are of no other form.
+    """
     (first, ordinary), (second, again) = records[case]
-    assert len(first) == (8 if case == "merges" else 4)
-    assert ordinary and not again
+    assert len(first) == launches
+    assert bool(ordinary) == (case != "chained") and not again
     assert first == second
 
 
@@ -229,10 +236,11 @@ def test_rows_far_apart_are_copied_even_a_single_one():
 
 
 def test_more_programs_than_a_gpu_launches_are_refused():
+    from sparsebert.kernels.configs import MERGE
     from sparsebert.kernels.direct_launch import Launcher
 
     class Kernel:
         arg_names = ("x_ptr", "n", "BLOCK")
 
     with pytest.raises(ValueError, match=r"2147483648 programs .* split the batch"):
-        Launcher(Kernel())(2**31, {"x_ptr": torch.zeros(1), "n": 1, "BLOCK": 1}, num_warps=4)
+        Launcher(Kernel())(2**31, {"x_ptr": torch.zeros(1), "n": 1, "BLOCK": 1}, MERGE)

@@ -49,7 +49,7 @@ def per_1000(row):
 
 def test_tile_kernels_use_tensor_cores_and_pipelined_loads(rows):
     for row in rows:
-        if row["kernel"] in ("delta", "merge"):
+        if row["kernel"] == "merge":
             continue
         assert row["tensor_core"] > 0 or row["precision"] == "ieee", row
         if row["arch"].startswith("sm") and row["num_stages"] > 1:

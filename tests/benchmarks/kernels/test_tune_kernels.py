@@ -68,11 +68,11 @@ def test_neighbours_can_run(height, dtype):
 
 
 def test_a_candidate_is_launched_and_then_forgotten():
-    arguments = ("forward", "sm90", 64, 64, 2, False)
+    arguments = ("forward", "sm90", 64, 64, 2, False, False)
     before = launch_config(*arguments)
     with launched_with(CASE, BEST):
         assert launch_config(*arguments) == BEST
-        assert launch_config("forward", "sm90", 32, 64, 2, False) != BEST
+        assert launch_config("forward", "sm90", 32, 64, 2, False, False) != BEST
     assert launch_config(*arguments) == before
     assert not tune_kernels.configs.MEASURED
 

@@ -1,0 +1,18 @@
+"""The records of work items, taken apart."""
+
+import numpy as np
+
+from sparsebert.kernels import layout
+
+
+def records_of(side):
+    """(group, header, rows, slots, first columns) of each work item, in the order of launches."""
+    found = []
+    for number, group in enumerate(side.groups):
+        size = layout.record_size(group.height)
+        first = group.first * layout.RECORD_UNIT
+        for record in side.records[first : first + group.items * size].numpy().reshape(-1, size):
+            ends = layout.HEADER_FIELDS + np.array([0, 1, 2]) * group.height
+            header, rows, slots, cols = np.split(record, ends)
+            found.append((number, header, rows, slots, cols))
+    return found
