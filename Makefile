@@ -12,6 +12,8 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
+FROM ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +23,7 @@ CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h $(foreach d,tests/native test
 
 .DEFAULT_GOAL := help
 .PHONY: help demo learn test test-isa check format native native-if-possible check-native wheels \
-  bench bench-quick mutants kernels-report gpu clean distclean
+  bench bench-quick mutants kernels-report gpu gpu-again clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -80,8 +82,11 @@ mutants: $(INSTALLED) native-if-possible  ## put small faults into a copy of the
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
 	$(BIN)/python -m benchmarks.kernels.codegen_report
 
-gpu:  ## check the Triton kernels on this machine's GPU, then time them, with PYTHON's own torch
-	$(PYTHON) -m benchmarks.kernels.gpu_check
+gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with PYTHON's own torch
+	$(PYTHON) -m benchmarks.kernels.gpu_check $(GPU_ARGS)
+
+gpu-again:  ## what a first run left, in 4 minutes: make gpu-again FROM=out/gpu_check.jsonl
+	$(PYTHON) -m benchmarks.kernels.gpu_check --seconds 240 $(addprefix --from ,$(FROM)) $(GPU_ARGS)
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist kernels/cpu/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,4 +15,10 @@ def in_a_line(error: Exception) -> str:
 
 def is_fatal(error: Exception) -> bool:
     """The GPU is lost to this process, say after a kernel wrote where it must not."""
-    return "CUDA error" in str(error) or "HIP error" in str(error)
+    lost = "CUDA error" in str(error) or "HIP error" in str(error)
+    return lost and not is_crowded(error)
+
+
+def is_crowded(error: Exception) -> bool:
+    """There was no room in a GPU's memory, which others may have taken; torch says it so."""
+    return "out of memory" in str(error)

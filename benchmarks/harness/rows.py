@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ class RowFile:
                 if file.read() != "\n":  # half a row, which `read` leaves out
                     file.write("\n")
             file.write(self._text(rows, header=not size))
+            file.flush()
+            os.fsync(file.fileno())
 
     def write(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Put these in the place of all rows, in one step."""

@@ -1,51 +1,115 @@
-"""What `gpu_check` shows of its rows: a line for each, and what they come to."""
+"""What the rows of a GPU's run come to, short enough for the end of a log.
+
+python -m benchmarks.kernels.gpu_summary gpu_check.jsonl    # of a file that came back
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from benchmarks.harness.rows import Row
+from benchmarks.harness.rows import Row, RowFile
+from benchmarks.kernels.gpu_rows import as_line, identity, latest
 
-
-def as_line(row: Row) -> str:
-    """A row for the screen."""
-    words = {True: "passed", False: "FAILED", None: "not run"}
-    if row["check"] == "timing":
-        name = " ".join(str(row.get(key, "")) for key in ("batch", "n", "mask", "contender"))
-        result = f"{row['ms_50']:9.3f} ms" if "ms_50" in row else f"   {row['why']}"
-        return f"{name:44}{row.get('direction', ''):19}{result}"
-    if row["check"] != "correct":
-        return f"{row['check']:10}{words[row['passed']]:8} {row.get('why', '')}"
-    name = f"{row['plan']:8} {row['mask']:20} N {row['n']:<5} D {row['dim']:<4}{row['dtype']:9}"
-    ratio = row.get("error_over_bound")
-    found = "" if ratio is None else f"error {ratio:.2f} of its bound"
-    return f"{name} {row['features']:27}{words[row['passed']]:8} {row.get('why', found)}"
+_MOST = 25
+"""Lines about what is wrong, and about why something was not run."""
+_OURS = "sparsebert"
+_RIVALS = {
+    "cuDNN dense": "cuDNN",
+    "flash dense": "flash",
+    "FlexAttention": "Flex",
+    "Flex, formula": "formula",
+    "Flex, tuned": "tuned",
+    "SDPA + mask": "SDPA",
+}
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Passed, failed and not run with the reasons; then the times."""
-    checked = [row for row in rows if row["check"] == "correct"]
-    lines = ["", "cases by plan and dtype: passed / all, the largest error over its bound"]
-    for plan in dict.fromkeys(row["plan"] for row in checked):
-        for dtype in dict.fromkeys(row["dtype"] for row in checked):
-            these = [r for r in checked if (r["plan"], r["dtype"]) == (plan, dtype)]
-            if these:
-                passed = sum(row["passed"] is True for row in these)
-                worst = max(row.get("error_over_bound", 0.0) for row in these)
-                lines.append(f"  {plan:9}{dtype:9}{passed:4} / {len(these):<4} {worst:.2f}")
-    others = [row for row in rows if row["check"] != "timing"]
-    timings = [row for row in rows if row["check"] == "timing"]
-    lines += [as_line(row) for row in others if row["check"] != "correct"]
-    lines += [as_line(row) for row in timings]
-    failed = [row for row in others if row["passed"] is False]
-    lines += [f"FAILED: {as_line(row)}" for row in failed if row["check"] == "correct"]
-    passed = sum(row["passed"] is True for row in others)
-    skipped: dict[str, int] = {}
-    for row in others:
-        if row["passed"] is None:
-            skipped[row["why"]] = skipped.get(row["why"], 0) + 1
-    lines.append(f"{passed} passed, {len(failed)} failed, {sum(skipped.values())} not run")
-    lines += [f"  not run: {count} x {why}" for why, count in skipped.items()]
+    """Phases, passed, failed and not run with the reasons; then the times."""
+    last = list(latest(rows).values())
+    verdicts = [row for row in last if row["check"] not in ("phase", "machine", "timing")]
+    timings = [row for row in last if row["check"] == "timing"]
+    failed = [row for row in last if row.get("passed") is False]
+    lines = ["", *(as_line(row) for row in last if row["check"] == "phase")]
+    lines += _by_plan([row for row in verdicts if row["check"] == "correct"])
+    lines += _by_check([row for row in verdicts if row["check"] != "correct"])
+    lines += _times(timings)
+    lines += [f"FAILED: {as_line(row)}" for row in failed[:_MOST]]
+    lines += [f"right now, but it was WRONG before: {as_line(row)}" for row in _unsteady(rows)]
+    not_run = collections.Counter(
+        row.get("why", "") for row in verdicts if row.get("passed", True) is None
+    )
+    passed = sum(row.get("passed") is True for row in verdicts)
+    lines.append(f"{passed} passed, {len(failed)} failed, {sum(not_run.values())} not run")
+    lines += [f"  not run: {count} x {why[:120]}" for why, count in not_run.most_common(_MOST)]
     made = sum("ms_50" in row for row in timings)
     lines.append(f"{made} timed, {len(timings) - made} not timed")
+    why_not = collections.Counter(row["why"] for row in timings if "ms_50" not in row)
+    lines += [f"  not timed: {n} x {why[:120]}" for why, n in why_not.most_common(_MOST)]
     return "\n".join(lines)
+
+
+def _by_plan(cases: Sequence[Row]) -> Iterator[str]:
+    if cases:
+        yield "cases by plan and dtype: passed / all, the largest error over its bound"
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in cases:
+        groups.setdefault((row["plan"], row["dtype"]), []).append(row)
+    for (plan, dtype), these in groups.items():
+        passed = sum(row["passed"] is True for row in these)
+        worst = max(row.get("error_over_bound", 0.0) for row in these)
+        yield f"  {plan:9}{dtype:9}{passed:4} / {len(these):<4} {worst:.2f}"
+
+
+def _by_check(rows: Sequence[Row]) -> Iterator[str]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["check"], []).append(row)
+    for check, these in groups.items():
+        if len(these) == 1:
+            yield as_line(these[0])
+        else:
+            passed = sum(row.get("passed", True) is True for row in these)
+            yield f"{check}: {passed} of {len(these)} passed"
+
+
+def _times(timings: Sequence[Row]) -> Iterator[str]:
+    """This project's milliseconds, and how many times as long the rivals take."""
+    cases: dict[tuple[int, str, str], dict[str, Row]] = {}
+    for row in timings:
+        if "ms_50" in row:
+            case = (row["n"], row["mask"], row["direction"])
+            cases.setdefault(case, {})[row["contender"]] = row
+    if cases:
+        names = "".join(f"{name:>8}" for name in _RIVALS.values())
+        yield f"{'N, mask, direction':43}{'ms':>8}{'graph':>8}{names}   (rivals: times as long)"
+    for (n, mask, direction), found in cases.items():
+        ours = found.get(_OURS, {})
+        way = "both" if "backward" in direction else direction
+        cells = [_number(ours.get("ms_50")), _number(ours.get("graph_ms"))]
+        cells += [_number(found.get(rival, {}).get("speedup"), 2) for rival in _RIVALS]
+        yield f"{n:<5} {mask[:28]:28} {way:8}" + "".join(f"{cell:>8}" for cell in cells)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _unsteady(rows: Sequence[Row]) -> list[Row]:
+    """What was wrong once and was then found right: kernels that race do so."""
+    wrong = {identity(row) for row in rows if row.get("passed") is False}
+    last = latest(rows)
+    return [last[key] for key in wrong if last[key].get("passed") is True]
+
+
+def main() -> int:
+    """Print the summary of some files."""
+    rows = [row for path in sys.argv[1:] for row in RowFile(Path(path)).read()]
+    print(summary(rows))
+    return 0 if rows else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

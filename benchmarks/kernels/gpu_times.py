@@ -1,30 +1,48 @@
-"""The quick timings of `gpu_check`: this project and some of the benchmark's rivals."""
+"""The timings of `gpu_check`: this project in turn with rivals, in which order, and which not.
+
+A timing is made only if its own plan was found right and no case that runs the same kernels is
+wrong. Each is a task of a process that can be given up: a compiler or a kernel that hangs costs
+its own timing, and another process goes on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import time
+from collections.abc import Iterable
 
-import torch
-
-from benchmarks.attention.cases import BERT_BASE, BOTH, DIRECTIONS, Case, build_mask
-from benchmarks.attention.contender import CaseSetup, Ready
-from benchmarks.attention.inputs import call_of, compiled_plan, tensors_of
-from benchmarks.attention.rivals import CUDNN, EFFICIENT, FLASH, FLEX, OURS, RIVALS, SDPA_MASK
-from benchmarks.harness import gpu_timing
-from benchmarks.harness.errors import in_words
+from benchmarks.attention.cases import BERT_BASE, DIRECTIONS, PAPER, Case
+from benchmarks.attention.flex_rivals import FORMULAS
+from benchmarks.attention.rivals import (
+    CUDNN,
+    FLASH,
+    FLEX,
+    FLEX_FORMULA,
+    FLEX_TUNED,
+    OURS,
+    SDPA_MASK,
+)
+from benchmarks.harness import workers
 from benchmarks.harness.rows import Row
 from benchmarks.kernels.gpu_cases import (
+    GQA,
+    LARGE,
     PLAIN,
-    QUICK_MASKS,
-    QUICK_SHAPES,
+    SMOKE_LENGTH,
     TIME,
     KernelCase,
-    key_of,
+    timed_shapes,
 )
+from benchmarks.kernels.gpu_record import Record
+from benchmarks.kernels.gpu_rows import identity, latest
+from benchmarks.kernels.gpu_stopwatch import measured
 
 DTYPE = "bfloat16"
+TASK_SECONDS = 30.0
+"""Of one timing in one direction; compiling FlexAttention anew takes most of it."""
+TELLING = 1024
+"""Of this length timings come after those of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,53 +53,119 @@ class Timing:
     mask: str
     batch: int
     n: int
+    heads: int = BERT_BASE.heads
 
     def case(self, direction: str) -> Case:
         """The case of the attention benchmark that it is."""
-        name, heads, dim = dataclasses.astuple(BERT_BASE)
         return Case(
-            "gpu_check", name, self.batch, heads, self.n, dim, self.mask, direction, DTYPE
+            "gpu_check", BERT_BASE.name, self.batch, self.heads, self.n, BERT_BASE.dim, self.mask,
+            direction, DTYPE,
         )  # fmt: skip
 
     @property
     def row(self) -> Row:
         """The timing as columns."""
-        shape = {"heads": BERT_BASE.heads, "dim": BERT_BASE.dim, "dtype": DTYPE}
+        shape = {"dim": BERT_BASE.dim, "dtype": DTYPE}
         return {"check": "timing", **dataclasses.asdict(self), **shape}
 
     @property
-    def checked_by(self) -> KernelCase | None:
-        """The case that must have passed; none for what is not ours."""
-        if self.contender != OURS:
-            return None
-        return KernelCase(TIME, self.mask, self.n, BERT_BASE.dim, DTYPE, PLAIN)
+    def checked_by(self) -> KernelCase:
+        """The case that must have passed before this project is timed so."""
+        return KernelCase(
+            TIME, self.mask, self.n, BERT_BASE.dim, DTYPE, PLAIN, self.heads, self.batch
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A timing in one direction, beside this project or, if that may not be timed, without it."""
+
+    timing: Timing
+    direction: str
+    with_ours: bool
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who runs in turn: dense attention beside this project, a rival beside both."""
+        name = self.timing.contender
+        others = (CUDNN, FLASH) if name == OURS else (name,)
+        return (OURS, *others) if self.with_ours else others
 
 
 def all_timings() -> list[Timing]:
-    """This project and its yardstick first; what compiles long last."""
+    """The most telling first: this project (beside dense attention), then FlexAttention, for the
+    paper's patterns, longest first; then other masks and N = 1024; then the other rivals.
+    """
+    shapes = list(timed_shapes())
+    telling = [s for s in shapes if s[0] in PAPER and s[1] != TELLING]
+    others = [s for s in shapes if s not in telling]
     found = []
-    for shape in QUICK_SHAPES:
-        found += [Timing(rival, "dense", *shape) for rival in (FLASH, CUDNN, EFFICIENT)]
-        found += [Timing(OURS, mask, *shape) for mask in QUICK_MASKS]
-    for rival, shape, mask in itertools.product((SDPA_MASK, FLEX), QUICK_SHAPES, QUICK_MASKS):
-        found.append(Timing(rival, mask, *shape))
+    for n in dict.fromkeys(n for _, n, _, _ in telling):
+        found += [_timing(rival, s) for rival in (OURS, FLEX) for s in telling if s[1] == n]
+    found += [_timing(rival, s) for rival in (OURS, FLEX) for s in others]
+    in_order = telling + others
+    found += [_timing(FLEX_FORMULA, s) for s in in_order if s[0] in FORMULAS]
+    found += [_timing(rival, s) for rival in (SDPA_MASK, FLEX_TUNED) for s in in_order]
     return found
 
 
+def _timing(contender: str, shape: tuple[str, int, int, int]) -> Timing:
+    mask, n, heads, batch = shape
+    return Timing(contender, mask, batch, n, heads)
+
+
+def smoke_timings() -> list[Timing]:
+    """A tiny one and a rival, for the interpreter."""
+    return [Timing(rival, "star", 1, SMOKE_LENGTH, 1) for rival in (OURS, SDPA_MASK)]
+
+
+def timings(seconds: float, record: Record) -> None:
+    """All timings that are not made yet, a row for each contender and direction."""
+    end = time.monotonic() + seconds
+    wanted = smoke_timings() if record.device == "cpu" else all_timings()
+    todo = []
+    for timing in wanted:
+        why = why_not(timing, record.rows)
+        if why and timing.contender == OURS:
+            record.add(timing.row | {"why": why})
+        todo += [Task(timing, direction, with_ours=not why) for direction in DIRECTIONS]
+    last = latest(record.rows)
+    todo = [task for task in todo if "ms_50" not in last.get(identity(_row(task)), {})]
+    run = functools.partial(rows_of, device=record.device)
+    jobs = 0 if record.device == "cpu" else 1
+    for task, result in workers.results_of(run, todo, jobs, end=end, limit=TASK_SECONDS):
+        if isinstance(result, workers.Failure):
+            row = _row(task) | {"why": f"not timed: {result.why}"}
+            is_wrong = result.wrong and task.timing.contender == OURS
+            result = [row | ({"passed": False} if is_wrong else {})]
+        for row in result:
+            record.add(row)
+
+
+def rows_of(task: Task, device: str) -> list[Row]:
+    """A row for each contender of a task but this project's own where a rival is asked for."""
+    found = measured(task.timing.case(task.direction), task.contenders, device)
+    if task.timing.contender != OURS:
+        found.pop(OURS, None)
+    return [_row(task) | {"contender": name} | values for name, values in found.items()]
+
+
+def _row(task: Task) -> Row:
+    return task.timing.row | {"direction": task.direction}
+
+
 def why_not(timing: Timing, rows: Iterable[Row]) -> str:
-    """Why a timing must not be made, given the rows of what was checked; "" if it may.
+    """Why this project must not be timed so, given the rows of what was checked; "" if it may.
 
     Its own case must have passed, and none that runs the same compiled kernels may be wrong.
     """
     case = timing.checked_by
-    if case is None:
-        return ""
-    rows = [row for row in rows if row["check"] == "correct"]
-    own = [row for row in rows if key_of(row) == dataclasses.astuple(case)]
-    if not own or own[-1]["passed"] is None:
+    checked = latest(row for row in rows if row["check"] == "correct")
+    own = checked.get(identity(case.row))
+    if own is None or own["passed"] is None:
         return "not timed: its plan was not checked"
-    heights = set(own[-1].get("heights", ()))
-    for row in rows:
+    heights = set(own.get("heights", ()))
+    for row in checked.values():
         if row["passed"] is False and _shares_kernels(row, case, heights):
             what = f"{row['mask']}, N = {row['n']}, plan {row['plan']}, {row['features']}"
             return f"not timed: red in {what}"
@@ -89,39 +173,10 @@ def why_not(timing: Timing, rows: Iterable[Row]) -> str:
 
 
 def _shares_kernels(row: Row, case: KernelCase, heights: set[int]) -> bool:
-    if key_of(row) == dataclasses.astuple(case):
+    if identity(row) == identity(case.row):
         return True
-    # Grouped heads are the same kernels; key mask and dropout are others.
+    # Grouped heads and large scores are the same kernels; key mask and dropout are others.
     same = (row["dim"], row["dtype"]) == (case.dim, case.dtype)
-    if not same or row["features"] not in (PLAIN, "gqa"):
+    if not same or row["features"] not in (PLAIN, GQA, LARGE):
         return False
     return not row.get("heights") or not heights.isdisjoint(row["heights"])
-
-
-def time_rows(timing: Timing, has_time: Callable[[], bool], device: str = "cuda") -> Iterator[Row]:
-    """A row for each direction; one that cannot run, or has no time left, says so."""
-    torch.manual_seed(0)
-    tensors = tensors_of(timing.case(BOTH), device)
-    ready = None
-    for direction in DIRECTIONS:
-        row = timing.row | {"direction": direction}
-        if not has_time():
-            yield row | {"why": "not timed: out of time"}
-            continue
-        try:
-            ready = ready or _prepared(timing, tensors[:3], device)
-            call = call_of(ready.attention, itertools.repeat(tensors), direction == BOTH)
-            with ready.around():
-                row |= gpu_timing.alone(call)
-        except Exception as error:  # a backend that cannot run is a row as well
-            row |= {"why": in_words(error)}
-        yield row
-
-
-def _prepared(timing: Timing, qkv: tuple[torch.Tensor, ...], device: str) -> Ready:
-    """The contender; this project's with the plan that was checked."""
-    case = timing.case(BOTH)
-    mask = build_mask(case)
-    plan, _ = compiled_plan(mask, device, case.dim, case.heads)
-    rival = next(rival for rival in RIVALS if rival.name == timing.contender)
-    return rival.prepare(CaseSetup(case, mask, plan, qkv, key_mask=None))

@@ -1,0 +1,50 @@
+"""A plugin of pytest that tells each result at once, through a pipe, as JSON lines.
+
+pytest's own report comes when all tests are done, and would be lost if one of them hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+PIPE = "SPARSEBERT_TEST_RESULTS"
+"""The environment variable with the file descriptor to write to."""
+_WORDS = 300
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """A test begins."""
+    _tell({"test": nodeid, "begins": True})
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """A test is done, or could not begin.
+
+    It is wrong if it failed in its own body, but for memory that others had taken.
+    """
+    if report.when == "teardown" or (report.when == "setup" and report.passed):
+        return
+    why = "" if report.passed else _reason(report)
+    wrong = report.failed and report.when == "call" and "out of memory" not in why
+    row: dict[str, Any] = {
+        "test": report.nodeid,
+        "passed": True if report.passed else False if wrong else None,
+        "seconds": round(report.duration, 2),
+        "final": report.skipped,
+    }
+    _tell(row | ({"why": why} if why else {}))
+
+
+def _reason(report: Any) -> str:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2])
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(report.longrepr if crash is None else crash.message).strip()[:_WORDS]
+
+
+def _tell(row: dict[str, Any]) -> None:
+    """To the process that waits; those of xdist report to the first, which tells."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.write(int(os.environ[PIPE]), json.dumps(row).encode() + b"\n")
