@@ -11,7 +11,8 @@ its rows of that Triton.
 Instructions per 1,000 scores, groups of copies in flight and barriers are of the loop over columns
 that every row attends to / of the one with the bit test. In flight 0: each step of the loop waits
 for its gather. "Programs" run on a multiprocessor at once, by registers, shared memory and warps.
-A hazard is a register that is written while a wgmma reads it. Nothing in this table was timed;
+Where wgmma is serial, ptxas waits for every single product. A hazard is a register that is written
+while a wgmma reads it. Nothing in this table was timed;
 "predicted us" is what the timing model makes of the same code.
 
 Results: benchmarks/results/kernel_steps.csv and .md.
@@ -37,7 +38,7 @@ _COLUMNS = (
     *("step", "kernel", "rows", "key_mask"),
     *("block_m", "block_n", "num_warps", "num_stages", "maxnreg", "triton"),
     *("per_1000", "instructions", "registers", "spill_bytes", "loop_spills", "shared_bytes"),
-    *("programs", "in_flight", "barriers", "hazards", "predicted_us", "error"),
+    *("programs", "in_flight", "barriers", "serial", "hazards", "predicted_us", "error"),
     *("kernels", "commit", "tree", "date"),
 )
 _MADE_BY = "python -m benchmarks.kernels.kernel_steps"
@@ -89,7 +90,7 @@ def page(rows: list[Row]) -> str:
 _HEADER = (
     *("kernel", "rows", "key mask", "Triton", "step", "program", "per 1,000 scores"),
     *("instructions", "registers", "spills in loops", "programs", "in flight", "barriers"),
-    *("hazards", "predicted us"),
+    *("serial", "hazards", "predicted us"),
 )
 
 
@@ -100,12 +101,14 @@ def _line(row: Row) -> list[str]:
     what = (row["kernel"], row["rows"], "yes" if row["key_mask"] == "True" else "")
     counts = ("per_1000", "instructions", "registers", "loop_spills", "programs", "in_flight")
     if row["error"]:
-        return [*what, row["triton"], row["step"], program, row["error"], *[""] * 8]
+        return [*what, row["triton"], row["step"], program, row["error"], *[""] * 9]
     return [
         *what,
         *(row["triton"], row["step"], program),
         *(row[name] for name in counts),
-        *(row["barriers"], row["hazards"], row["predicted_us"]),
+        row["barriers"],
+        "yes" if row["serial"] == "True" else "",
+        *(row["hazards"], row["predicted_us"]),
     ]
 
 
