@@ -4,12 +4,13 @@
     python -m benchmarks.kernels.tune_kernels                      # bf16, D = 64, for ten minutes
     python -m benchmarks.kernels.tune_kernels --head-dim 64 128 --dtype bf16 fp32 --minutes 60
 
-For each kernel, tile height, head size, dtype, without and with dropout: starts from the shipped
-configuration, tries its neighbours (one of rows, columns, warps and stages halved or doubled), and
-goes on from the best until no neighbour is better. A candidate is timed only if its results are
-within the error bounds of `gpu_check`; one that does not compile, does not fit or is wrong is a
-row that says so. Rows go to `$OUT/tune_kernels.jsonl` or benchmarks/results/; what to put into
-`MEASURED` in kernels/configs.py is printed at the end. A time limit is kept by not starting more.
+For each kernel, tile height, head size, dtype, without and with key mask and dropout: starts from
+the shipped configuration, tries its neighbours (rows, columns or warps halved or doubled, a stage
+more or less, another limit of registers), and goes on from the best until no neighbour is better.
+A candidate is timed only if its results are within the error bounds of `gpu_check`; one that does
+not compile, does not fit or is wrong is a row that says so. Rows go to `$OUT/tune_kernels.jsonl`
+or benchmarks/results/; what to put into `MEASURED` in kernels/configs.py is printed at the end. A
+time limit is kept by not starting more. `sweep` compares a few candidates on real plans.
 
 Times are of the whole forward or backward pass, on a band mask in tiles of that one height, in
 which the kernel is all or most of the work.
@@ -22,7 +23,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,52 +36,65 @@ from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels import calls
 from benchmarks.kernels.band import DTYPES, band, band_program
+from benchmarks.kernels.gpu_cases import DROPOUT, KEY_MASK, PLAIN
 from benchmarks.kernels.gpu_correctness import check_case
 from sparsebert.kernels import configs
 from sparsebert.kernels.architecture import architecture
 from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
 from sparsebert.tiles.format import HEIGHTS
 
-_KERNELS = ("forward", "dq", "dkdv")
+KERNELS = ("forward", "dq", "dkdv")
+_REGISTERS = (None, 96, 128, 168)
+"""Limits that let 5, 4 or 3 programs of four warps run on an NVIDIA multiprocessor at once."""
 WORTH = 1.03
 """A configuration replaces the shipped one if it is this many times faster."""
+WRONG = "wrong"
+"""Begins what is said of a configuration whose results are out of bounds."""
 
 Measure = Callable[["LaunchEntry", LaunchConfig], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LaunchEntry:
-    """One entry of the launch table, without a key mask."""
+    """One entry of the launch table."""
 
     kernel: str
     arch: str
     height: int
     head_dim: int
     dtype: torch.dtype
+    has_key_mask: bool
     has_dropout: bool
 
     @property
     def key(self) -> tuple[str, str, int, int, int, bool, bool]:
         """Its key in `configs.MEASURED`."""
         width, itemsize = block_d(self.head_dim), self.dtype.itemsize
-        return (self.kernel, self.arch, self.height, width, itemsize, False, self.has_dropout)
+        features = (self.has_key_mask, self.has_dropout)
+        return (self.kernel, self.arch, self.height, width, itemsize, *features)
 
     @property
     def shipped(self) -> LaunchConfig:
         """Its present configuration."""
         return launch_config(
-            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize, False,
-            self.has_dropout,
+            self.kernel, self.arch, self.height, self.head_dim, self.dtype.itemsize,
+            self.has_key_mask, self.has_dropout,
         )  # fmt: skip
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The entry as columns."""
+        return dataclasses.asdict(self) | {"dtype": str(self.dtype).removeprefix("torch.")}
 
 
 def cases(
     arch: str, kernels: list[str], heights: list[int], head_dims: list[int], dtypes: list[str]
 ) -> list[LaunchEntry]:
-    """All combinations, those without dropout first."""
+    """All combinations, those without key mask and dropout first."""
     return [
-        LaunchEntry(kernel, arch, height, head_dim, DTYPES[dtype], has_dropout)
+        LaunchEntry(kernel, arch, height, head_dim, DTYPES[dtype], has_key_mask, has_dropout)
         for has_dropout in (False, True)
+        for has_key_mask in (False, True)
         for dtype in dtypes
         for head_dim in head_dims
         for kernel in kernels
@@ -95,6 +109,7 @@ def neighbours(case: LaunchEntry, config: LaunchConfig) -> list[LaunchConfig]:
         "block_n": (config.block_n // 2, config.block_n * 2),
         "num_warps": (config.num_warps // 2, config.num_warps * 2),
         "num_stages": (config.num_stages - 1, config.num_stages + 1),
+        "maxnreg": _REGISTERS if case.arch.startswith("sm") else (),
     }
     changed = [
         dataclasses.replace(config, **{name: value})
@@ -139,10 +154,8 @@ def search(
         if faster == best:
             break
         best = faster
-    shape = {name: value for name, value in dataclasses.asdict(case).items() if name != "dtype"}
-    shape["dtype"] = str(case.dtype).removeprefix("torch.")
     return [
-        {**shape, **dataclasses.asdict(config), **row, "shipped": config == case.shipped}
+        {**case.row, **dataclasses.asdict(config), **row, "shipped": config == case.shipped}
         for config, row in rows.items()
     ]
 
@@ -156,7 +169,12 @@ def winner(rows: list[dict[str, Any]]) -> LaunchConfig | None:
     shipped = [row["ms_50"] for row in timed if row["shipped"]]
     if shipped and shipped[0] < WORTH * best["ms_50"]:
         return None
-    return LaunchConfig(**{f.name: best[f.name] for f in dataclasses.fields(LaunchConfig)})
+    return config_of(best)
+
+
+def config_of(row: Mapping[str, Any]) -> LaunchConfig:
+    """The configuration of a row."""
+    return LaunchConfig(**{f.name: row[f.name] for f in dataclasses.fields(LaunchConfig)})
 
 
 @contextlib.contextmanager
@@ -176,19 +194,33 @@ def launched_with(case: LaunchEntry, config: LaunchConfig) -> Iterator[None]:
 
 def on_gpu(case: LaunchEntry, config: LaunchConfig) -> dict[str, Any]:
     """Check a configuration on a small shape, then time it on a large one."""
+    wrong = why_not(case, config)
+    if wrong:
+        return {"why": wrong}
     try:
         with launched_with(case, config):
-            mask = sb.AttentionMask.from_dense(torch.from_numpy(band(300, 40)))
-            feature = "dropout" if case.has_dropout else "plain"
-            checked = check_case(
-                mask, case.head_dim, case.dtype, feature, "cuda",
-                work=band_program(300, (case.height,), half_width=40),
-            )  # fmt: skip
-            if not checked["passed"]:
-                return {"why": f"wrong: {checked}"}
             return gpu_timing.alone(_large_call(case))
     except Exception as error:  # the compiler's own errors have no common class
         return {"why": in_words(error)}
+
+
+def why_not(case: LaunchEntry, config: LaunchConfig, device: str = "cuda") -> str:
+    """Why a configuration must not be timed: what is wrong with its results; "" if it may be."""
+    mask = sb.AttentionMask.from_dense(torch.from_numpy(band(300, 40)))
+    features = [DROPOUT] if case.has_dropout else []
+    features += [KEY_MASK] if case.has_key_mask else []
+    try:
+        with launched_with(case, config):
+            for parts in (1, 2):  # rows that are final, and rows that tiles share
+                checked = check_case(
+                    mask, case.head_dim, case.dtype, ", ".join(features) or PLAIN, device,
+                    work=band_program(300, (case.height,), half_width=40, parts=parts),
+                )  # fmt: skip
+                if not checked["passed"]:
+                    return f"{WRONG}: {checked['why']}"
+    except Exception as error:  # the compiler's own errors have no common class
+        return in_words(error)
+    return ""
 
 
 def _large_call(case: LaunchEntry) -> Callable[[], object]:
@@ -200,7 +232,9 @@ def _large_call(case: LaunchEntry) -> Callable[[], object]:
     program = band_program(2048, (case.height,), half_width=128).to("cuda")
     p = 0.1 if case.has_dropout else 0.0
     seed = torch.tensor([1], device="cuda") if p else None
-    rest = (None, seed, program, case.head_dim**-0.5, p)
+    # One that hides nothing is left out before the kernels are called.
+    key_mask = (torch.arange(2048, device="cuda") > 3).expand(8, -1) if case.has_key_mask else None
+    rest = (key_mask, seed, program, case.head_dim**-0.5, p)
     if case.kernel == "forward":
         return lambda: calls.forward(q, k, v, *rest)
     o, lse = calls.forward(q, k, v, *rest)
@@ -215,7 +249,7 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="print what would be tried first")
     parser.add_argument("--arch", help="with --list: for which GPU (default: this one, or sm90)")
-    parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=_KERNELS)
+    parser.add_argument("--kernel", nargs="+", default=list(KERNELS), choices=KERNELS)
     parser.add_argument("--height", nargs="+", type=int, default=list(HEIGHTS), choices=HEIGHTS)
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))
