@@ -31,6 +31,8 @@ ARCH = "sm90"
 """What `StubDriver` is, and what a form is compiled for: H100, H200."""
 
 _LENGTH = 144  # no multiple of the tallest tile
+_FEATURES = tuple(each for each in gpu_cases.FEATURES if each != gpu_cases.LARGE)
+"""Large scores are other numbers for the same forms."""
 _PIECES = (1, 2, 3)
 """Tiles that share each row; what is done with a partial result is compiled in."""
 
@@ -56,7 +58,7 @@ def first_run() -> list[KernelCall]:
     shipped = [
         KernelCall(height, dim, dtype, features)
         for dim, dtype, features, height in itertools.product(
-            (64, 128), gpu_cases.DTYPES, gpu_cases.FEATURES, HEIGHTS[::-1]
+            (64, 128), gpu_cases.DTYPES, _FEATURES, HEIGHTS[::-1]
         )
     ]
     return [*shipped, *swept()]
@@ -75,9 +77,7 @@ def swept() -> list[KernelCall]:
 
 def wide_matrix() -> list[KernelCall]:
     """What the cases of every height, head size, dtype and feature launch beyond `first_run`."""
-    every = itertools.product(
-        gpu_cases.HEAD_DIMS, gpu_cases.DTYPES, gpu_cases.FEATURES, HEIGHTS[::-1]
-    )
+    every = itertools.product(gpu_cases.HEAD_DIMS, gpu_cases.DTYPES, _FEATURES, HEIGHTS[::-1])
     known = set(first_run())
     found = [KernelCall(height, dim, dtype, features) for dim, dtype, features, height in every]
     return [call for call in found if call not in known]
