@@ -22,7 +22,13 @@ from .primitives import (
     mask_by_words,
 )
 from .softmax import exponential, log_unit
-from .work_item import load_cols, load_earlier, load_work_item, store_rows, words_at
+from .work_item import (
+    load_cols,
+    load_earlier,
+    load_work_item,
+    store_rows,
+    words_at,
+)
 
 
 class _KeyRows(NamedTuple):
@@ -52,11 +58,19 @@ def _load_stats(queries, cols):
 
 
 @triton.jit
-def _next_step(item, queries, start, ahead, CONST: tl.constexpr):
-    """What the step after the one that begins at column `start` takes; see `work_item.next_step`.
+def _first_step(item, queries, start, CONST: tl.constexpr):
+    """What a loop over queries from column `start` on begins with; see `work_item.first_step`.
 
-    Its columns, the LSE and delta of these queries, and the columns of the step after it.
+    The columns of its first step, the LSE and delta of these queries, and the columns of the next.
     """
+    cols = load_cols(item, start, CONST)
+    lse, delta = _load_stats(queries, cols)
+    return cols, lse, delta, load_cols(item, start + CONST.BLOCK_N, CONST)
+
+
+@triton.jit
+def _next_step(item, queries, start, ahead, CONST: tl.constexpr):
+    """The same for the step after the one that begins at column `start`."""
     lse, delta = _load_stats(queries, ahead)
     cols = load_cols(item, start + CONST.BLOCK_N, CONST)
     ahead = load_cols(item, start + 2 * CONST.BLOCK_N, CONST)
@@ -73,7 +87,7 @@ def _dkdv_step(
     lse,  # [BLOCK_N], in `log_unit`
     delta,  # [BLOCK_N]
     dropout,
-    words_ptr,
+    words,
     qk_scale,
     HAS_WORDS: tl.constexpr,
     CONST: tl.constexpr,
@@ -86,7 +100,7 @@ def _dkdv_step(
     dp = dot(v, tl.trans(do), None, CONST)
     p = exponential(s * qk_scale, lse[None, :], k.dtype == tl.float32)
     if HAS_WORDS:
-        p = mask_by_words(p, words_ptr, 0.0, CONST)
+        p = mask_by_words(p, words, 0.0, CONST)
     if CONST.HAS_KEY_MASK:
         p = tl.where(keys.visible[:, None], p, 0.0)
     dropped = p
@@ -104,7 +118,7 @@ def _dkdv_step(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
-        *("stride_mb", "first_record", "num_items", "num_long", "repeats"),
+        *("stride_mb", "first_record", "num_items"),
         *(
             "heads_per_item",
             "num_slots",
@@ -146,8 +160,6 @@ def dkdv_kernel(
     stride_mb,
     first_record,
     num_items,
-    num_long,
-    repeats,
     heads_per_item,
     num_slots,
     num_heads,
@@ -182,8 +194,8 @@ def dkdv_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        records_ptr, cols_ptr, words_ptr, first_record, num_items, num_long, repeats,
-        heads_per_item, group_size, CONST,
+        records_ptr, cols_ptr, words_ptr, first_record, num_items, heads_per_item,
+        group_size, CONST,
     )  # fmt: skip
     rows = item.rows
     q_ptr = head_ptr(q_ptr, item.batch, item.head, stride_qb, stride_qh, ALIGN)
@@ -216,22 +228,23 @@ def dkdv_kernel(
     dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full, width = item.full, item.width
-    cols = item.first_cols
-    lse, delta = _load_stats(queries, cols)
-    ahead = load_cols(item, BLOCK_N, CONST)
     if full > 0:  # as in the forward kernel
+        cols, lse, delta, ahead = _first_step(item, queries, 0, CONST)
         for start in tl.range(0, full, BLOCK_N):
             dk, dv = _dkdv_step(
-                dk, dv, keys, queries, cols, lse, delta, dropout, item.words_ptr, qk_scale,
+                dk, dv, keys, queries, cols, lse, delta, dropout, (), qk_scale,
                 False, CONST,
             )  # fmt: skip
             cols, lse, delta, ahead = _next_step(item, queries, start, ahead, CONST)
     if width > full:
+        cols, lse, delta, ahead = _first_step(item, queries, full, CONST)
+        words = words_at(item, full, CONST)
         for start in tl.range(full, width, BLOCK_N):
             dk, dv = _dkdv_step(
-                dk, dv, keys, queries, cols, lse, delta, dropout, words_at(item, start, HEIGHT),
+                dk, dv, keys, queries, cols, lse, delta, dropout, words,
                 qk_scale, True, CONST,
             )  # fmt: skip
+            words = words_at(item, start + BLOCK_N, CONST)
             cols, lse, delta, ahead = _next_step(item, queries, start, ahead, CONST)
     dk *= scale
     if item.continues:

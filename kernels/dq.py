@@ -90,7 +90,7 @@ def _dq_step(
     cols,  # [BLOCK_N] key positions
     pairs,  # [BLOCK_N] of the key mask
     dropout,
-    words_ptr,
+    words,
     qk_scale,
     HAS_WORDS: tl.constexpr,
     CONST: tl.constexpr,
@@ -101,7 +101,7 @@ def _dq_step(
     dp = dot(queries.do, tl.trans(v), None, CONST)
     p = exponential(s * qk_scale, queries.lse[:, None], k.dtype == tl.float32)
     if HAS_WORDS:
-        p = mask_by_words(p, words_ptr, 0.0, CONST)
+        p = mask_by_words(p, words, 0.0, CONST)
     if CONST.HAS_KEY_MASK:
         # Not a product with 0: p is inf where the key loaded instead scores far above the LSE. And
         # not a selection, which takes more instructions.
@@ -117,7 +117,7 @@ def _dq_step(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
-        *("stride_mb", "first_record", "num_items", "num_long", "repeats"),
+        *("stride_mb", "first_record", "num_items"),
         *("heads_per_item", "num_slots", "num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
@@ -152,8 +152,6 @@ def dq_kernel(
     stride_mb,
     first_record,
     num_items,
-    num_long,
-    repeats,
     heads_per_item,
     num_slots,
     num_heads,
@@ -188,8 +186,8 @@ def dq_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        records_ptr, cols_ptr, words_ptr, first_record, num_items, num_long, repeats,
-        heads_per_item, group_size, CONST,
+        records_ptr, cols_ptr, words_ptr, first_record, num_items, heads_per_item,
+        group_size, CONST,
     )  # fmt: skip
     rows = item.rows
     q_ptr = head_ptr(q_ptr, item.batch, item.head, stride_qb, stride_qh, ALIGN)
@@ -218,19 +216,20 @@ def dq_kernel(
 
     qk_scale = scale * log_unit(q_ptr.dtype.element_ty == tl.float32)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    cols, pairs, ahead = first_step(item, key_mask_ptr, CONST)
     if full > 0:  # as in the forward kernel
+        cols, pairs, ahead = first_step(item, key_mask_ptr, 0, CONST)
         for start in tl.range(0, full, BLOCK_N):
-            dq = _dq_step(
-                dq, queries, keys, cols, pairs, dropout, item.words_ptr, qk_scale, False, CONST
-            )
+            dq = _dq_step(dq, queries, keys, cols, pairs, dropout, (), qk_scale, False, CONST)
             cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
     if width > full:
+        cols, pairs, ahead = first_step(item, key_mask_ptr, full, CONST)
+        words = words_at(item, full, CONST)
         for start in tl.range(full, width, BLOCK_N):
             dq = _dq_step(
-                dq, queries, keys, cols, pairs, dropout, words_at(item, start, HEIGHT), qk_scale,
+                dq, queries, keys, cols, pairs, dropout, words, qk_scale,
                 True, CONST,
             )  # fmt: skip
+            words = words_at(item, start + BLOCK_N, CONST)
             cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
     dq *= scale
     if item.continues:

@@ -47,7 +47,7 @@ def _attend(
     cols,  # [BLOCK_N] key positions
     pairs,  # [BLOCK_N] of the key mask
     dropout,
-    words_ptr,
+    words,
     qk_scale,
     HAS_WORDS: tl.constexpr,
     CONST: tl.constexpr,
@@ -56,7 +56,7 @@ def _attend(
     visible, k, v = gather_keys(keys, cols, pairs, CONST)
     s = dot(q, tl.trans(k), None, CONST)  # [BLOCK_M, BLOCK_N]
     if HAS_WORDS:
-        s = mask_by_words(s, words_ptr, -float("inf"), CONST)
+        s = mask_by_words(s, words, -float("inf"), CONST)
     if CONST.HAS_KEY_MASK:
         if CONST.BLOCK_M < 128:
             s = tl.where(visible[None, :], s, -float("inf"))
@@ -79,7 +79,7 @@ def _attend(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_mb"),
-        *("first_record", "num_items", "num_long", "repeats"),
+        *("first_record", "num_items"),
         *("heads_per_item", "num_slots", "num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
@@ -108,8 +108,6 @@ def forward_kernel(
     stride_mb,
     first_record,
     num_items,
-    num_long,
-    repeats,
     heads_per_item,
     num_slots,
     num_heads,
@@ -142,8 +140,8 @@ def forward_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        records_ptr, cols_ptr, words_ptr, first_record, num_items, num_long, repeats,
-        heads_per_item, group_size, CONST,
+        records_ptr, cols_ptr, words_ptr, first_record, num_items, heads_per_item,
+        group_size, CONST,
     )  # fmt: skip
     rows = item.rows
     q_ptr = head_ptr(q_ptr, item.batch, item.head, stride_qb, stride_qh, ALIGN)
@@ -170,28 +168,40 @@ def forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    if item.continues:
-        goes_on = item.slots == _CONTINUED
-        maximum = unit * tl.load(lse_ptrs, mask=goes_on, other=-float("inf"))
-        total = tl.where(maximum == -float("inf"), 0.0, 1.0)
-        acc = load_earlier(o_ptr, item, q_len, num_heads, CONST) / keep_scale
-    cols, pairs, ahead = first_step(item, key_mask_ptr, CONST)
     # A loop that may run zero times makes ptxas wait after every single wgmma (C7515); hence "if".
     if full > 0:
+        cols, pairs, ahead = first_step(item, key_mask_ptr, 0, CONST)
         for start in tl.range(0, full, BLOCK_N):
             acc, total, maximum = _attend(
-                acc, total, maximum, q, rows, keys, cols, pairs, dropout, item.words_ptr,
+                acc, total, maximum, q, rows, keys, cols, pairs, dropout, (),
                 qk_scale, False, CONST,
             )  # fmt: skip
             cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
     if width > full:
+        cols, pairs, ahead = first_step(item, key_mask_ptr, full, CONST)
+        words = words_at(item, full, CONST)
         for start in tl.range(full, width, BLOCK_N):
             acc, total, maximum = _attend(
                 acc, total, maximum, q, rows, keys, cols, pairs, dropout,
-                words_at(item, start, HEIGHT), qk_scale, True, CONST,
+                words, qk_scale, True, CONST,
             )  # fmt: skip
+            words = words_at(item, start + BLOCK_N, CONST)
             cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
 
+    if item.continues:
+        # What the earlier tile left is one more column, with its LSE for a score. Not where the
+        # loops begin: ptxas then waits after every single wgmma, too.
+        goes_on = item.slots == _CONTINUED
+        earlier = unit * tl.load(lse_ptrs, mask=goes_on, other=-float("inf"))
+        new_maximum = tl.maximum(maximum, earlier)
+        safe = finite(new_maximum)
+        shrink = exponential(maximum, safe, q.dtype == tl.float32)
+        weight = exponential(earlier, safe, q.dtype == tl.float32)
+        total = total * shrink + weight
+        weight /= keep_scale
+        earlier_o = load_earlier(o_ptr, item, q_len, num_heads, CONST)
+        acc = acc * shrink[:, None] + earlier_o * weight[:, None]
+        maximum = new_maximum
     dead = total == 0.0
     safe_total = tl.where(dead, 1.0, total)
     o = acc * (keep_scale / safe_total)[:, None]

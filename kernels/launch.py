@@ -39,7 +39,6 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
         "cols_ptr": side.cols,
         "words_ptr": side.words,
         "num_slots": side.num_slots,
-        "repeats": repeats,
         "HEAD_DIM": head_dim,
         "BLOCK_D": block_d(head_dim),
         "PRECISION": dot_precision(q.dtype, arch, head_dim),
@@ -53,7 +52,6 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
         arguments |= {
             "first_record": group.first,
             "num_items": group.items,
-            "num_long": group.long,
             "HEIGHT": group.height,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,

@@ -15,6 +15,9 @@ COLUMN_PAD = 128
 LOOK_AHEAD = 2 * COLUMN_PAD
 """Columns behind the last list that may be read, and must be columns: loops read ahead."""
 
+WORDS_AHEAD = COLUMN_PAD // WORD_COLUMNS * 128
+"""Words behind the last ones that may be read, whatever they are."""
+
 PACKED_HEIGHTS = (128, 64, 32, 16)
 """Tile heights, in the order in which work items are sorted, and launched."""
 
@@ -27,9 +30,9 @@ Tensor cores give a thread columns 8 j + 2 (lane % 4) + {0, 1}; theirs are one b
 that the thread tests constant bits (`primitives.mask_by_words`).
 """
 
-# The record of a work item (a tile, run for one head), int32: a header, the row of each slot, the
-# `slots` beside them, and the first columns. A program has all that it needs to load queries and
-# keys after one trip to memory.
+# The record of a work item (a tile, run for one head), int32: a header, the row of each slot, and
+# the `slots` beside them. A program has all that it needs to load queries and columns after one
+# trip to memory, and keys after the second.
 COL_START = 0  # where its gathered columns begin in `cols`, in units of `COL_UNIT`
 WORD_START = 1  # where its words begin in `words`, in units of `WORD_UNIT`
 WORD_COL = 2  # the first of its columns that has words
@@ -40,7 +43,6 @@ SLOT_BASE = 6  # what to add to its `slots` for this head; -1 if no row of it go
 CONTINUES = 7  # whether it goes on from what an earlier launch left of some of its rows
 HEADER_FIELDS = 8
 
-FIRST_COLUMNS = COLUMN_PAD  # in the record
 RECORD_UNIT = 8  # its size is a multiple of this, in which `Group.first` counts
 COL_UNIT = WORD_COLUMNS
 WORD_UNIT = 16
@@ -60,4 +62,4 @@ MERGE_FIELDS = 4
 
 def record_size(height: int) -> int:
     """Numbers in the record of a tile of so many rows."""
-    return HEADER_FIELDS + 2 * height + FIRST_COLUMNS
+    return HEADER_FIELDS + 2 * height

@@ -163,20 +163,28 @@ def is_real(key_mask_ptr, keys, valid):
 
 
 @triton.jit
-def mask_by_words(x, words_ptr, fill, CONST: tl.constexpr):
+def load_words(words_ptr, CONST: tl.constexpr):
+    """The bit words of a step's columns, [BLOCK_M] each: a tuple of BLOCK_N / 32."""
+    words = ()
+    for unit in tl.static_range(CONST.BLOCK_N // 32):
+        word = tl.load(words_ptr + unit * CONST.HEIGHT + tl.arange(0, CONST.BLOCK_M))
+        words = words + (word,)  # noqa: RUF005 (Triton knows no stars in tuples)
+    return words
+
+
+@triton.jit
+def mask_by_words(x, words, fill, CONST: tl.constexpr):
     """x [BLOCK_M, BLOCK_N] where the bit of its row and column is set, else `fill`; fp32.
 
-    The words are [BLOCK_N / 32, HEIGHT]. A word's bits are stored in the order of tensor-core
+    `words` are those of `load_words`. A word's bits are stored in the order of tensor-core
     layouts (see `layout.WORD_ORDER`): a thread owns columns 8 j + 2 (lane % 4) + {0, 1}, and finds
     theirs in byte lane % 4 of the word. So it shifts a word once, and then tests constant bits of
     the lowest byte.
     """
-    rows = tl.arange(0, CONST.BLOCK_M)
     column = tl.arange(0, CONST.BLOCK_N)[None, :]
-    word = tl.load(words_ptr + rows)[:, None]
+    word = words[0][:, None]
     for unit in tl.static_range(1, CONST.BLOCK_N // 32):
-        next_word = tl.load(words_ptr + unit * CONST.HEIGHT + rows)[:, None]
-        word = tl.where(column // 32 == unit, next_word, word)
+        word = tl.where(column // 32 == unit, words[unit][:, None], word)
     byte = word >> (column // 2 % 4 * 8)
     bit = 1 << (column // 8 % 4 * 2 + column % 2)
     if CONST.TARGET == "cuda":

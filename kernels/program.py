@@ -18,14 +18,11 @@ class Group(NamedTuple):
         height: rows of a tile.
         first: where their records begin, in units of `layout.RECORD_UNIT` numbers.
         items: how many there are.
-        long: how many of them, the first ones, take much longer than the rest. They are started
-            before all others, of all batches and heads, lest the machine wait for them at the end.
     """
 
     height: int
     first: int
     items: int
-    long: int
 
 
 class Side(NamedTuple):

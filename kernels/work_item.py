@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from . import layout
-from .primitives import load_key_mask, packed_ptrs, real_of_pairs
+from .primitives import load_key_mask, load_words, packed_ptrs, real_of_pairs
 
 _COL_START = tl.constexpr(layout.COL_START)
 _WORD_START = tl.constexpr(layout.WORD_START)
@@ -19,7 +19,6 @@ _HEAD = tl.constexpr(layout.HEAD)
 _SLOT_BASE = tl.constexpr(layout.SLOT_BASE)
 _CONTINUES = tl.constexpr(layout.CONTINUES)
 _HEADER_FIELDS = tl.constexpr(layout.HEADER_FIELDS)
-_FIRST_COLUMNS = tl.constexpr(layout.FIRST_COLUMNS)
 _RECORD_UNIT = tl.constexpr(layout.RECORD_UNIT)
 _COL_UNIT = tl.constexpr(layout.COL_UNIT)
 _WORD_UNIT = tl.constexpr(layout.WORD_UNIT)
@@ -37,8 +36,7 @@ class WorkItem(NamedTuple):
         slots: int32 [BLOCK_M], what becomes of the rows' results, see `layout`.
         slot_base: what to add to a place in scratch; negative if no row of the tile has one.
         continues: whether the tile goes on from what an earlier one wrote of some of its rows.
-        first_cols: int32 [BLOCK_N], the gathered columns of the first step.
-        cols_ptr: all gathered columns of the tile.
+        cols_ptr: the tile's gathered columns.
         full: how many of them every row attends to, in whole steps.
         width: how many there are.
         words_ptr: the rows' words, of columns from `word_col` on.
@@ -53,7 +51,6 @@ class WorkItem(NamedTuple):
     slots: tl.tensor
     slot_base: tl.tensor
     continues: tl.tensor
-    first_cols: tl.tensor
     cols_ptr: tl.tensor
     full: tl.tensor
     width: tl.tensor
@@ -68,34 +65,27 @@ def load_work_item(
     words_ptr,
     first_record,
     num_items,
-    num_long,
-    repeats,
     heads_per_item,
     group_size,
     CONST: tl.constexpr,
 ):
     """This program's `WorkItem`.
 
-    HEIGHT / BLOCK_M programs share the rows of an item. The long items come first, of all batches
-    and heads. Of the others those of one batch and head are neighbours, so that they share its
-    keys in the cache.
+    HEIGHT / BLOCK_M programs share the rows of an item. Programs of one batch and head are
+    neighbours, so that they share its keys in the cache.
     """
     BLOCKS: tl.constexpr = CONST.HEIGHT // CONST.BLOCK_M
-    RECORD: tl.constexpr = _HEADER_FIELDS + 2 * CONST.HEIGHT + _FIRST_COLUMNS
+    RECORD: tl.constexpr = _HEADER_FIELDS + 2 * CONST.HEIGHT
     program = tl.program_id(0)
     block = program % BLOCKS
     program = program // BLOCKS
-    is_long = program < num_long * repeats
-    program -= tl.where(is_long, 0, num_long * repeats)
-    length = tl.where(is_long, num_long, num_items - num_long)
-    repeat = program // length
-    index = program - repeat * length + tl.where(is_long, 0, num_long)
+    repeat = program // num_items
+    index = program - repeat * num_items
     record_ptr = records_ptr + first_record.to(tl.int64) * _RECORD_UNIT
     record_ptr += index.to(tl.int64) * RECORD
     head = tl.load(record_ptr + _HEAD) + repeat % heads_per_item
     batch = repeat // heads_per_item
     rows_ptr = record_ptr + _HEADER_FIELDS + block * CONST.BLOCK_M + tl.arange(0, CONST.BLOCK_M)
-    first_cols_ptr = record_ptr + _HEADER_FIELDS + 2 * CONST.HEIGHT
     cols_ptr += tl.load(record_ptr + _COL_START).to(tl.int64) * _COL_UNIT
     words_ptr += tl.load(record_ptr + _WORD_START).to(tl.int64) * _WORD_UNIT
     return WorkItem(
@@ -107,7 +97,6 @@ def load_work_item(
         slots=tl.load(rows_ptr + CONST.HEIGHT),
         slot_base=tl.load(record_ptr + _SLOT_BASE),
         continues=tl.load(record_ptr + _CONTINUES),
-        first_cols=tl.load(first_cols_ptr + tl.arange(0, CONST.BLOCK_N)),
         cols_ptr=cols_ptr,
         full=tl.load(record_ptr + _FULL) // CONST.BLOCK_N * CONST.BLOCK_N,
         width=tl.load(record_ptr + _WIDTH),
@@ -117,9 +106,14 @@ def load_work_item(
 
 
 @triton.jit
-def words_at(item, column, HEIGHT: tl.constexpr):
-    """Where the words of a step begin, whose first column is `column`."""
-    return item.words_ptr + (column - item.word_col) // _WORD_COLUMNS * HEIGHT
+def words_at(item, start, CONST: tl.constexpr):
+    """The bit words of the step that begins at column `start`.
+
+    Loops load them a step ahead, like columns, and carry them in registers: in shared memory,
+    where Triton would put them, there is room for a program more without them.
+    """
+    offset = (start - item.word_col) // _WORD_COLUMNS * CONST.HEIGHT
+    return load_words(item.words_ptr + offset, CONST)
 
 
 @triton.jit
@@ -150,20 +144,20 @@ def columns_with_real_keys(item, key_mask_ptr, CONST: tl.constexpr):
 
 
 @triton.jit
-def first_step(item, key_mask_ptr, CONST: tl.constexpr):
-    """What the first step of a loop over keys takes: `cols`, `pairs` and `ahead`.
+def first_step(item, key_mask_ptr, start, CONST: tl.constexpr):
+    """What a loop over keys from column `start` on begins with: `cols`, `pairs` and `ahead`.
 
-    Its columns, the pairs of the key mask that they are in, and the columns of the next step. A
-    loop carries them, so that no step waits for an index or a bit of its own: Triton then sees
-    loads of keys that depend on no load of the same step, and starts them steps ahead. Without a
-    key mask only the columns count; the rest is the same once more.
+    The columns of its first step, the pairs of the key mask that they are in, and the columns of
+    the next step. A loop carries them, so that no step waits for an index or a bit of its own:
+    Triton then sees loads of keys that depend on no load of the same step, and starts them steps
+    ahead. Without a key mask only the columns count; the rest is the same once more.
     """
-    cols = item.first_cols
+    cols = load_cols(item, start, CONST)
     pairs = cols
     ahead = cols
     if CONST.HAS_KEY_MASK:
         pairs = load_key_mask(key_mask_ptr, cols)
-        ahead = load_cols(item, CONST.BLOCK_N, CONST)
+        ahead = load_cols(item, start + CONST.BLOCK_N, CONST)
     return cols, pairs, ahead
 
 

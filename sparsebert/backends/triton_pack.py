@@ -22,7 +22,6 @@ from sparsebert.kernels.layout import (
     CONTINUED,
     CONTINUES,
     FINAL,
-    FIRST_COLUMNS,
     FULL,
     HEAD,
     HEADER_FIELDS,
@@ -36,6 +35,7 @@ from sparsebert.kernels.layout import (
     WORD_ORDER,
     WORD_START,
     WORD_UNIT,
+    WORDS_AHEAD,
 )
 from sparsebert.kernels.program import Group, KernelProgram, Side
 from sparsebert.tiles.format import TileSet
@@ -90,13 +90,11 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> Side:
     for stage, height in itertools.product((0, 1), PACKED_HEIGHTS):
         chosen = np.flatnonzero((covering.stage[tile] == stage) & (tiles.height[tile] == height))
         if len(chosen):
-            order, long = _in_order(tiles, tile[chosen], head[chosen])
-            chosen = chosen[order]
+            chosen = chosen[_in_order(tiles, tile[chosen], head[chosen])]
             slots = tiles.row_start[tile[chosen]][:, None] + np.arange(height)
-            firsts = col_start[tile[chosen]][:, None] + np.arange(FIRST_COLUMNS)
-            parts = header[chosen], rows[slots], covering.slots[slots], cols[firsts]
+            parts = header[chosen], rows[slots], covering.slots[slots]
             records.append(np.concatenate(parts, axis=1).reshape(-1))
-            groups.append(Group(height, first, len(chosen), long))
+            groups.append(Group(height, first, len(chosen)))
             first += records[-1].size // RECORD_UNIT
     merges = _merge_list(heads, covering, slot_base)
     arrays = np.concatenate([*records, np.zeros(0, np.int32)]), cols, words, merges
@@ -120,16 +118,16 @@ def _any_of_tile(flags: np.ndarray, tile_of_slot: np.ndarray, num_tiles: int) ->
     return any_of_tile
 
 
-def _in_order(tiles: TileSet, tile: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, int]:
-    """The order of some work items, and how many of them are long.
+def _in_order(tiles: TileSet, tile: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """The order of the work items of one launch: from head to head.
 
-    The others go from head to head, and there from row to row: those that run at the same time
-    read the same keys.
+    In a head the long tiles come first, lest the machine wait for them at the end, and the others
+    go from row to row. Those that run at the same time then read the same keys. Long tiles of all
+    heads before all others would read all keys once more.
     """
     width = tiles.width[tile]
     is_long = width > _LONG * width.mean()
-    order = np.lexsort((tiles.rows[tiles.row_start[tile]], head, ~is_long))
-    return order, int(is_long.sum())
+    return np.lexsort((tiles.rows[tiles.row_start[tile]], ~is_long, head))
 
 
 def _rows_in_use(
@@ -235,7 +233,7 @@ def _row_words(tiles: TileSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
                 words[begin : begin + sizes[part].sum()] = _turn_words(
                     tiles, part, height, first[part], units[part]
                 )
-    return words, start, first, units
+    return np.pad(words, (0, WORDS_AHEAD)), start, first, units
 
 
 def _turn_words(

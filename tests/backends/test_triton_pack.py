@@ -41,17 +41,18 @@ def unpack(side, num_heads, num_rows, num_cols):
     merges = {tuple(entry[:2]): entry[2:] for entry in side.merges.tolist()}
     position = np.empty(layout.WORD_COLUMNS, dtype=int)  # of each column's bit in a word
     position[list(layout.WORD_ORDER)] = np.arange(layout.WORD_COLUMNS)
-    for number, header, rows, slots, first_cols in records_of(side):
+    for number, header, rows, slots in records_of(side):
         col_start, word_start, word_col, full, width, head, slot_base, continues = header.tolist()
         height = len(rows)
         col_start, word_start = col_start * layout.COL_UNIT, word_start * layout.WORD_UNIT
         cols = side.cols[
             col_start : col_start + -(-width // layout.COLUMN_PAD) * layout.COLUMN_PAD
         ].numpy()
-        assert np.array_equal(first_cols, cols[: layout.FIRST_COLUMNS])
         ahead = side.cols[col_start : col_start + len(cols) + layout.LOOK_AHEAD]
         assert len(ahead) == len(cols) + layout.LOOK_AHEAD
         assert ((ahead >= 0) & (ahead < num_cols)).all()
+        units = (len(cols) - word_col) // layout.WORD_COLUMNS
+        assert len(side.words) >= word_start + units * height + layout.WORDS_AHEAD
         for column, col in enumerate(cols):
             allowed = rows >= 0
             if column >= word_col:
@@ -110,7 +111,7 @@ def test_one_mask_for_all_heads_is_listed_once():
 def test_rows_without_an_entry_in_a_tile_are_not_loaded():
     mask = np.zeros((1, 20, 20), dtype=bool)
     mask[0, 3, 5] = True
-    ((_, _, rows, _, _),) = records_of(pack_tiles(cover(mask, (16,), 1), np.zeros(1, np.int64)))
+    ((_, _, rows, _),) = records_of(pack_tiles(cover(mask, (16,), 1), np.zeros(1, np.int64)))
     assert rows[rows >= 0].tolist() == [3]
 
 
@@ -151,23 +152,20 @@ def test_the_tallest_tiles_and_the_rows_with_most_parts_come_first():
     assert parts == sorted(parts, reverse=True) and parts[0] == 4
 
 
-def test_long_tiles_run_first_and_the_others_from_head_to_head_and_row_to_row():
+def test_work_goes_from_head_to_head_with_long_tiles_first_and_then_from_row_to_row():
     band = np.abs(np.arange(320)[:, None] - np.arange(320)) <= 8
     mask = np.stack([band, band])
     mask[0, 100] = mask[1, 7] = True  # each makes its tile of 16 rows a long one
     mask[1, 300, 0] = True  # and the heads differ
-    tiles = cover(mask, (16,), 1)
-    rows = tiles.rows.reshape(-1, 16)
-    order = np.argsort(rows, axis=1)
-    assert (np.take_along_axis(rows, order, 1) >= 0).all()
-    side = pack_tiles(tiles, np.arange(2))
-    (group,) = side.groups
-    items = [(header[layout.HEAD], rows[0], header[layout.WIDTH]) for _, header, rows, *_ in
-             records_of(side)]  # fmt: skip
-    long, rest = items[: group.long], items[group.long :]
-    assert len(long) == 2 and min(width for *_, width in long) == 320
-    assert max(width for *_, width in rest) < 320
-    assert rest == sorted(rest, key=lambda item: item[:2])
+    side = pack_tiles(cover(mask, (16,), 1), np.arange(2))
+    items = [
+        (int(header[layout.HEAD]), int(header[layout.WIDTH])) for _, header, *_ in records_of(side)
+    ]
+    assert [head for head, _ in items] == [0] * 20 + [1] * 20
+    firsts = [rows[0] for _, _, rows, _ in records_of(side)]
+    for head in (items[:20], items[20:]):
+        assert head[0][1] == 320 and max(width for _, width in head[1:]) < 320
+    assert firsts[1:20] == sorted(firsts[1:20]) and firsts[21:] == sorted(firsts[21:])
 
 
 def test_heads_with_one_mask_have_partial_results_of_their_own():
