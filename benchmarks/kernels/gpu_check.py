@@ -7,11 +7,16 @@
 Nothing has to be installed beyond torch and Triton. The phases of nine minutes, with the second at
 which each ends; the same parts of fewer minutes:
 
-     15  machine   the card and all versions
-     90  gate      the plans that will be timed, at their shapes; every tile height, for the usual
+     10  machine   the card and all versions
+     15  cache     compiled kernels that were carried here (`make gpu-cache`)
+     45  compile   what that lacks; beside it and beside the gate, "flex" compiles FlexAttention
+     99  gate      the plans that will be timed, at their shapes; every tile height, for the usual
                    head sizes, dtypes and features; the tests that need a GPU
-    270  timings   this project, dense attention and other rivals, forward and backward
-    410  wide      every height, head size, dtype and feature
+    100  new       what was compiled although nobody had foreseen it
+    210  timings   this project, dense attention and other rivals, forward and backward
+    250  profile   counters of the kernels, by ncu
+    350  sweep     other launch configurations on real plans
+    450  wide      every height, head size, dtype and feature
     540  repeats   a thousand times the same bits; compute-sanitizer; whole models
 
 A phase that ends early leaves its time to the others, one that overruns is killed. In every case
@@ -36,7 +41,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness.origin import COLUMNS, out_folder
+from benchmarks.harness.origin import out_folder
+from benchmarks.kernels import compile_cache
 from benchmarks.kernels.gpu_phases import Phase, Run
 from benchmarks.kernels.gpu_rows import latest
 from benchmarks.kernels.gpu_summary import summary
@@ -46,12 +52,18 @@ RESERVE = 8.0
 """Of the seconds, for what follows the last phase: killing it, if it has to be; the summary."""
 _MODULE = "benchmarks.kernels"
 
-MACHINE = Phase("machine", 15, f"{_MODULE}.gpu_machine:machine", limit=60.0, always=True)
+MACHINE = Phase("machine", 10, f"{_MODULE}.gpu_machine:machine", limit=60.0, always=True)
 PHASES = (
-    Phase("gate", 75, f"{_MODULE}.gpu_gate:gate"),
-    Phase("timings", 180, f"{_MODULE}.gpu_times:timings"),
-    Phase("wide", 140, f"{_MODULE}.gpu_gate:wide"),
-    Phase("repeats", 130, f"{_MODULE}.gpu_repeats:repeats"),
+    Phase("cache", 5, f"{_MODULE}.compile_cache:unpack", limit=20.0, always=True),
+    Phase("flex", 0, f"{_MODULE}.flex_warm_up:warm_up", always=True, until="timings"),
+    Phase("compile", 30, f"{_MODULE}.precompile:precompile", always=True),
+    Phase("gate", 54, f"{_MODULE}.gpu_gate:gate"),
+    Phase("new", 1, f"{_MODULE}.compile_cache:count_new", limit=3.0),
+    Phase("timings", 110, f"{_MODULE}.gpu_times:timings"),
+    Phase("profile", 40, f"{_MODULE}.profile_kernels:profile"),
+    Phase("sweep", 100, f"{_MODULE}.sweep:sweep"),
+    Phase("wide", 100, f"{_MODULE}.gpu_gate:wide"),
+    Phase("repeats", 90, f"{_MODULE}.gpu_repeats:repeats"),
 )
 """What follows `MACHINE`, in order."""
 
@@ -69,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         end=start + options.seconds - RESERVE,
         device="cpu" if options.smoke else "cuda",
         earlier=options.earlier,
-        environment={"TRITON_INTERPRET": "1"} if options.smoke else None,
+        environment={"TRITON_INTERPRET": "1"} if options.smoke else compile_cache.environment(),
     )
     try:
         status = _carry_out(run, options.phases)
@@ -111,7 +123,6 @@ def _carry_out(run: Run, chosen: Sequence[str]) -> int:
     if machine.get("passed") is not True:
         print(f"gpu_check: {machine['why']}; --smoke tries it without a GPU")
         return 2
-    run.origin |= {name: machine[name] for name in (*COLUMNS, "triton")}
     run.todo = [phase for phase in run.todo if phase.name in chosen]
     run.leave_out_complete()
     while run.todo:

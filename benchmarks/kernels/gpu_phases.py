@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import in_words, is_fatal
+from benchmarks.harness.origin import COLUMNS
 from benchmarks.harness.rows import Row
 from benchmarks.harness.sessions import kill_session
 from benchmarks.kernels.gpu_record import Record
@@ -61,7 +62,8 @@ class Run:
     Args:
         phases: in order.
         path: of the rows.
-        origin: the provenance of a row, and "run"; phases may change it for those that follow.
+        origin: the provenance of a row, "run" at least; the rest comes from the first row of check
+            "machine", since asking a GPU for its name may take for ever.
         end: `time.monotonic()` by which all of them have ended, but for `GRACE`.
         device: "cuda", or "cpu" in the interpreter.
         earlier: a file of an earlier run, see `Record`.
@@ -98,6 +100,8 @@ class Run:
             if phase.name in complete and not phase.always:
                 self.todo.remove(phase)
                 print(f"left out: {phase.name} is complete", flush=True)
+        names = ["", *(phase.name for phase in self.todo)]
+        self.todo = [phase for phase in self.todo if phase.until in names]
 
     def next(self) -> None:
         """Run the first of the phases to come, as long as it may take."""
@@ -157,7 +161,14 @@ class Run:
             process.kill()
             if process in self._beside:
                 self._beside.remove(process)
+        self._complete_origin()
         self.record().add(row)
+
+    def _complete_origin(self) -> None:
+        if "commit" not in self.origin:
+            for row in self.record().rows:
+                if row["check"] == "machine" and row["run"] == self.origin["run"]:
+                    self.origin |= {name: row[name] for name in (*COLUMNS, "triton")}
 
 
 class _Process:

@@ -13,12 +13,13 @@ IDENTITY = (
     "has_dropout", "block_m", "block_n", "num_warps", "num_stages", "maxnreg",
 )  # fmt: skip
 """Columns that say what was checked or measured, not what was found."""
+_ONE_A_PHASE = ("phase", "compile cache")
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 
 def identity(row: Row) -> tuple[Any, ...]:
     """What tells what a row is about from what others are about."""
-    names = (*IDENTITY, "phase") if row["check"] == "phase" else IDENTITY
+    names = (*IDENTITY, "phase") if row["check"] in _ONE_A_PHASE else IDENTITY
     return tuple(row.get(name) for name in names)
 
 

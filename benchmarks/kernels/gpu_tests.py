@@ -22,7 +22,8 @@ from benchmarks.kernels.gpu_rows import latest
 
 _LEAST = 10.0
 """Seconds that pytest needs before its first test begins, in many processes."""
-_MARK = "pytest.mark.gpu"
+_MARK, _FIRST = "pytest.mark.gpu", "kernels"
+"""What files with such tests hold, and the folder of those that come first."""
 _FAILED, _USABLE = 1, (0, 1, 5)
 """pytest's exit statuses when it ran: all passed, some failed (Python's, too, when it did not
 start), none selected."""
@@ -95,6 +96,7 @@ def _command(passed: list[str], jobs: int) -> list[str]:
     for test in passed:
         command += ["--deselect", test]
     files = sorted((ROOT / "tests").rglob("test_*.py"))
+    files.sort(key=lambda file: _FIRST not in file.parts)
     marked = [file for file in files if _MARK in file.read_text(encoding="utf-8")]
     return command + [file.relative_to(ROOT).as_posix() for file in marked]
 
