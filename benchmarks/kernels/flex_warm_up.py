@@ -68,12 +68,13 @@ def warm_up(
 
 
 def compilations(timings: Sequence[Timing]) -> list[Timing]:
-    """FlexAttention's timings, one for each graph: with bits, all masks of a shape share one."""
+    """FlexAttention's timings, one for each graph: with bits, the masks of a shape share one."""
     found: dict[tuple[object, ...], Timing] = {}
     for timing in timings:
         if timing.contender in (FLEX, FLEX_TUNED, FLEX_FORMULA):
             mask = timing.mask if timing.contender == FLEX_FORMULA else ""
-            found.setdefault((timing.contender, mask, timing.batch, timing.n), timing)
+            shape = (timing.batch, timing.heads, timing.n)
+            found.setdefault((timing.contender, mask, *shape), timing)
     return list(found.values())
 
 

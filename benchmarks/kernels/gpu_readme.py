@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.attention.cases import PAPER
 from benchmarks.harness.origin import ROOT
 from benchmarks.harness.rows import Row
 from benchmarks.kernels import gpu_tables
@@ -22,12 +23,15 @@ def block(times: Sequence[Row]) -> list[str]:
         return [NOTHING]
     lines = []
     for processor in dict.fromkeys(row["processor"] for row in times):
-        mine = [row for row in times if row["processor"] == processor]
+        mine = [row for row in times if row["processor"] == processor and row["mask"] in PAPER]
+        if not mine:
+            continue
         first = mine[0]
+        tokens = int(first["batch"]) * int(first["n"])
         lines += [
             f"On an {processor} the time of others over ours, forward / forward + backward: above",
             f"1 we win, below 1 we lose ({first['heads']} heads of {first['dim']}, "
-            f"{first['dtype']}, 32,768 tokens; torch {first['torch']},",
+            f"{first['dtype']}, {tokens:,} tokens; torch {first['torch']},",
             f"Triton {first['triton']}, commit {first['commit']}, {first['date']}):",
             "",
             *gpu_tables.speedups(mine),

@@ -27,15 +27,22 @@ class LookedUp:
     """What became of a call's forms.
 
     Attributes:
-        found, compiled: forms that were in the cache, and others.
+        found, compiled: forms that were in the cache, and others, by Triton's hashes.
         seconds: what compiling took.
         no_launcher: why a launcher could not be made, "" if all were.
     """
 
-    found: int = 0
-    compiled: int = 0
+    found: set[str] = dataclasses.field(default_factory=set)
+    compiled: set[str] = dataclasses.field(default_factory=set)
     seconds: float = 0.0
     no_launcher: str = ""
+
+    def add(self, other: LookedUp) -> None:
+        """Add what became of another call's."""
+        self.found |= other.found
+        self.compiled |= other.compiled
+        self.seconds += other.seconds
+        self.no_launcher = self.no_launcher or other.no_launcher
 
 
 def precompile(
@@ -70,11 +77,11 @@ def look_up(call: KernelCall) -> LookedUp:
     """Run a call on the stub driver; its forms and launchers are then in the cache."""
     done = LookedUp()
 
-    def heard(kernel: str, was_found: bool, seconds: float) -> None:
+    def heard(form: str, was_found: bool, seconds: float) -> None:
         if was_found:
-            done.found += 1
+            done.found.add(form)
         else:
-            done.compiled += 1
+            done.compiled.add(form)
             done.seconds += seconds
 
     def launcher(source: Any, metadata: Any) -> None:
@@ -94,7 +101,7 @@ def look_up(call: KernelCall) -> LookedUp:
 
 def _compile_all(calls: list[KernelCall], jobs: int | None, end: float) -> dict[str, object]:
     jobs = jobs or max(1, (os.cpu_count() or 1) - _CORES_LEFT)
-    total, late, failed, no_launcher = LookedUp(), 0, [], ""
+    total, late, failed = LookedUp(), 0, []
     with _not_interpreted():
         results = workers.results_of(look_up, calls, jobs, end=end, limit=end - time.monotonic())
         for call, result in results:
@@ -103,20 +110,19 @@ def _compile_all(calls: list[KernelCall], jobs: int | None, end: float) -> dict[
                 if "out of time" not in result.why:
                     failed.append(f"{call}: {result.why}")
                 continue
-            total.found += result.found
-            total.compiled += result.compiled
-            total.seconds += result.seconds
-            no_launcher = no_launcher or result.no_launcher
-    why = f"{total.found} forms found, {total.compiled} compiled in {total.seconds:.0f} CPU s"
+            total.add(result)
+    compiled = len(total.compiled)
+    found = len(total.found - total.compiled)  # what one process compiled, others found
+    why = f"{found} forms found, {compiled} compiled in {total.seconds:.0f} CPU s"
     if late:
         why += f", {late} of {len(calls)} calls out of time"
     if failed:
         why += f", {len(failed)} calls failed, the first: {failed[0]}"
-    if no_launcher:
-        why += f"; launchers are not made ahead: {no_launcher}"
+    if total.no_launcher:
+        why += f"; launchers are not made ahead: {total.no_launcher}"
     return {
-        "passed": None if failed or late else True, "found": total.found,
-        "compiled": total.compiled, "calls": len(calls), "late": late, "failed": failed[:20],
+        "passed": None if failed or late else True, "found": found, "compiled": compiled,
+        "calls": len(calls), "late": late, "failed": failed[:20],
         "why": why,
     }  # fmt: skip
 

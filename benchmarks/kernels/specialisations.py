@@ -137,12 +137,12 @@ def listening(listener: Callable[[str, bool, float], None]) -> Iterator[None]:
     """Tell of every form that this process asks Triton for.
 
     Args:
-        listener: called with the kernel's name, whether it was in the cache, and the seconds that
-            it took.
+        listener: called with Triton's hash of the form, whether it was in the cache, and the
+            seconds that it took.
     """
 
-    def heard(*, src: Any, times: Any, cache_hit: bool, **others: object) -> None:
-        listener(src.name, cache_hit, times.total / 1e6)
+    def heard(*, metadata: Any, times: Any, cache_hit: bool, **others: object) -> None:
+        listener(metadata["hash"], cache_hit, times.total / 1e6)
 
     before = triton.knobs.compilation.listener
     triton.knobs.compilation.listener = heard
