@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 from benchmarks.kernels import compile_cache
+from sparsebert.kernels.codegen import KERNELS
 from tests import ROOT
 from tests.benchmarks.kernels.rows import Rows
 
@@ -164,7 +165,11 @@ def test_a_form_without_a_binary_is_not_packed(tmp_path):
 def test_counting_without_a_cache_is_a_row(cache):
     rows = Rows()
     compile_cache.count_new(5.0, rows)
-    assert rows.only()["passed"] is None
+    assert rows.only()["passed"] is None and rows.only()["why"] == "nothing was compiled ahead"
+
+
+def test_all_kernels_are_counted():
+    assert set(compile_cache.KERNELS) == {kernel.__name__ for kernel in KERNELS.values()}
 
 
 def test_the_archive_begins_with_what_it_holds(cache, tmp_path):
