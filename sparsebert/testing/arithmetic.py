@@ -48,15 +48,20 @@ class Arithmetic:
         product: unit roundoff of one product in a matrix product.
         stores_scores: scores, probabilities and their gradients lie in `storage` between the
             operations, as where attention is written out in torch operations.
+        passes_on: a row's result may be rounded to `storage` between two tiles that cover it, as
+            the Triton kernels do with chained rows.
     """
 
     storage: torch.dtype
     accumulate: torch.dtype
     product: float
     stores_scores: bool = False
+    passes_on: bool = False
 
     @classmethod
-    def of(cls, x: torch.Tensor, *, stores_scores: bool = False) -> Arithmetic:
+    def of(
+        cls, x: torch.Tensor, *, stores_scores: bool = False, passes_on: bool = False
+    ) -> Arithmetic:
         """What attention over tensors like x uses: sums in fp32 or better."""
         accumulate = torch.promote_types(x.dtype, torch.float32)
         product = unit_roundoff(accumulate)
@@ -65,7 +70,7 @@ class Arithmetic:
             # may cut to tf32 instead of rounding.
             tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
             product = 2.0**-10 if tf32 else _THREE_TF32
-        return cls(x.dtype, accumulate, product, stores_scores)
+        return cls(x.dtype, accumulate, product, stores_scores, passes_on)
 
     @property
     def stored(self) -> float:

@@ -35,6 +35,9 @@ proxy a^2 / 3 of a uniform error). `sums(n)` is the error of a sum of n terms.
    kernels do, in up to 8 steps to N = 2048 and of 256 rows beyond): w of each partial sum. Query
    heads that share a key head may each round their share of dK and dV.
 
+7. Where one tile goes on from what another left (`Arithmetic.passes_on`), that was rounded, too:
+   another w of what it adds to O, which is (P f) |V| at most, and a quantum. Gradients have 6.
+
 Where attention is written out in torch operations in 16 bits, S, P, dP and dS are rounded to w
 each time they are stored (`Arithmetic.stores_scores`). For fp64 the reference is no more precise
 than what is tested: there the bounds are doubled.
@@ -221,7 +224,8 @@ class _Head:
         of_p = operand**2 * (pf.square() @ v.square())
         peak = p.amax(-1, keepdim=True)
         of_p += (lost * peak).square() * (self.allowed.double() @ v.square())
-        o_error += of_p.sqrt() + w * o.abs() + a.quantum * alive.double()
+        roundings = [w * o.abs(), w * (pf @ v.abs())] if a.passes_on else [w * o.abs()]
+        o_error += of_p.sqrt() + sum(each + a.quantum * alive.double() for each in roundings)
         found = {"o": o_error, "lse": (lse_stored * alive).squeeze(-1)}
         if self.grad_o is None:
             return found
@@ -241,7 +245,7 @@ class _Head:
             delta, delta_error = delta - upstream, delta_error + 2.0 * u * upstream.abs()
         spread = operand**2 * (p * dp).square().sum(-1, keepdim=True)
         spread += (lost * peak).square() * (dp.square() * self.allowed).sum(-1, keepdim=True)
-        of_o = (w * o).square() + a.quantum**2
+        of_o = sum(each.square() + a.quantum**2 for each in roundings)
         spread += self.certainty**2 / 3.0 * (g.square() * of_o).sum(-1, keepdim=True)
 
         # 5. gradients of the scores, and what they are multiplied with

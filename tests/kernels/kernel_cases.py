@@ -16,7 +16,10 @@ from sparsebert.backends import execution, triton
 from sparsebert.backends.base import Call, Upstream
 from sparsebert.backends.program import Part
 from sparsebert.backends.triton_pack import pack_program
+from sparsebert.kernels.program import KernelProgram
 from sparsebert.testing import expected_attention
+from sparsebert.testing.arithmetic import Arithmetic
+from sparsebert.testing.outcome import Outcome
 from sparsebert.tiles.build import TileGroup, build_tile_set
 from sparsebert.tiles.format import TileSet
 
@@ -72,13 +75,14 @@ class Case:
     scale: float | None = None
     score_size: float = 0.0  # nats; then a row's keys score so, or all minus so, others contrary
     value_size: float = 1.0  # of v and of the gradient of o
+    seed: int = 7
 
     def tensors(self):
         """q, k, v, mask [H or 1, N, M], key_mask, with dead rows and unused keys.
 
         Keys that the key mask hides hold NaN and infinity.
         """
-        generator = torch.Generator().manual_seed(7)
+        generator = torch.Generator().manual_seed(self.seed)
 
         def normal(heads, length):
             shape = (2, length, heads, self.d) if self.transposed else (2, heads, length, self.d)
@@ -157,8 +161,11 @@ def backward(grad_o, grad_lse, q, k, v, o, lse, key_mask, seed, program, scale, 
     return execution.backward(call, parts, Upstream(o, lse, grad_o, grad_lse))
 
 
-def run(case: Case, monkeypatch, program=None) -> None:
-    """Forward and backward of one case against what they must be; `program` runs its mask."""
+def run(case: Case, monkeypatch, program=None) -> tuple[KernelProgram, list[Outcome]]:
+    """Forward and backward of one case against what they must be; `program` runs its mask.
+
+    Returns the program and how far each result is from its bound.
+    """
     q, k, v, mask, key_mask = case.tensors()
     program = program or make_program(mask, case.heights, case.parts)
     scale, p = case.used_scale, case.dropout_p
@@ -166,6 +173,7 @@ def run(case: Case, monkeypatch, program=None) -> None:
     if p:
         seed = torch.tensor([123456789012345678], device=DEVICE)
         keep = dropout.keep_mask(2, case.heads, case.n, case.m, p, seed=seed, device=DEVICE)
+    torch.manual_seed(case.seed)
     grad_o = torch.randn_like(q) * case.value_size
     grad_lse = torch.randn(q.shape[:3], device=DEVICE) * case.value_size
     grad_lse = grad_lse if case.grad_lse else None
@@ -178,11 +186,13 @@ def run(case: Case, monkeypatch, program=None) -> None:
     expected = expected_attention(
         q, k, v, mask.to(DEVICE), scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=p,
         grad_o=grad_o, grad_lse=grad_lse,
+        arithmetic=Arithmetic.of(q, passes_on=program.queries.chained),
     )  # fmt: skip
     outcomes = expected.outcomes(dict(zip(RESULTS, (o, lse, *gradients), strict=True)))
     assert all(outcome.passed for outcome in outcomes), "; ".join(map(str, outcomes))
     dead = expected.exact["lse"] == -math.inf
     assert not o[dead].any() and not gradients[0][dead].any()
+    return program, outcomes
 
 
 def forward_and_backward(q, k, v, key_mask, program, saved=None, grad_o=None):
