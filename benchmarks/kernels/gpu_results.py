@@ -77,16 +77,21 @@ TABLES = (TIMES, CHECKS, SWEEP, PROFILE)
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Put a run's rows into the files; those of other processors stay. The files' paths."""
-    processor = rows[0]["processor"]
+    """Put a run's rows in the place of all that the files have of its processor.
+
+    Those of other processors stay. Returns the paths of the files that have rows.
+    """
+    processors = {row["processor"] for row in rows if "processor" in row}
     written = []
     for table in TABLES:
         mine = [_as_text(row, table) for row in rows if row["check"] in table.checks]
+        others = [row for row in read(table, folder) if row["processor"] not in processors]
         file = table.file(folder)
-        others = [row for row in read(table, folder) if row["processor"] != processor]
         if mine or others:
             file.write([*others, *mine])
             written.append(file.path)
+        else:
+            file.path.unlink(missing_ok=True)
     return written
 
 

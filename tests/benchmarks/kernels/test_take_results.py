@@ -79,7 +79,8 @@ def made_up_rows():
         for mask in PAPER
         for n in LENGTHS
     ]
-    return [{**ORIGIN, **row} for row in [*rows, KERNEL]]
+    ended = {"check": "phase", "phase": "machine", "passed": True}  # from before the GPU is known
+    return [ended, *({**ORIGIN, **row} for row in [*rows, KERNEL])]
 
 
 def written(folder, rows, name="gpu_check.jsonl"):
@@ -211,8 +212,8 @@ def test_rows_without_provenance_are_refused(tmp_path, scratch, name, value):
         (10, {"commit": "1111111"}, "several runs: commit"),
         (10, {"processor": "NVIDIA H200"}, "several runs: processor"),
         (3, {"passed": False, "why": "o is wrong"}, "the gate is red, 1 rows.*star"),
-        (0, {"capability": ""}, "no row of a machine"),
-        (0, {"passed": None}, "no row of a machine"),
+        (1, {"capability": ""}, "no row of a machine"),
+        (1, {"passed": None}, "no row of a machine"),
     ],
 )
 def test_what_cannot_be_published_is_refused(tmp_path, scratch, place, change, expected):
@@ -263,6 +264,15 @@ def test_rows_of_another_gpu_stay(tmp_path, scratch):
     report = (scratch[0] / "gpu.md").read_text()
     assert "## NVIDIA H100 80GB HBM3" in report and "## NVIDIA H200" in report
     assert (scratch[0] / "gpu_1_speedup.png").exists()
+
+
+def test_nothing_of_an_earlier_run_stays(tmp_path, scratch):
+    """What this run did not do must not look as if it had."""
+    take(tmp_path, scratch, made_up_rows())
+    assert gpu_results.read(gpu_results.SWEEP, scratch[0])
+    take(tmp_path, scratch, [row for row in made_up_rows() if row["check"] != "sweep"])
+    assert not gpu_results.read(gpu_results.SWEEP, scratch[0])
+    assert gpu_results.read(gpu_results.PROFILE, scratch[0])
 
 
 def processors(rows):
