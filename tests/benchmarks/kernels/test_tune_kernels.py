@@ -84,3 +84,21 @@ def test_the_list_needs_no_gpu():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(CASE.shipped) in done.stdout and done.stdout.count("('") == 12
+
+
+def test_what_is_wrong_is_said_before_anything_is_timed(monkeypatch):
+    case = LaunchEntry("dq", "sm90", 64, 64, torch.bfloat16, True, True)
+    checks = []
+
+    def checked(mask, dim, dtype, features, device, work):
+        config = launch_config("dq", "sm90", 64, dim, dtype.itemsize, True, True)
+        checks.append((config, features, work.queries.chained))
+        return {"passed": len(checks) < 4, "why": "dq is off"}
+
+    monkeypatch.setattr(tune_kernels, "check_case", checked)
+    assert tune_kernels.why_not(case, BEST) == ""
+    assert [what[2] for what in checks] == [False, True]
+    assert all(what[:2] == (BEST, "dropout, key mask") for what in checks)
+    assert tune_kernels.why_not(case, BEST) == "wrong: dq is off"
+    monkeypatch.setattr(tune_kernels, "check_case", lambda *a, **k: 1 / 0)
+    assert "ZeroDivisionError" in tune_kernels.why_not(case, BEST)
