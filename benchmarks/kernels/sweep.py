@@ -55,8 +55,8 @@ _UNDECIDED = ("out of time", "no result")  # how `workers.Failure` begins for wa
 _CANDIDATES: dict[str, dict[int, tuple[tuple[int, int, int, int, int | None], ...]]] = {
     "forward": {
         64: (
-            (64, 64, 4, 3, None), (64, 64, 4, 2, 128), (64, 128, 4, 2, None), (64, 32, 4, 3, 96),
-            (64, 128, 4, 3, None), (64, 64, 4, 4, None), (64, 32, 4, 4, 128),
+            (64, 64, 4, 3, 128), (64, 64, 4, 3, None), (64, 128, 4, 2, None), (64, 64, 4, 2, 128),
+            (64, 32, 4, 3, 96), (64, 128, 4, 3, None), (64, 64, 4, 4, None), (64, 32, 4, 4, 128),
         ),
         32: ((32, 64, 1, 3, None), (32, 64, 2, 3, None), (32, 64, 1, 2, None)),
         16: ((16, 64, 1, 3, None), (16, 128, 1, 2, None)),
