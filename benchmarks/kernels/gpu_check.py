@@ -48,7 +48,7 @@ from benchmarks.kernels.gpu_rows import latest
 from benchmarks.kernels.gpu_summary import summary
 
 SECONDS = 540.0
-RESERVE = 8.0
+RESERVE = 9.0
 """Of the seconds, for what follows the last phase: killing it, if it has to be; the summary."""
 _MODULE = "benchmarks.kernels"
 
@@ -123,6 +123,9 @@ def _carry_out(run: Run, chosen: Sequence[str]) -> int:
     if machine.get("passed") is not True:
         print(f"gpu_check: {machine['why']}; --smoke tries it without a GPU")
         return 2
+    if run.earlier is not None:
+        count = len(run.record().rows) - len(own)
+        print(f"{count} rows count of what was found before, on such a machine, of this commit")
     run.todo = [phase for phase in run.todo if phase.name in chosen]
     run.leave_out_complete()
     while run.todo:

@@ -17,6 +17,8 @@ from benchmarks.kernels.gpu_tests import run_tests
 CASES_SHARE = 0.7
 """Of a phase's time, what the cases may take; the rest is for the tests."""
 CASE_SECONDS = 25.0
+_MARGIN = 1.0
+"""Seconds in which what still runs is ended and its rows are written."""
 _NO_MEMORY = "out of memory"
 _CROWDED = 3
 """Processes for cases that found no memory beside `Record.jobs` others."""
@@ -24,7 +26,7 @@ _CROWDED = 3
 
 def gate(seconds: float, record: Record) -> None:
     """What will be timed, every height, the tests that need a GPU; what was wrong comes first."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds - _MARGIN
     last = latest(record.rows).values()
     wrong = [case_of(r) for r in last if r["check"] == "correct" and r["passed"] is False]
     mine = gpu_cases.smoke_cases() if record.device == "cpu" else gpu_cases.gate_cases()
@@ -35,7 +37,7 @@ def gate(seconds: float, record: Record) -> None:
 
 def wide(seconds: float, record: Record) -> None:
     """Everything else that the kernels can be launched for; first the tests that are left."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds - _MARGIN
     if record.device == "cpu":
         check_cases(record, [KernelCase("32", gpu_cases.BAND, 33, 16, "float32", "gqa")], end)
         return

@@ -28,7 +28,7 @@ from benchmarks.harness.rows import Row
 from benchmarks.harness.sessions import kill_session
 from benchmarks.kernels.gpu_record import Record
 
-GRACE = 2.0
+GRACE = 3.0
 """Seconds beyond its own that a phase has for its last rows."""
 LEAST = 1.0
 """A phase is not begun with fewer seconds."""

@@ -64,8 +64,11 @@ def test_more_elements_than_32_bits_count():
     bytes_each = 2 * batch * heads * n * d
     assert batch * heads * n * d > 2**31
     free, _ = torch.cuda.mem_get_info()
-    if free < 7 * bytes_each:  # q, o, its gradient and those of q, k and v, and some more
-        pytest.skip(f"needs {7 * bytes_each / 1e9:.0f} GB of memory, {free / 1e9:.0f} are free")
+    needed = (
+        12 * bytes_each
+    )  # q, o, its gradient, those of q, k and v, which may be fp32 on the way
+    if free < needed:
+        pytest.skip(f"needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} are free")
     mask = patterns.build("longformer", n)
     program = sb.compile_plan(mask, objective="area").to("cuda").program_for("triton", "triton")
     q = torch.empty(batch, heads, n, d, device="cuda", dtype=torch.bfloat16).normal_()
