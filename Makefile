@@ -21,6 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
 GPU_TRITON := build/triton-3.6.0
+GPU_PACKAGES := build/gpu_cache/packages
 CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h $(foreach d,tests/native tests/native/selftest benchmarks/attention,$(d)/*.cpp $(d)/*.h))
 
 .DEFAULT_GOAL := help
@@ -84,7 +85,7 @@ mutants: $(INSTALLED) native-if-possible  ## put small faults into a copy of the
 kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPUs not at hand
 	$(BIN)/python -m benchmarks.kernels.codegen_report
 
-gpu-cache: $(INSTALLED) $(GPU_TRITON)/.installed  ## compile the kernels here, to be carried to a GPU -> build/gpu_cache/
+gpu-cache: $(INSTALLED) $(GPU_TRITON)/.installed $(GPU_PACKAGES)/.installed  ## compile the kernels here, to be carried to a GPU -> build/gpu_cache/
 	PYTHONPATH=$(GPU_TRITON):. $(BIN)/python -m benchmarks.kernels.build_cache --jobs $(JOBS) $(GPU_CACHE_ARGS)
 
 gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with PYTHON's own torch
@@ -120,4 +121,10 @@ $(ENCODER): constraints.txt | $(INSTALLED)
 # The Triton of torch 2.11, for its compilers alone: beside the environment, which has its own.
 $(GPU_TRITON)/.installed: | $(BIN)/python
 	$(PIP) install --no-deps --upgrade --target $(GPU_TRITON) triton==3.6.0
+	@touch $@
+
+# pytest for a GPU machine that has none: pure Python, so for any version of it.
+$(GPU_PACKAGES)/.installed: | $(BIN)/python
+	$(PIP) install -c constraints.txt --upgrade --target $(GPU_PACKAGES) --no-compile \
+	  --only-binary=:all: --platform any pytest pytest-xdist
 	@touch $@

@@ -116,7 +116,8 @@ def compiled() -> Callable[..., torch.Tensor]:
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    config.recompile_limit = 64  # many shapes and block sizes; and beyond it, never run it eager
+    # Many masks, shapes and block sizes; and beyond so many, never run it eager.
+    config.recompile_limit = config.accumulated_recompile_limit = 1024
     config.fail_on_recompile_limit_hit = True
     # Static shapes: with dynamic ones the generated C++ does not build for masks that are data.
     return torch.compile(flex_attention, dynamic=False)

@@ -13,25 +13,30 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from benchmarks.harness.origin import ROOT
+from benchmarks.harness.origin import CARRIED, ROOT
 from benchmarks.harness.rows import Row
 from benchmarks.harness.sessions import kill_group
 from benchmarks.kernels import pytest_rows
 from benchmarks.kernels.gpu_record import Record
 from benchmarks.kernels.gpu_rows import latest
 
+PACKAGES = CARRIED / "packages"
+"""pytest and what it needs, for a machine without them; `make gpu-cache` puts them there."""
 _LEAST = 10.0
 """Seconds that pytest needs before its first test begins, in many processes."""
 _MARK, _FIRST = "pytest.mark.gpu", "kernels"
 """What files with such tests hold, and the folder of those that come first."""
-_FAILED, _USABLE = 1, (0, 1, 5)
-"""pytest's exit statuses when it ran: all passed, some failed (Python's, too, when it did not
-start), none selected."""
+_GREEN, _FAILED = (0, 5), 1
+"""pytest's exit statuses: all passed, none selected; some failed. The last is also Python's own,
+when pytest did not start.
+"""
 
 
 def run_tests(record: Record, end: float) -> None:
     """All tests marked gpu that have not passed; a row that says so where pytest cannot run."""
-    if importlib.util.find_spec("pytest") is None:
+    if record.is_right({"check": "tests"}):
+        return
+    if not _is_here("pytest"):
         record.add(_about_tests("pytest is not installed"), final=True)
         return
     if end - time.monotonic() < _LEAST:
@@ -42,8 +47,10 @@ def run_tests(record: Record, end: float) -> None:
     with tempfile.TemporaryFile() as said:
         before = len(record.rows)
         status = _run_pytest(_command(passed, record.jobs), said, record, end)
-        if status in _USABLE and (status != _FAILED or len(record.rows) > before):
+        if status in _GREEN:
             record.add({"check": "tests", "passed": True})
+        elif status == _FAILED and len(record.rows) > before:
+            record.add(_about_tests("some failed or could not run"))
         elif status is None:
             record.add(_about_tests("out of time"))
         else:
@@ -57,7 +64,7 @@ def _run_pytest(command: list[str], said: IO[bytes], record: Record, end: float)
     read, write = os.pipe()
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-        pass_fds=(write,), env={**os.environ, pytest_rows.PIPE: str(write)}, process_group=0,
+        pass_fds=(write,), env=_environment() | {pytest_rows.PIPE: str(write)}, process_group=0,
     )  # fmt: skip
     os.close(write)
     running: set[str] = set()
@@ -88,10 +95,10 @@ def _about_tests(why: str) -> Row:
 def _command(passed: list[str], jobs: int) -> list[str]:
     """pytest over the files that have such tests, in as many processes as it can."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", pytest_rows.__name__]
-    if importlib.util.find_spec("xdist") is not None and jobs > 1:
+    command += ["-p", pytest_rows.__name__, "--continue-on-collection-errors"]
+    if _is_here("xdist") and jobs > 1:
         command += ["-n", str(jobs)]
-    if importlib.util.find_spec("hypothesis") is None:  # which the tests' own settings import
+    if not _is_here("hypothesis"):  # which the tests' own settings import
         command += ["--noconftest"]
     for test in passed:
         command += ["--deselect", test]
@@ -99,6 +106,18 @@ def _command(passed: list[str], jobs: int) -> list[str]:
     files.sort(key=lambda file: _FIRST not in file.parts)
     marked = [file for file in files if _MARK in file.read_text(encoding="utf-8")]
     return command + [file.relative_to(ROOT).as_posix() for file in marked]
+
+
+def _is_here(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None or (PACKAGES / package).is_dir()
+
+
+def _environment() -> dict[str, str]:
+    """With the packages that were carried, if the machine lacks one of them."""
+    if importlib.util.find_spec("pytest") and importlib.util.find_spec("xdist"):
+        return dict(os.environ)
+    path = [os.environ.get("PYTHONPATH", ""), str(PACKAGES)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def _lines(pipe: int, end: float) -> Iterator[dict[str, Any]]:

@@ -164,7 +164,7 @@ def test_each_test_is_a_row_at_once_and_a_hanging_one_costs_those_behind_it(tmp_
 def test_pytest_in_several_processes_tells_each_test_once(tmp_path, monkeypatch):
     pytest.importorskip("xdist")
     rows = pytest_rows(tmp_path, monkeypatch, 60.0, "-n", "2", "-k", "right or wrong or skipped")
-    assert len(rows) == 4 and rows["tests"]["passed"] is True
+    assert len(rows) == 4 and "some failed" in rows["tests"]["why"]
     assert rows["test_wrong"]["passed"] is False
 
 
@@ -172,6 +172,7 @@ def test_a_pytest_that_does_not_run_says_why(tmp_path, monkeypatch):
     rows = pytest_rows(tmp_path, monkeypatch, 60.0, "--no-such-option")
     assert "exit status 4" in rows["tests"]["why"] and "no-such-option" in rows["tests"]["why"]
     monkeypatch.setattr(gpu_tests.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_tests, "PACKAGES", tmp_path)
     record = record_in(tmp_path / "b")
     gpu_tests.run_tests(record, soon())
     assert "not installed" in record.rows[0]["why"] and record.is_complete
@@ -183,6 +184,18 @@ def test_tests_that_passed_are_not_run_again_and_only_files_with_such_tests_are_
     files = [word for word in command if word.endswith(".py")]
     assert files[:2] == ["tests/kernels/test_gpu.py", "tests/kernels/test_peer_cases.py"]
     assert "tests/masks/test_patterns.py" not in command
+
+
+def test_a_machine_without_pytest_takes_the_one_that_was_carried(tmp_path, monkeypatch):
+    (tmp_path / "pytest").mkdir()
+    monkeypatch.setattr(gpu_tests, "PACKAGES", tmp_path)
+    assert str(tmp_path) not in gpu_tests._environment().get("PYTHONPATH", "")
+    monkeypatch.setattr(gpu_tests.importlib.util, "find_spec", lambda name: None)
+    assert gpu_tests._environment()["PYTHONPATH"].endswith(str(tmp_path))
+    command = gpu_tests._command([], 12)
+    assert "--noconftest" in command and "-n" not in command
+    (tmp_path / "xdist").mkdir()
+    assert "-n" in gpu_tests._command([], 12)
 
 
 # ------------------------------------------------------------------------------ sanitizer, repeats
