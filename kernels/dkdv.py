@@ -202,7 +202,7 @@ def dkdv_kernel(
     grad_o_ptr = head_ptr(grad_o_ptr, item.batch, item.head, stride_gb, stride_gh, ALIGN)
     k_ptr = head_ptr(k_ptr, item.batch, item.kv_head, stride_kb, stride_kh, ALIGN)
     v_ptr = head_ptr(v_ptr, item.batch, item.kv_head, stride_vb, stride_vh, ALIGN)
-    stats_ptr += (item.batch * num_heads + item.head) * q_len * 2
+    stats_ptr += (item.batch * num_heads + item.head).to(tl.int64) * q_len * 2
     queries = _Queries(
         q_ptr=q_ptr,
         grad_o_ptr=grad_o_ptr,
@@ -212,7 +212,7 @@ def dkdv_kernel(
     )
     visible = rows >= 0
     if HAS_KEY_MASK:
-        key_mask_ptr += item.batch * stride_mb
+        key_mask_ptr += item.batch.to(tl.int64) * stride_mb
         visible = is_real(key_mask_ptr, rows, rows >= 0)
     keys = _KeyRows(
         k=load_rows(k_ptr, rows, stride_kn, visible, CONST),

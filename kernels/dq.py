@@ -28,9 +28,10 @@ from .work_item import (
     columns_with_real_keys,
     first_step,
     load_earlier,
-    load_packed,
+    load_slots,
     load_work_item,
     next_step,
+    packed_rows,
     store_rows,
     words_at,
 )
@@ -67,16 +68,19 @@ def _load_stats(
     its probabilities, exp(s - inf), are 0. Of several tiles that cover a row one writes.
     """
     rows = item.rows
-    index = (item.batch * num_heads + item.head) * q_len + rows
+    index = (item.batch * num_heads + item.head).to(tl.int64) * q_len + rows
     lse = tl.load(lse_ptr + index, mask=rows >= 0, other=-float("inf"))
-    o = load_packed(o_ptr, item, q_len, num_heads, rows >= 0, CONST)
+    o_ptrs = packed_rows(o_ptr, item, rows, q_len, num_heads, CONST)
+    in_head = tl.arange(0, CONST.BLOCK_D)[None, :] < CONST.HEAD_DIM
+    o = tl.load(o_ptrs, mask=(rows >= 0)[:, None] & in_head, other=0.0)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HAS_GRAD_LSE:
         delta -= tl.load(grad_lse_ptr + index, mask=rows >= 0, other=0.0)
     alive = lse > -float("inf")
     delta = tl.where(alive, delta, 0.0)
     lse = tl.where(alive, lse * log_unit(do.dtype == tl.float32), float("inf"))
-    writes = (rows >= 0) & ((item.slots == _FINAL) | (item.slots >= 0) & (item.slots % 2 == 0))
+    _, slots = load_slots(item, CONST)
+    writes = (rows >= 0) & ((slots == _FINAL) | (slots >= 0) & (slots % 2 == 0))
     tl.store(stats_ptr + index * 2, lse, mask=writes)
     tl.store(stats_ptr + index * 2 + 1, delta, mask=writes)
     return lse, delta
@@ -201,7 +205,7 @@ def dq_kernel(
     )
     queries = _Queries(q=q, do=do, lse=lse, delta=delta, rows=rows)
     if HAS_KEY_MASK:
-        key_mask_ptr += item.batch * stride_mb
+        key_mask_ptr += item.batch.to(tl.int64) * stride_mb
     full, width, substitute = columns_with_real_keys(item, key_mask_ptr, CONST)
     keys = Keys(
         k_ptr=k_ptr,

@@ -27,6 +27,7 @@ from .work_item import (
     columns_with_real_keys,
     first_step,
     load_earlier,
+    load_slots,
     load_work_item,
     next_step,
     store_rows,
@@ -149,7 +150,7 @@ def forward_kernel(
     v_ptr = head_ptr(v_ptr, item.batch, item.kv_head, stride_vb, stride_vh, ALIGN)
     q = load_rows(q_ptr, rows, stride_qn, rows >= 0, CONST)
     if HAS_KEY_MASK:
-        key_mask_ptr += item.batch * stride_mb
+        key_mask_ptr += item.batch.to(tl.int64) * stride_mb
     full, width, substitute = columns_with_real_keys(item, key_mask_ptr, CONST)
     keys = Keys(
         k_ptr=k_ptr,
@@ -164,7 +165,7 @@ def forward_kernel(
 
     unit = log_unit(q.dtype == tl.float32)
     qk_scale = scale * unit
-    lse_ptrs = lse_ptr + (item.batch * num_heads + item.head) * q_len + rows
+    lse_ptr += (item.batch * num_heads + item.head).to(tl.int64) * q_len
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -191,8 +192,9 @@ def forward_kernel(
     if item.continues:
         # What the earlier tile left is one more column, with its LSE for a score. Not where the
         # loops begin: ptxas then waits after every single wgmma, too.
-        goes_on = item.slots == _CONTINUED
-        earlier = unit * tl.load(lse_ptrs, mask=goes_on, other=-float("inf"))
+        its_rows, slots = load_slots(item, CONST)
+        goes_on = slots == _CONTINUED
+        earlier = unit * tl.load(lse_ptr + its_rows, mask=goes_on, other=-float("inf"))
         new_maximum = tl.maximum(maximum, earlier)
         safe = finite(new_maximum)
         shrink = exponential(maximum, safe, q.dtype == tl.float32)
@@ -206,6 +208,8 @@ def forward_kernel(
     safe_total = tl.where(dead, 1.0, total)
     o = acc * (keep_scale / safe_total)[:, None]
     lse = tl.where(dead, -float("inf"), maximum / unit + tl.log(safe_total))
-    written, part = store_rows(o, o_ptr, part_o_ptr, item, q_len, num_heads, num_slots, CONST)
+    rows, written, part = store_rows(
+        o, o_ptr, part_o_ptr, item, q_len, num_heads, num_slots, CONST
+    )
     tl.store(part_lse_ptr + part, lse, mask=part >= 0)
-    tl.store(lse_ptrs, lse, mask=written)
+    tl.store(lse_ptr + rows, lse, mask=written)

@@ -62,11 +62,11 @@ def dot(a, b, acc, CONST: tl.constexpr):
 
 @triton.jit
 def head_ptr(base_ptr, batch, head, stride_b, stride_h, ALIGN: tl.constexpr):
-    """Where one head of a tensor [B, H, N, D] begins; batch and head are int64.
+    """Where one head of a tensor [B, H, N, D] begins.
 
     The strides are in units of ALIGN elements, see `row_ptrs`.
     """
-    return base_ptr + (batch * stride_b + head * stride_h) * ALIGN
+    return base_ptr + (batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h) * ALIGN
 
 
 @triton.jit

@@ -30,10 +30,10 @@ class WorkItem(NamedTuple):
     """What one program does: BLOCK_M rows of a tile, for one batch and head.
 
     Attributes:
-        batch, head, kv_head: int64, for products with strides; the last is the key head's.
+        batch, head, kv_head: int32; the last is the key head's.
         repeat: which of the repetitions of the work list this is; each has scratch of its own.
         rows: int32 [BLOCK_M], positions; -1 for an empty slot.
-        slots: int32 [BLOCK_M], what becomes of the rows' results, see `layout`.
+        rows_ptr: where they are, for `load_slots`.
         slot_base: what to add to a place in scratch; negative if no row of the tile has one.
         continues: whether the tile goes on from what an earlier one wrote of some of its rows.
         cols_ptr: the tile's gathered columns.
@@ -48,7 +48,7 @@ class WorkItem(NamedTuple):
     kv_head: tl.tensor
     repeat: tl.tensor
     rows: tl.tensor
-    slots: tl.tensor
+    rows_ptr: tl.tensor
     slot_base: tl.tensor
     continues: tl.tensor
     cols_ptr: tl.tensor
@@ -89,12 +89,12 @@ def load_work_item(
     cols_ptr += tl.load(record_ptr + _COL_START).to(tl.int64) * _COL_UNIT
     words_ptr += tl.load(record_ptr + _WORD_START).to(tl.int64) * _WORD_UNIT
     return WorkItem(
-        batch=batch.to(tl.int64),
-        head=head.to(tl.int64),
-        kv_head=(head // group_size).to(tl.int64),
+        batch=batch,
+        head=head,
+        kv_head=head // group_size,
         repeat=repeat,
         rows=tl.load(rows_ptr),
-        slots=tl.load(rows_ptr + CONST.HEIGHT),
+        rows_ptr=rows_ptr,
         slot_base=tl.load(record_ptr + _SLOT_BASE),
         continues=tl.load(record_ptr + _CONTINUES),
         cols_ptr=cols_ptr,
@@ -179,25 +179,29 @@ def next_step(item, key_mask_ptr, start, ahead, CONST: tl.constexpr):
 
 
 @triton.jit
-def _packed_rows(x_ptr, item, length, num_heads, CONST: tl.constexpr):
-    """Where the rows of an item are in a tensor [B, length, H, D]: [BLOCK_M, BLOCK_D]."""
-    place = (item.batch * length + item.rows) * num_heads + item.head
-    return packed_ptrs(x_ptr, place, CONST.HEAD_DIM, CONST.BLOCK_D)
+def load_slots(item, CONST: tl.constexpr):
+    """An item's rows, and what becomes of their results (see `layout`), int32 [BLOCK_M].
+
+    Loaded where they are needed: kept over the loops they would take registers there.
+    """
+    return tl.load(item.rows_ptr), tl.load(item.rows_ptr + CONST.HEIGHT)
 
 
 @triton.jit
-def load_packed(x_ptr, item, length, num_heads, valid, CONST: tl.constexpr):
-    """The rows of an item in a tensor [B, length, H, D]; 0 where they are not `valid`."""
-    pointers = _packed_rows(x_ptr, item, length, num_heads, CONST)
-    in_head = tl.arange(0, CONST.BLOCK_D)[None, :] < CONST.HEAD_DIM
-    return tl.load(pointers, mask=valid[:, None] & in_head, other=0.0)
+def packed_rows(x_ptr, item, rows, length, num_heads, CONST: tl.constexpr):
+    """Where rows of an item's head are in a tensor [B, length, H, D]: [BLOCK_M, BLOCK_D]."""
+    place = (item.batch.to(tl.int64) * length + rows) * num_heads + item.head
+    return packed_ptrs(x_ptr, place, CONST.HEAD_DIM, CONST.BLOCK_D)
 
 
 @triton.jit
 def load_earlier(out_ptr, item, length, num_heads, CONST: tl.constexpr):
     """What an earlier tile wrote of the rows that go on from there, fp32; 0 for the others."""
-    goes_on = item.slots == _CONTINUED
-    return load_packed(out_ptr, item, length, num_heads, goes_on, CONST).to(tl.float32)
+    rows, slots = load_slots(item, CONST)
+    pointers = packed_rows(out_ptr, item, rows, length, num_heads, CONST)
+    in_head = tl.arange(0, CONST.BLOCK_D)[None, :] < CONST.HEAD_DIM
+    goes_on = slots == _CONTINUED
+    return tl.load(pointers, mask=goes_on[:, None] & in_head, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -214,17 +218,18 @@ def store_rows(
     """Write a tile's result: to `out` where no other tile has to be merged with it, else to
     scratch, for `merge.py`.
 
-    Returns which rows are in `out`, and the places of the others in scratch (valid if not
-    negative).
+    Returns the rows, which of them are in `out`, and the places of the others in scratch (valid
+    if not negative).
     """
     in_head = tl.arange(0, CONST.BLOCK_D)[None, :] < CONST.HEAD_DIM
+    rows, slots = load_slots(item, CONST)
     part = tl.full([CONST.BLOCK_M], -1, tl.int64)
     if item.slot_base >= 0:
-        part = item.repeat.to(tl.int64) * num_slots + item.slot_base + (item.slots >> 1)
-        part = tl.where(item.slots >= 0, part, -1)
+        part = item.repeat.to(tl.int64) * num_slots + item.slot_base + (slots >> 1)
+        part = tl.where(slots >= 0, part, -1)
         part_ptrs = packed_ptrs(part_ptr, part, CONST.HEAD_DIM, CONST.BLOCK_D)
         tl.store(part_ptrs, x, mask=(part >= 0)[:, None] & in_head)
-    written = (item.rows >= 0) & (item.slots < 0)
-    out_ptrs = _packed_rows(out_ptr, item, length, num_heads, CONST)
+    written = (rows >= 0) & (slots < 0)
+    out_ptrs = packed_rows(out_ptr, item, rows, length, num_heads, CONST)
     tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=written[:, None] & in_head)
-    return written, part
+    return rows, written, part
