@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.end_to_end.end_to_end_report import row_file
+from benchmarks.harness.origin import COLUMNS
 from benchmarks.harness.rows import Row, RowFile
 from benchmarks.kernels.gpu_rows import as_line, latest
 
@@ -59,6 +61,29 @@ def publishable(rows: Sequence[Row], *, for_repository: bool) -> list[Row]:
     if reasons:
         raise Refused("\n".join(reasons))
     return list(rows)
+
+
+def whole_models(folder: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows of whole models that came back beside those of a run; none if there is no file.
+
+    Args:
+        folder: what came back.
+        rows: of the run.
+
+    Raises Refused if they are of another run than those.
+    """
+    try:
+        found = row_file(folder, "cuda").read()
+    except FileNotFoundError:
+        return []
+    run = next(row for row in rows if row["check"] == "machine")
+    same = [name for name in ONE_RUN if name in COLUMNS]
+    others = [row for row in found if any(row[name] != run[name] for name in same)]
+    if others:
+        differs = [n for n in same if others[0][n] != run[n]]
+        what = ", ".join(f"{n} is {others[0][n]}, not {run[n]}" for n in differs)
+        raise Refused(f"{len(others)} rows of whole models are of another run: {what}")
+    return found
 
 
 def _no_gpu(rows: Sequence[Row]) -> list[str]:

@@ -1,12 +1,13 @@
 """Turn the files that a GPU's run brought back into committed rows, a report and README's numbers.
 
-    python -m benchmarks.kernels.take_results FOLDER               # of gpu_check.jsonl
+    python -m benchmarks.kernels.take_results FOLDER               # that holds gpu_check.jsonl
     python -m benchmarks.kernels.take_results FOLDER --into DIR    # try it: writes to DIR alone
 
 Refuses rows without their whole provenance, of a dirty tree, of a red gate, or of several runs
 (`returned_rows`). Writes benchmarks/results/gpu_*.csv, gpu.md with its plots, and the section of
-README.md; prints what the sweep found for `MEASURED` in kernels/configs.py. Rows of other GPUs
-stay. The report can be made again from the CSV files: `--report`.
+README.md; takes the rows of whole models, where there are some; prints what the sweep found for
+`MEASURED` in kernels/configs.py. Rows of other GPUs stay. The report can be made again from the
+CSV files: `--report`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.end_to_end import end_to_end_report
 from benchmarks.harness.origin import RESULTS, ROOT
 from benchmarks.harness.rows import Row, RowFile
 from benchmarks.kernels import gpu_plots, gpu_readme, gpu_results, gpu_tables, returned_rows, sweep
@@ -50,11 +52,23 @@ def take(folder: Path, results: Path, readme: Path) -> list[str]:
     gpu_readme.around(readme)
     in_repository = any(ROOT in path.resolve().parents for path in (results / REPORT, readme))
     rows = returned_rows.publishable(returned_rows.read(folder), for_repository=in_repository)
+    models = returned_rows.whole_models(folder, rows)
     paths = gpu_results.write(rows, results)
     paths += write_report(results)
+    if models:
+        paths += _take_models(models, results)
     gpu_readme.update(readme, results)
     said = [f"{len(rows)} rows; written: {', '.join(path.name for path in paths)}, {readme.name}"]
     return said + measured_entries([row for row in rows if row["check"] == "sweep"])
+
+
+def _take_models(models: Sequence[Row], results: Path) -> list[Path]:
+    """Put the rows of whole models in the place of those of this processor, and report them."""
+    file = end_to_end_report.row_file(results, "cuda")
+    processor = models[0]["processor"]
+    others = file.read() if file.path.exists() else []
+    file.write([*(row for row in others if row["processor"] != processor), *models])
+    return [file.path, end_to_end_report.write_report(results)]
 
 
 def write_report(results: Path, predictions: Path = PREDICTIONS) -> list[Path]:

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("triton")
 from benchmarks.attention.cases import DIRECTIONS, PAPER
 from benchmarks.attention.rivals import CUDNN, FLASH, FLEX, FLEX_FORMULA, FLEX_TUNED, OURS
+from benchmarks.end_to_end.end_to_end_report import row_file
 from benchmarks.harness.origin import RESULTS, ROOT
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels import gpu_readme, gpu_results, gpu_tables, returned_rows, take_results
@@ -264,6 +265,34 @@ def test_rows_of_another_gpu_stay(tmp_path, scratch):
     report = (scratch[0] / "gpu.md").read_text()
     assert "## NVIDIA H100 80GB HBM3" in report and "## NVIDIA H200" in report
     assert (scratch[0] / "gpu_1_speedup.png").exists()
+
+
+def of_models(folder, **changes):
+    """The committed rows of whole models on a CPU, as if they were of this run."""
+    with (RESULTS / "end_to_end_cpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    run = {name: ORIGIN[name] for name in ORIGIN if name in rows[0]}
+    row_file(folder, "cuda").write([{**row, "device": "cuda", **run, **changes} for row in rows])
+    return len(rows)
+
+
+def test_whole_models_are_taken_too(tmp_path, scratch):
+    folder = written(tmp_path / "back", made_up_rows())
+    count = of_models(folder)
+    said = take_results.take(folder, *scratch)
+    assert "end_to_end_cuda.csv" in said[0]
+    assert len(row_file(scratch[0], "cuda").read()) == count
+    assert "NVIDIA H100" in (scratch[0] / "end_to_end.md").read_text()
+    take_results.take(folder, *scratch)  # again: they take each other's place
+    assert len(row_file(scratch[0], "cuda").read()) == count
+
+
+def test_whole_models_of_another_run_are_refused(tmp_path, scratch):
+    folder = written(tmp_path / "back", made_up_rows())
+    of_models(folder, commit="1111111")
+    with pytest.raises(Refused, match="another run: commit is 1111111, not 0000000"):
+        take_results.take(folder, *scratch)
+    assert not list(scratch[0].iterdir())
 
 
 def test_nothing_of_an_earlier_run_stays(tmp_path, scratch):
