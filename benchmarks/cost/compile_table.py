@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import sparsebert
 from benchmarks.cost.timed_calls import HEADS
 from benchmarks.harness import origin
-from benchmarks.harness.named_masks import learned_looking, permuted_blocks
+from benchmarks.harness.named_masks import block_fraction, learned_looking, permuted_blocks
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler import bitmatrix
@@ -86,15 +86,6 @@ def masks(length: int) -> Iterator[tuple[str, AttentionMask]]:
         yield f"learned-looking, {HEADS} different heads", AttentionMask.stack_heads(heads)
     yield "random 1 %", patterns.random(length, 0.01)
     yield "random 10 %", patterns.random(length, 0.1)
-
-
-def block_fraction(mask: AttentionMask, size: int) -> float:
-    """Share of the mask in blocks of size x size that are not empty."""
-    words = bitmatrix.to_words(mask.bits[0, 0])
-    starts = np.arange(0, mask.q_len, size)
-    union = np.bitwise_or.reduceat(words, starts, axis=0)  # [row blocks, words of 64 columns]
-    columns = np.bitwise_or.reduceat(union, np.arange(0, union.shape[1], size // 64), axis=1)
-    return float((columns != 0).mean())
 
 
 def one_pass_fraction(mask: AttentionMask) -> float:

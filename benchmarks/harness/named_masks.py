@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.harness.origin import RESULTS
 from sparsebert import patterns
+from sparsebert.compiler import bitmatrix
 from sparsebert.masks import AttentionMask
 
 LEARNED = RESULTS / "learned_masks"
@@ -105,6 +106,15 @@ def build(name: str, length: int, heads: int) -> AttentionMask:
     if name == LEARNED_LOOKING:
         return _learned_looking_heads(length, heads)
     return _ONE_HEAD[name](length)
+
+
+def block_fraction(mask: AttentionMask, size: int) -> float:
+    """Share of the mask in blocks of size x size that are not empty."""
+    words = bitmatrix.to_words(mask.bits[0, 0])
+    starts = np.arange(0, mask.q_len, size)
+    union = np.bitwise_or.reduceat(words, starts, axis=0)  # [row blocks, words of 64 columns]
+    columns = np.bitwise_or.reduceat(union, np.arange(0, union.shape[1], size // 64), axis=1)
+    return float((columns != 0).mean())
 
 
 def parameters(mask: AttentionMask) -> str:

@@ -13,7 +13,8 @@ that every row attends to / of the one with the bit test. In flight 0: each step
 for its gather. "Programs" run on a multiprocessor at once, by registers, shared memory and warps.
 Where wgmma is serial, ptxas waits for every single product. A hazard is a register that is written
 while a wgmma reads it. Nothing in this table was timed;
-"predicted us" is what the timing model makes of the same code.
+"predicted us" is what the timing model makes of the same code, over a Longformer mask of 2,048
+tokens in tiles of that height (`step_prediction.py`).
 
 Results: benchmarks/results/kernel_steps.csv and .md.
 """
@@ -26,10 +27,11 @@ import os
 import sys
 
 from benchmarks.harness.markdown import table
-from benchmarks.harness.origin import RESULTS, origin
+from benchmarks.harness.origin import origin
 from benchmarks.harness.rows import Row, RowFile
+from benchmarks.kernels.kernel_counts import STEPS
+from benchmarks.kernels.step_prediction import predicted_us
 
-STEPS = RESULTS / "kernel_steps.csv"
 KERNELS = ("forward", "dq", "dkdv")
 HEIGHTS = (64, 32, 16)
 
@@ -126,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.step:
         new = [{name: row[name] for name in _COLUMNS} for row in count(options.step, options.jobs)]
         file.write(with_step(file.read() if STEPS.exists() else [], new))
+    file.write(row | {"predicted_us": predicted_us(row)} for row in file.read())
     STEPS.with_suffix(".md").write_text(page(file.read()), encoding="utf-8")
     return 0
 
