@@ -188,7 +188,7 @@ class _Search:
         self, words: np.ndarray, order: Order, choices: tuple[tuple[int, ...], ...]
     ) -> Iterator[tuple[Piece, ...]]:
         """Covers of `words` in one order: long rows among the others, and apart."""
-        price = self._pricing.tile
+        price, size = self._pricing.tile, max(self._heights)
         for piece in cut_variants(words, order, price, choices):
             yield (piece,)
         _, long = long_rows(words, np.flatnonzero(words.any(axis=1)))
@@ -196,10 +196,13 @@ class _Search:
             return
         of_long = np.zeros_like(words)
         of_long[long] = words[long]
-        apart = cut(of_long, in_order(long, max(self._heights)), price, self._heights)
-        apart = dataclasses.replace(apart, name=f"{len(long)} long rows")
-        for piece in cut_variants(words ^ of_long, order, price, choices):
-            yield apart, piece
+        of_heights = choices if self._pricing.alike else (self._heights,)
+        aparts = [
+            dataclasses.replace(apart, name=f"{len(long)} long rows")
+            for apart in cut_variants(of_long, in_order(long, size), price, of_heights)
+        ] * (len(choices) // len(of_heights))
+        others = cut_variants(words ^ of_long, order, price, choices)
+        yield from zip(aparts, others, strict=True)
 
     def _plain(self, words: np.ndarray, choices: tuple[tuple[int, ...], ...]) -> tuple[Piece, ...]:
         """The cheapest cover of what peeling left, rows in order."""
@@ -215,17 +218,39 @@ class _Search:
             part = peel(state.rest, order, height, share)
             if not part.any():
                 continue
-            price = self._pricing.peeled_tile
+            price, choices = self._pricing.peeled_tile, self._pricing.height_choices
             plain = self._plain(state.rest ^ part, (self._heights,))
             if plain:
-                part ^= give_back(cut(part, order, price, self._heights), plain[-1], price)
+                tiles = cut(part, order, price, self._heights)
+                part ^= give_back(tiles, plain[-1], price, self._pricing.chunk)
             if not part.any():
                 continue
-            plain = self._plain(state.rest ^ part, self._pricing.height_choices)
-            piece = cut(part, order, price, self._heights)
-            pieces = (*state.pieces, piece)
-            cost = self._offer((*pieces, *plain))
-            yield _Peeling(cost, pieces, state.rest ^ part)
+            if self._pricing.alike:
+                yield from self._peeled_alike(state, part, order)
+                continue
+            plain = self._plain(state.rest ^ part, choices)
+            yield self._peeled(state, part, cut(part, order, price, self._heights), plain)
+
+    def _peeled_alike(self, state: _Peeling, part: np.ndarray, order: Order) -> Iterator[_Peeling]:
+        """Peelings of `part` whose tiles take their heights from the same set as those of the
+        rest, for each set.
+        """
+        price, choices = self._pricing.peeled_tile, self._pricing.height_choices
+        rest = state.rest ^ part
+        rows = np.flatnonzero(rest.any(axis=1))
+        plain: list[tuple[Piece, ...]] = [()] * len(choices)
+        if len(rows):
+            plain = list(self._passes(rest, in_order(rows, max(self._heights)), choices))
+        for place, piece in enumerate(cut_variants(part, order, price, choices)):
+            of_heights = plain[place :: len(choices)]
+            yield self._peeled(state, part, piece, min(of_heights, key=self._pricing.total))
+
+    def _peeled(
+        self, state: _Peeling, part: np.ndarray, piece: Piece, plain: tuple[Piece, ...]
+    ) -> _Peeling:
+        pieces = (*state.pieces, piece)
+        cost = self._offer((*pieces, *plain))
+        return _Peeling(cost, pieces, state.rest ^ part)
 
 
 def name_of(pieces: Iterable[Piece]) -> str:

@@ -118,12 +118,13 @@ def peel(words: np.ndarray, order: Order, height: int, share: float) -> np.ndarr
     return peeled
 
 
-def give_back(piece: Piece, plain: Piece, price: Price) -> np.ndarray:
+def give_back(piece: Piece, plain: Piece, price: Price, chunk: int = COLUMN_CHUNK) -> np.ndarray:
     """The entries of `piece` whose tiles cost more than they save, as words.
 
-    What a tile saves is what the tiles of `plain` would grow by if they had its entries too.
+    What a tile saves is what the tiles of `plain` would grow by if they had its entries too, at
+    the price of a chunk of columns.
     """
-    tile_of_row, union, column_price = _plain_unions(plain, price)
+    tile_of_row, union, column_price = _plain_unions(plain, price, chunk)
     returned = np.zeros_like(piece.words)
     for tiles in piece.tiles:
         index, slot = np.nonzero(tiles.rows >= 0)
@@ -144,7 +145,9 @@ def give_back(piece: Piece, plain: Piece, price: Price) -> np.ndarray:
     return returned
 
 
-def _plain_unions(plain: Piece, price: Price) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _plain_unions(
+    plain: Piece, price: Price, chunk: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each row its tile, and for each tile its columns and the price of one more column.
 
     Rows without a tile get one that has no columns yet, at the price of the cheapest.
@@ -156,14 +159,14 @@ def _plain_unions(plain: Piece, price: Price) -> tuple[np.ndarray, np.ndarray, n
         index, slot = np.nonzero(tiles.rows >= 0)
         tile_of_row[tiles.rows[index, slot]] = first + index
         unions.append(np.bitwise_or.reduce(bitmatrix.take(plain.words, tiles.rows), axis=1))
-        wider = price(tiles.height, tiles.real_rows, tiles.padded + COLUMN_CHUNK)
+        wider = price(tiles.height, tiles.real_rows, tiles.padded + chunk)
         now = price(tiles.height, tiles.real_rows, tiles.padded)
-        prices.append((wider - now) / COLUMN_CHUNK)
+        prices.append((wider - now) / chunk)
         first += count
-    alone = np.full(1, SMALLEST)
-    one_column = price(SMALLEST, alone, alone * 2) - price(SMALLEST, alone, alone)
+    alone, columns = np.full(1, SMALLEST), np.full(1, chunk)
+    one_column = price(SMALLEST, alone, columns * 2) - price(SMALLEST, alone, columns)
     unions.append(np.zeros((1, plain.words.shape[1]), dtype=plain.words.dtype))
-    prices.append(one_column / COLUMN_CHUNK)
+    prices.append(one_column / chunk)
     tile_of_row[tile_of_row < 0] = first
     return tile_of_row, np.concatenate(unions), np.concatenate(prices)
 
@@ -187,8 +190,20 @@ def split_wide(pieces: tuple[Piece, ...], limit: int, columns: int) -> Iterator[
         wide_rows = [tiles.rows[tiles.width > limit] for tiles in piece.tiles]
         for start, stop in itertools.pairwise(edges):
             inside = wide & bitmatrix.column_range(start, stop, wide.shape[1])
-            part = tuple(TileOutlines(rows, _widths(inside, rows)) for rows in wide_rows)
+            part = tuple(
+                TileOutlines(_with_entries(inside, rows), _widths(inside, rows))
+                for rows in wide_rows
+            )
             yield _rebuild(piece, inside, part, f"{piece.name} (split by columns)")
+
+
+def _with_entries(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The slots [T, height] of tiles without the rows that have no entry; the empty ones last."""
+    has_entries = np.asarray(words.any(axis=1))
+    used = (rows >= 0) & has_entries[np.maximum(rows, 0)]
+    order = np.argsort(~used, axis=1, kind="stable")
+    kept: np.ndarray = np.take_along_axis(np.where(used, rows, -1), order, axis=1)
+    return kept
 
 
 def _some(tiles: TileOutlines, keep: np.ndarray) -> TileOutlines:

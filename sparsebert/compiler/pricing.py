@@ -9,10 +9,12 @@ import numpy as np
 
 from sparsebert.compiler.cost.model import CostModel
 from sparsebert.compiler.pieces import Piece, all_tiles
-from sparsebert.tiles.format import HEIGHTS
+from sparsebert.tiles.format import COLUMN_CHUNK, HEIGHTS
 from sparsebert.tiles.outlines import Singles
 
 OBJECTIVES = ("time", "area")
+
+_GPU_LIMITS = (512, 256)
 
 Heights = tuple[int, ...]
 
@@ -36,6 +38,14 @@ class Pricing(Protocol):
     def split_limits(self) -> tuple[int, ...]:
         """Widths to which wide tiles may be split."""
 
+    @property
+    def alike(self) -> bool:
+        """Whether all pieces of a cover are to take their heights from the same set."""
+
+    @property
+    def chunk(self) -> int:
+        """Columns by which a tile's price grows."""
+
     def tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
         """Cost of tiles of one height, given real rows [T] and padded columns [T]."""
 
@@ -56,6 +66,8 @@ class Area:
     peel_heights: Heights = (16, 64)
     greedy_height = 16
     split_limits: tuple[int, ...] = ()
+    alike = False
+    chunk = COLUMN_CHUNK
 
     def tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
         """Slots times columns."""
@@ -79,7 +91,9 @@ class Time:
 
     def __init__(self, model: CostModel, q_len: int, kv_len: int) -> None:
         self._model = model
-        self.split_limits = (1024, 512, 256, 128) if model.programs > model.copies else ()
+        self.alike = model.launches
+        self.chunk = model.step or COLUMN_CHUNK
+        self.split_limits = _GPU_LIMITS if model.launches else ()
         self._lengths = q_len, kv_len
 
     def tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -88,7 +102,9 @@ class Time:
 
     def peeled_tile(self, height: int, rows: np.ndarray, width: np.ndarray) -> np.ndarray:
         """Time of each tile and of merging all its rows."""
-        return self.tile(height, rows, width) + self._model.forward.merge * rows
+        forward = self._model.forward
+        merge = forward.chain + forward.row if self._model.launches else forward.merge
+        return self.tile(height, rows, width) + merge * rows
 
     def total(self, pieces: Sequence[Piece]) -> float:
         """Time of the whole call."""

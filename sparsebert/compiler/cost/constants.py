@@ -73,24 +73,25 @@ class TileBackend:
         source: where the constants come from.
         margin: tiles must be predicted this much faster than dense attention to be chosen: 1 plus
             the relative error that four fifths of the fitted predictions stay below.
-        overlapped: arithmetic and gathering run at the same time, as on a GPU, so that a tile
-            takes the longer of the two; else their sum.
         empty_rows_cost: a tile computes its empty row slots too.
         batched: tiles of similar shape run as one batch, padded to its widest, as
             `sparsebert.tiles.batching` has it.
-        programs: tiles that run at the same time.
         padded: a tile's columns are padded to whole chunks; else each is paid for alone.
         singles: entries may stand alone, beside tiles of 16 rows.
+        step: columns that a tile computes at once, as on a GPU, where the last step takes as long
+            as any; 0 where they are not taken in steps.
+        launches: a program runs each tile, and a launch all tiles of one height, as on a GPU; a
+            row in two tiles goes from one launch to the next.
     """
 
     source: str
     margin: float
-    overlapped: bool
     empty_rows_cost: bool
     batched: bool
-    programs: int
     padded: bool
     singles: bool
+    step: int
+    launches: bool
 
 
 @functools.cache

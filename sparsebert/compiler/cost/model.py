@@ -19,6 +19,7 @@ from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.constants import Term, Terms, TileBackend
 from sparsebert.compiler.cost.factors import AS_FITTED, Factors
 from sparsebert.compiler.cost.instruction_sets import isa_for
+from sparsebert.compiler.cost.launches import count_launches, launches_us
 from sparsebert.tiles.batching import batch_tiles
 from sparsebert.tiles.outlines import NO_SINGLES, Singles, TileOutlines
 
@@ -32,7 +33,7 @@ NEAR_CALL = 8e6
 NEAR_HEAD = 7e5
 """Bytes of k and v in fp32, of one head, that stay in the cache of one core."""
 
-PER_CALL = ("call", "shape", "level", "mixed", "dense_call")
+PER_CALL = ("call", "shape", "level", "mixed", "dense_call", "launch", "wait", "wait_column")
 """Terms whose `once` is shared by all batches and heads, not just by those with the same tiles."""
 
 
@@ -49,7 +50,8 @@ class PassCost:
             each row that is in no tile.
         column: each gathered key and value row.
         entry: each score of a tile, by the tile's height.
-        merge: each row of a tile beyond the first tile that covers the row.
+        merge: each row of a tile beyond the first tile that covers the row. Where tiles run in
+            launches, each result of a row that goes by way of scratch.
         mixed: each row of the mask, if some heads of the call run dense and some in tiles.
         floor_row: least time that a row of q, k, v and o takes to move, on any route.
         dense_call, dense_entry: dense attention: each call, each score.
@@ -57,6 +59,10 @@ class PassCost:
         single: each entry that stands alone.
         single_column: each column that single entries of rows that run together share, see
             `Singles`.
+        launch: each launch.
+        wait, wait_column: how long the machine waits at the end of a launch: at least, and for
+            each column of its longest tile beyond the mean.
+        chain: each row of a tile that goes on from what another launch wrote out.
         far_row: each row of q and o, and of k and v, where a call has more than `NEAR_CALL`.
         far_column: each column of a tile, and of single entries as above, where a head has more
             than `NEAR_HEAD`.
@@ -79,15 +85,16 @@ class PassCost:
     single_column: float = 0.0
     far_row: float = 0.0
     far_column: float = 0.0
+    launch: float = 0.0
+    wait: float = 0.0
+    wait_column: float = 0.0
+    chain: float = 0.0
 
-    def tiles(
-        self, height: int, rows: np.ndarray, width: np.ndarray, *, overlapped: bool
-    ) -> np.ndarray:
-        """Time of tiles of one height: executed rows [T], columns [T]."""
-        compute = self.entry[height] * rows * width
-        gather = self.column * width + self.row * rows
-        busy = np.maximum(compute, gather) if overlapped else compute + gather
-        total: np.ndarray = self.tile + busy
+    def tiles(self, height: int, rows: np.ndarray, width: np.ndarray, step: int = 0) -> np.ndarray:
+        """Time of tiles of one height: executed rows [T], columns [T], in steps of so many."""
+        computed = -(-width // step) * step if step else width
+        compute = self.entry[height] * rows * computed
+        total: np.ndarray = self.tile + (compute + (self.column * width + self.row * rows))
         return total
 
     def sum_of(self, counts: dict[str, int]) -> float:
@@ -144,28 +151,26 @@ class CostModel(TileBackend):
     ) -> float:
         """Time of a cover in the forward pass, or in the backward pass alone.
 
-        `cover` are its tiles, `singles` the entries beside them. With `balanced` no program is
-        taken to wait for one with a longer tile.
+        `cover` are its tiles, `singles` the entries beside them. With `balanced` no launch is
+        taken to wait for a tile that can be split.
         """
         cost = self.backward if backward else self.forward
         cover = list(cover)
         if self.singles:
             counts = self.counts(cover, singles, q_len, kv_len)
             return max(cost.sum_of(counts), cost.floor(q_len, kv_len))
+        if self.launches:
+            launches, merges = count_launches(cover, q_len, self.step)
+            return launches_us(launches, merges, q_len, kv_len, cost, balanced=balanced)
         shapes, widths = batches(cover) if self.batched or cost.shape else (0, [])
         if not self.batched:
             widths = [self.columns(tiles) for tiles in cover]
-        work, longest = 0.0, 0.0
+        work = 0.0
         tiles_of_row = np.zeros(q_len, dtype=np.int64)
         for tiles, width in zip(cover, widths, strict=True):
             each = self._tiles(cost, tiles.height, tiles.real_rows, width)
             work += float(each.sum())
-            longest = max(longest, float(each.max(initial=0.0)))
             tiles_of_row += np.bincount(tiles.rows[tiles.rows >= 0], minlength=q_len)
-        # One tile runs on one of the machine's programs, so it takes `programs` times its share
-        # of the whole machine; all copies of it run side by side.
-        if not balanced:
-            work = max(work, longest * self.programs / self.copies)
         merged = np.maximum(tiles_of_row - 1, 0)
         work += cost.merge * int(merged.sum()) + cost.level * int(merged.max(initial=0))
         return max(cost.call + cost.shape * shapes + work, cost.floor(q_len, kv_len))
@@ -200,14 +205,14 @@ class CostModel(TileBackend):
         }
 
     def columns(self, tiles: TileOutlines) -> np.ndarray:
-        """Columns that each tile executes, int64 [T]."""
+        """Columns that each tile has, with their padding, int64 [T]."""
         return tiles.padded if self.padded else tiles.width
 
     def _tiles(
         self, cost: PassCost, height: int, rows: np.ndarray, width: np.ndarray
     ) -> np.ndarray:
         executed = np.full_like(rows, height) if self.empty_rows_cost else rows
-        return cost.tiles(height, executed, width, overlapped=self.overlapped)
+        return cost.tiles(height, executed, width, self.step)
 
     def bound_us(self, entries: int, q_len: int, kv_len: int) -> float:
         """No cover of so many entries can take less in the forward pass."""
