@@ -31,7 +31,7 @@ from benchmarks.kernels.gpu_cases import (
 )
 from sparsebert import dropout
 from sparsebert.plan import AttentionPlan, compile_for
-from sparsebert.testing import expected_attention
+from sparsebert.testing import Arithmetic, expected_attention
 
 Results = dict[str, torch.Tensor]
 
@@ -135,7 +135,9 @@ def check_case(
     torch.manual_seed(1)  # `sparse_attention` draws the same seed
     run = _by_kernels if isinstance(work, kernels.KernelProgram) else _by_sparse_attention
     call = _Call(q, k, v, grad_o, grad_lse, key_mask, seed, p)
-    return compared(run(call, work.to(device)), call, mask, keep)
+    work = work.to(device)
+    results = run(call, work)
+    return compared(results, call, mask, keep, passes_on=passes_on(work))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +154,21 @@ class _Call:
     dropout_p: float
 
 
+def passes_on(work: AttentionPlan | kernels.KernelProgram) -> bool:
+    """Whether some tiles go on from rounded results of others, as a plan was run last."""
+    if isinstance(work, kernels.KernelProgram):
+        return work.queries.chained
+    parts = [part.program for program in work.programs.values() for part in program.parts]
+    return any(p.queries.chained for p in parts if isinstance(p, kernels.KernelProgram))
+
+
 def compared(
-    results: Results, call: _Call, mask: sb.AttentionMask, keep: torch.Tensor | None
+    results: Results,
+    call: _Call,
+    mask: sb.AttentionMask,
+    keep: torch.Tensor | None,
+    *,
+    passes_on: bool,
 ) -> Row:
     """Whether all results lie within their bounds, the worst ratio, and what is out of bounds.
 
@@ -179,6 +194,7 @@ def compared(
             keep_mask=None if keep is None else keep[b : b + 1, queries],
             dropout_p=call.dropout_p, grad_o=call.grad_o[b : b + 1, queries],
             grad_lse=None if call.grad_lse is None else call.grad_lse[b : b + 1, queries],
+            arithmetic=Arithmetic.of(call.q, passes_on=passes_on),
         )  # fmt: skip
         found = {name: x[b : b + 1, where[name]] for name, x in results.items()}
         outcomes = expected.outcomes(found)

@@ -8,7 +8,7 @@ with large values, transposed gradients, races) and xFormers' (block-diagonal ma
 import torch
 
 import sparsebert as sb
-from sparsebert.testing import expected_attention
+from sparsebert.testing import Arithmetic, expected_attention
 
 
 def tensors(device, heads=2, kv_heads=2, n=33, m=None, dtype=None, batch=2):
@@ -28,9 +28,24 @@ def mask_of(dense):
     return sb.AttentionMask.from_dense(dense)
 
 
-def results_of(q, k, v, mask, grad_o, grad_lse=None, plan=None):
+def plan_of(mask, device):
+    """The plan by area, all in tiles."""
+    return sb.compile_plan(mask, objective="area").to(device)
+
+
+def program_of(plan):
+    """What the kernels run of a plan."""
+    (part,) = plan.program_for("triton", "triton").parts
+    return part.program
+
+
+def arithmetic_of(q, plan):
+    """The kernels' arithmetic over the plan."""
+    return Arithmetic.of(q, passes_on=program_of(plan).queries.chained)
+
+
+def results_of(q, k, v, plan, grad_o, grad_lse=None):
     """o, LSE and gradients by the kernels; `grad_o` or `grad_lse` may be None."""
-    plan = plan or sb.compile_plan(mask, objective="area").to(q.device)
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     o, lse = sb.sparse_attention(*inputs, plan, return_lse=True, backend="triton")
     pairs = [(x, g) for x, g in ((o, grad_o), (lse, grad_lse)) if g is not None]
@@ -39,12 +54,14 @@ def results_of(q, k, v, mask, grad_o, grad_lse=None, plan=None):
     return {"o": o.detach(), "lse": lse.detach(), **dict(named)}
 
 
-def check(q, k, v, mask, grad_o, grad_lse=None, plan=None):
+def check(q, k, v, mask, grad_o, grad_lse=None):
     """Forward and backward within the bounds; the results."""
-    results = results_of(q, k, v, mask, grad_o, grad_lse, plan)
+    plan = plan_of(mask, q.device)
+    results = results_of(q, k, v, plan, grad_o, grad_lse)
     expected = expected_attention(
-        q, k, v, mask, grad_o=torch.zeros_like(q) if grad_o is None else grad_o, grad_lse=grad_lse
-    )
+        q, k, v, mask, grad_o=torch.zeros_like(q) if grad_o is None else grad_o,
+        grad_lse=grad_lse, arithmetic=arithmetic_of(q, plan),
+    )  # fmt: skip
     outcomes = expected.outcomes(results)
     assert all(outcome.passed for outcome in outcomes), "; ".join(map(str, outcomes))
     return results

@@ -15,7 +15,15 @@ from sparsebert.testing import expected_attention
 
 pytest.importorskip("triton")
 from tests.kernels.kernel_cases import RESULTS, backward, forward, run
-from tests.kernels.peer_cases import check, mask_of, results_of, tensors
+from tests.kernels.peer_cases import (
+    arithmetic_of,
+    check,
+    mask_of,
+    plan_of,
+    program_of,
+    results_of,
+    tensors,
+)
 from tests.kernels.test_attention import CASES, LARGE
 
 pytestmark = pytest.mark.gpu
@@ -49,8 +57,9 @@ def test_plans_by_time_for_this_card(pattern, features, dtype):
     o, lse = sb.sparse_attention(*inputs, plan, key_mask=key_mask, dropout_p=p, return_lse=True)
     gradients = torch.autograd.grad(o, inputs, grad_o)
     expected = expected_attention(
-        q, k, v, mask, key_mask=key_mask, keep_mask=keep, dropout_p=p, grad_o=grad_o
-    )
+        q, k, v, mask, key_mask=key_mask, keep_mask=keep, dropout_p=p, grad_o=grad_o,
+        arithmetic=arithmetic_of(q, plan),
+    )  # fmt: skip
     outcomes = expected.outcomes(dict(zip(RESULTS, (o, lse, *gradients), strict=True)))
     assert all(outcome.passed for outcome in outcomes), "; ".join(map(str, outcomes))
 
@@ -70,22 +79,24 @@ def test_more_elements_than_32_bits_count():
     if free < needed:
         pytest.skip(f"needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} are free")
     mask = patterns.build("longformer", n)
-    program = sb.compile_plan(mask, objective="area").to("cuda").program_for("triton", "triton")
+    plan = plan_of(mask, "cuda")
+    program = program_of(plan)
     q = torch.empty(batch, heads, n, d, device="cuda", dtype=torch.bfloat16).normal_()
     # k and v are the same for all samples, by a stride of 0: they take no memory.
     k, v = (torch.randn(1, heads, n, d, device="cuda").bfloat16() for _ in range(2))
     k, v = (x.expand(batch, -1, -1, -1) for x in (k, v))
-    (part,) = program.parts
     scale = d**-0.5
-    o, lse = forward(q, k, v, None, None, part.program, scale, 0.0)
+    o, lse = forward(q, k, v, None, None, program, scale, 0.0)
     grad_o = torch.empty_like(o).normal_()
-    gradients = backward(grad_o, None, q, k, v, o, lse, None, None, part.program, scale, 0.0)
+    gradients = backward(grad_o, None, q, k, v, o, lse, None, None, program, scale, 0.0)
     places = [(0, 0), (batch // 2, heads // 2), (batch - 1, heads - 1)]
     places += [divmod(2**31 // (n * d) + more, heads) for more in (-1, 0, 1)]
     results = dict(zip(RESULTS, (o, lse, *gradients), strict=True))
     for b, h in places:
         own = (slice(b, b + 1), slice(h, h + 1))
-        expected = expected_attention(q[own], k[own], v[own], mask, grad_o=grad_o[own])
+        expected = expected_attention(
+            q[own], k[own], v[own], mask, grad_o=grad_o[own], arithmetic=arithmetic_of(q, plan)
+        )
         outcomes = expected.outcomes({name: x[own] for name, x in results.items()})
         assert all(outcome.passed for outcome in outcomes), f"{b}, {h}: {outcomes}"
 
@@ -97,8 +108,8 @@ def test_a_stream_that_is_not_the_default():
     """All of a call runs on the current stream: inputs that it waits for are late elsewhere."""
     mask = mask_of(torch.rand(300, 300) < 0.1)
     q, k, v, grad_o = tensors("cuda", n=300)
-    plan = sb.compile_plan(mask, objective="area").to("cuda")
-    expected = results_of(q, k, v, mask, grad_o, plan=plan)
+    plan = plan_of(mask, "cuda")
+    expected = results_of(q, k, v, plan, grad_o)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -106,7 +117,7 @@ def test_a_stream_that_is_not_the_default():
         torch.cuda._sleep(50_000_000)  # cycles: the default stream is done long before
         for x, there in zip(late, (q, k, v), strict=True):
             x.copy_(there)
-        results = results_of(*late, mask, grad_o, plan=plan)
+        results = results_of(*late, plan, grad_o)
     torch.cuda.current_stream().wait_stream(side)
     assert all(torch.equal(results[name], expected[name]) for name in expected)
 
@@ -128,14 +139,14 @@ def captured(call):
 def test_a_captured_call_computes_what_its_inputs_hold_when_it_is_replayed():
     mask = patterns.build("strided", 500)
     q, k, v, grad_o = tensors("cuda", n=500)
-    plan = sb.compile_plan(mask, objective="area").to("cuda")
-    graph, results = captured(lambda: results_of(q, k, v, mask, grad_o, plan=plan))
+    plan = plan_of(mask, "cuda")
+    graph, results = captured(lambda: results_of(q, k, v, plan, grad_o))
     for _ in range(2):
         for x in (q, k, v, grad_o):
             x.normal_()
         graph.replay()
         torch.cuda.synchronize()
-        expected = results_of(q, k, v, mask, grad_o, plan=plan)
+        expected = results_of(q, k, v, plan, grad_o)
         assert all(torch.equal(results[name], expected[name]) for name in expected)
 
 
@@ -144,12 +155,12 @@ def test_each_replay_of_a_captured_call_draws_its_own_dropout():
     n, p = 200, 0.3
     mask = patterns.build("longformer", n)
     q, k, v, grad_o = tensors("cuda", n=n)
-    plan = sb.compile_plan(mask, objective="area").to("cuda")
-    (part,) = plan.program_for("triton", "triton").parts
+    plan = plan_of(mask, "cuda")
+    program = program_of(plan)
 
     def call():
         seed = dropout.draw_seed("cuda")
-        rest = (None, seed, part.program, 0.125, p)
+        rest = (None, seed, program, 0.125, p)
         o, lse = forward(q, k, v, *rest)
         return seed, o, lse, *backward(grad_o, None, q, k, v, o, lse, *rest)
 
@@ -161,8 +172,9 @@ def test_each_replay_of_a_captured_call_draws_its_own_dropout():
         seeds.add(int(seed))
         keep = dropout.keep_mask(2, 2, n, n, p, seed=seed.clone(), device="cuda")
         expected = expected_attention(
-            q, k, v, mask, scale=0.125, keep_mask=keep, dropout_p=p, grad_o=grad_o
-        )
+            q, k, v, mask, scale=0.125, keep_mask=keep, dropout_p=p, grad_o=grad_o,
+            arithmetic=arithmetic_of(q, plan),
+        )  # fmt: skip
         outcomes = expected.outcomes(dict(zip(RESULTS, results, strict=True)))
         assert all(outcome.passed for outcome in outcomes), "; ".join(map(str, outcomes))
     assert len(seeds) == 3
@@ -195,7 +207,6 @@ def test_a_device_that_is_not_the_current_one():
         pytest.skip("there is one device only")
     mask = mask_of(torch.rand(100, 100) < 0.2)
     q, k, v, grad_o = (x.to("cuda:1") for x in tensors("cuda", n=100))
-    plan = sb.compile_plan(mask, objective="area").to("cuda:1")
-    results = check(q, k, v, mask, grad_o, plan=plan)
+    results = check(q, k, v, mask, grad_o)
     assert all(x.device == torch.device("cuda", 1) for x in results.values())
     assert torch.cuda.current_device() == 0

@@ -8,11 +8,10 @@ import math
 import pytest
 import torch
 
-import sparsebert as sb
 from sparsebert import patterns
 
 pytest.importorskip("triton")
-from tests.kernels.peer_cases import block_diagonal, check, mask_of, results_of, tensors
+from tests.kernels.peer_cases import block_diagonal, check, mask_of, plan_of, results_of, tensors
 
 ON_GPU = torch.cuda.is_available()
 DEVICES = [
@@ -151,10 +150,10 @@ def test_the_same_bits_each_time(device, pattern):
     times, n = (100, 700) if device == "cuda" else (2, 40)
     mask = patterns.build(pattern, n)
     q, k, v, grad_o = tensors(device, n=n)
-    plan = sb.compile_plan(mask, objective="area").to(device)
-    first = results_of(q, k, v, mask, grad_o, plan=plan)
+    plan = plan_of(mask, device)
+    first = results_of(q, k, v, plan, grad_o)
     for _ in range(times - 1):
-        again = results_of(q, k, v, mask, grad_o, plan=plan)
+        again = results_of(q, k, v, plan, grad_o)
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
