@@ -21,7 +21,7 @@ from benchmarks.attention.inputs import call_of, tensors_of
 from benchmarks.attention.rivals import FLEX, FLEX_FORMULA, FLEX_TUNED, RIVALS
 from benchmarks.harness import workers
 from benchmarks.harness.errors import in_words
-from benchmarks.kernels.gpu_times import Timing, all_timings
+from benchmarks.kernels.gpu_times import Timing, all_timings, missing
 
 _JOBS = 6
 
@@ -38,7 +38,7 @@ def warm_up(
     Args:
         seconds: after that, what is left is compiled when it is timed.
         record: takes the rows.
-        todo: None means what `gpu_times` times.
+        todo: None means what `gpu_times` times and the record has no times of.
         jobs: processes.
         compiled: compiles for a timing, and returns the seconds; None means `compile_once`.
     """
@@ -48,7 +48,9 @@ def warm_up(
             record.add({"check": "flex warm-up", "passed": None, "why": "no CUDA or ROCm device"})
             return
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # each process is one of several
-        todo = compilations(all_timings() if todo is None else todo)
+        if todo is None:
+            todo = [timing for timing, _ in missing(all_timings(), record)]
+        todo = compilations(todo)
         results = workers.results_of(
             compiled or compile_once, todo, jobs, end=end, limit=end - time.monotonic()
         )

@@ -51,6 +51,9 @@ SECONDS = 540.0
 RESERVE = 9.0
 """Of the seconds, for what follows the last phase: killing it, if it has to be; the summary."""
 _MODULE = "benchmarks.kernels"
+_INTERPRETED = {"TRITON_INTERPRET": "1"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""A dozen processes share the processor's cores."""
 
 MACHINE = Phase("machine", 10, f"{_MODULE}.gpu_machine:machine", limit=60.0, always=True)
 PHASES = (
@@ -81,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         end=start + options.seconds - RESERVE,
         device="cpu" if options.smoke else "cuda",
         earlier=options.earlier,
-        environment={"TRITON_INTERPRET": "1"} if options.smoke else compile_cache.environment(),
+        environment=_INTERPRETED if options.smoke else _ONE_THREAD | compile_cache.environment(),
     )
     try:
         status = _carry_out(run, options.phases)

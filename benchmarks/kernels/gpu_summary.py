@@ -86,7 +86,8 @@ def _times(timings: Sequence[Row]) -> Iterator[str]:
         names = "".join(f"{name:>8}" for name in _RIVALS.values())
         yield f"{'N, mask, direction':43}{'ms':>8}{'graph':>8}{names}   (rivals: times as long)"
     for (n, mask, direction), found in cases.items():
-        ours = found.get(_OURS, {})
+        if (ours := found.get(_OURS)) is None:  # then nothing stands beside the rivals
+            continue
         way = "both" if "backward" in direction else direction
         cells = [_number(ours.get("ms_50")), _number(ours.get("graph_ms"))]
         cells += [_number(found.get(rival, {}).get("speedup"), 2) for rival in _RIVALS]

@@ -123,14 +123,14 @@ def timings(seconds: float, record: Record) -> None:
     """All timings that are not made yet, a row for each contender and direction."""
     end = time.monotonic() + seconds
     wanted = smoke_timings() if record.device == "cpu" else all_timings()
-    todo = []
-    for timing in wanted:
-        why = why_not(timing, record.rows)
+    refused = {timing: why_not(timing, record.rows) for timing in wanted}
+    for timing, why in refused.items():
         if why and timing.contender == OURS:
             record.add(timing.row | {"why": why})
-        todo += [Task(timing, direction, with_ours=not why) for direction in DIRECTIONS]
-    last = latest(record.rows)
-    todo = [task for task in todo if "ms_50" not in last.get(identity(_row(task)), {})]
+    todo = [
+        Task(timing, direction, with_ours=not refused[timing])
+        for timing, direction in missing(wanted, record)
+    ]
     run = functools.partial(rows_of, device=record.device)
     jobs = 0 if record.device == "cpu" else 1
     for task, result in workers.results_of(run, todo, jobs, end=end, limit=TASK_SECONDS):
@@ -140,6 +140,17 @@ def timings(seconds: float, record: Record) -> None:
             result = [row | ({"passed": False} if is_wrong else {})]
         for row in result:
             record.add(row)
+
+
+def missing(wanted: Iterable[Timing], record: Record) -> list[tuple[Timing, str]]:
+    """Those that the record has no times of, in each direction."""
+    last = latest(record.rows)
+    return [
+        (timing, direction)
+        for timing in wanted
+        for direction in DIRECTIONS
+        if "ms_50" not in last.get(identity(timing.row | {"direction": direction}), {})
+    ]
 
 
 def rows_of(task: Task, device: str) -> list[Row]:
