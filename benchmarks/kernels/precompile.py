@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.harness import workers
-from benchmarks.harness.errors import in_words
+from benchmarks.harness.errors import in_a_line, in_words
 from benchmarks.kernels import compile_cache, specialisations
 from benchmarks.kernels.specialisations import KernelCall
 
@@ -91,7 +91,7 @@ def look_up(call: KernelCall) -> LookedUp:
             CudaUtils()  # a module as well, made once
             CudaLauncher(source, metadata)
         except (Exception, AssertionError) as error:  # no compiler or no driver here
-            done.no_launcher = in_words(error)
+            done.no_launcher = in_a_line(error)
 
     specialisations.use_stub_driver(launcher)
     with specialisations.listening(heard):
