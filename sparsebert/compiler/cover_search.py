@@ -24,9 +24,18 @@ import numpy as np
 
 from sparsebert.compiler import bitmatrix
 from sparsebert.compiler.orders import Order, equal_rows, folded, in_order, union_growth
-from sparsebert.compiler.pieces import Piece, cut, cut_variants, give_back, peel, split_wide
+from sparsebert.compiler.pieces import (
+    Piece,
+    all_tiles,
+    cut,
+    cut_variants,
+    give_back,
+    peel,
+    split_wide,
+)
 from sparsebert.compiler.pricing import Pricing
 from sparsebert.compiler.strides import find_strides
+from sparsebert.tiles.format import COLUMN_CHUNK
 
 _LONG_ROW = 4
 """A row is long if it has more than this many times the entries of the median row."""
@@ -44,6 +53,9 @@ _STRIPS = (2, 4, 8)
 
 _PROMISING = 3
 """The best so many orders are tried again on what the best peeling leaves."""
+
+_ROOM = 1.25
+"""So many times the usual tile's columns are not too long."""
 
 _REPORTED = 5
 """Covers that the report names beside the best."""
@@ -169,11 +181,19 @@ class _Search:
     def balance(self, columns: int) -> None:
         """Split very wide tiles by columns where that pays."""
         choices = [self._best]
-        for limit in self._pricing.split_limits:
+        for limit in self._limits():
             choices.append(tuple(split_wide(self._best, limit, columns)))
         self._tried[name_of(self._best)] = self._pricing.balanced_total(self._best)
         self._best = min(choices, key=self._pricing.balanced_total)
         self._cost = self._pricing.balanced_total(self._best)
+
+    def _limits(self) -> list[int]:
+        """Widths to split at: the objective's, and what is a little more than the usual tile's."""
+        limits, tiles = set(self._pricing.split_limits), all_tiles(self._best)
+        if limits and tiles:
+            usual = float(np.median(np.concatenate([each.width for each in tiles])))
+            limits.add(-(-int(_ROOM * usual) // COLUMN_CHUNK) * COLUMN_CHUNK)
+        return sorted(limits, reverse=True)
 
     def _offer(self, pieces: tuple[Piece, ...]) -> float:
         self._go_on()

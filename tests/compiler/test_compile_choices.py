@@ -51,9 +51,39 @@ def test_a_global_row_is_split_where_programs_would_wait_for_it() -> None:
     mask = patterns.star(4096)
     plan = compile_plan(mask, target="sm90")
     assert torch.equal(plan.dense(), mask.dense()[0])
-    assert plan.tiles.padded_width.max() <= 1024
+    assert plan.tiles.padded_width.max() <= 512
     assert "split by columns" in plan.explain().per_head[0].cover
     assert tiles_plan(mask).tiles.padded_width.max() == 4096
+
+
+def test_only_the_longest_are_split_where_all_lists_are_long() -> None:
+    """Lists of 600 columns and one of 4096: the usual ones stay whole."""
+    mask = patterns.sliding_window(4096, 268).dense()[0, 0]
+    mask[0] = True
+    plan = compile_plan(AttentionMask.from_dense(mask), target="sm90", copies=12)
+    width = plan.tiles.width
+    assert np.median(width) > 512 and width.max() <= 1024
+    assert torch.equal(plan.dense()[0], mask)
+
+
+def test_a_smaller_call_splits_more() -> None:
+    mask = patterns.longformer(2048, 32, 2)
+    widest = [
+        int(compile_plan(mask, target="sm90", copies=copies).tiles.width.max())
+        for copies in (12, 96, 1536)
+    ]
+    assert widest == sorted(widest) and widest[0] < widest[-1] <= 512
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "cpu"])
+def test_one_height_unless_a_second_pays_for_its_launch(target: str) -> None:
+    """A few global rows are tiles of the others' height, with empty slots; thin ones, in a launch
+    of their own, are predicted to take longer.
+    """
+    for mask in (patterns.star(1024), patterns.longformer(2048, 32, 2)):
+        plan = compile_plan(mask, target=target)
+        assert len(plan.explain().tiles) == 1
+        assert (plan.tiles.rows < 0).any()
 
 
 def test_plans_are_remembered_by_the_calls_they_are_for() -> None:

@@ -101,6 +101,16 @@ def test_only_wide_tiles_are_split() -> None:
     ]
 
 
+def test_parts_of_a_tile_hold_the_rows_that_have_entries_there() -> None:
+    """Row 3 has all columns, the others only some of the first part."""
+    mask = np.zeros((16, 96), dtype=bool)
+    mask[:, :8] = mask[3] = True
+    whole = cut(words_of(mask), in_order(np.arange(16), 16), AREA.tile, (16,))
+    first, second = list(split_wide((whole,), 48, 96))[1:]
+    assert first.tiles[0].rows.tolist() == [list(range(16))]
+    assert second.tiles[0].rows.tolist() == [[3] + [-1] * 15]
+
+
 @given(dense_masks(), st.sampled_from([0.25, 0.5]), st.sampled_from([16, 64]))
 def test_peeling_and_giving_back_split_a_mask(mask: np.ndarray, share: float, height: int) -> None:
     words = bitmatrix.to_words(pack(mask))
