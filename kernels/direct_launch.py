@@ -12,7 +12,9 @@ from triton.compiler import CompiledKernel
 
 from .configs import LaunchConfig
 
-_MOST_PROGRAMS = 2**31 - 1
+Grid = tuple[int, int, int]
+
+_LARGEST_GRID: Grid = (2**31 - 1, 65535, 65535)
 
 DIRECT_LAUNCH = os.environ.get("SPARSEBERT_DIRECT_LAUNCH", "1") != "0"
 """Whether compiled forms are started directly; else every launch is Triton's own.
@@ -51,22 +53,22 @@ class Launcher:
         self._numbers = names[len(self._pointers) : len(names) - len(self._constants)]
         assert [*self._pointers, *self._numbers, *self._constants] == names
 
-    def __call__(self, programs: int, arguments: dict[str, Any], config: LaunchConfig) -> None:
-        """Launch so many programs; `arguments` may hold more than the kernel takes."""
-        if programs > _MOST_PROGRAMS:
+    def __call__(self, grid: Grid, arguments: dict[str, Any], config: LaunchConfig) -> None:
+        """Launch a grid of programs; `arguments` may hold more than the kernel takes."""
+        if any(size > most for size, most in zip(grid, _LARGEST_GRID, strict=True)):
             raise ValueError(
-                f"sparse_attention: q, with its batch, heads and length, takes {programs} "
-                f"programs of a kernel, and a GPU launches at most {_MOST_PROGRAMS} at once; "
-                "split the batch"
+                f"sparse_attention: q, with its batch, heads and length, takes a grid of "
+                f"{' x '.join(map(str, grid))} programs of a kernel, and a GPU launches at most "
+                f"{' x '.join(map(str, _LARGEST_GRID))} at once; split the batch or the heads"
             )
         first = arguments[self._pointers[0]]
         if first.is_cuda and first.get_device() != torch.cuda.current_device():
             with torch.cuda.device(first.device):  # Triton launches on the current one
-                self._launch(programs, arguments, config)
+                self._launch(grid, arguments, config)
         else:
-            self._launch(programs, arguments, config)
+            self._launch(grid, arguments, config)
 
-    def _launch(self, programs: int, arguments: dict[str, Any], config: LaunchConfig) -> None:
+    def _launch(self, grid: Grid, arguments: dict[str, Any], config: LaunchConfig) -> None:
         pointers = [arguments[name] for name in self._pointers]
         numbers = [arguments[name] for name in self._numbers]
         constants = [arguments[name] for name in self._constants]
@@ -74,9 +76,9 @@ class Launcher:
         if self._can_launch_directly:
             key = _specialisation_key(pointers, numbers, (*constants, config))
             if key in self.compiled and not self.kernel.pre_run_hooks:
-                self.compiled[key][programs, 1, 1](*pointers, *numbers, *constants)
+                self.compiled[key][grid](*pointers, *numbers, *constants)
                 return
-        compiled = self.kernel[(programs,)](
+        compiled = self.kernel[grid](
             *pointers,
             *numbers,
             **dict(zip(self._constants, constants, strict=True)),

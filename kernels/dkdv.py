@@ -118,7 +118,7 @@ def _dkdv_step(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
-        *("stride_mb", "first_record", "num_items"),
+        *("stride_mb", "first_record", "first_batch"),
         *(
             "heads_per_item",
             "num_slots",
@@ -159,8 +159,7 @@ def dkdv_kernel(
     stride_gn,
     stride_mb,
     first_record,
-    num_items,
-    heads_per_item,
+    first_batch,
     num_slots,
     num_heads,
     group_size,
@@ -194,8 +193,7 @@ def dkdv_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        records_ptr, cols_ptr, words_ptr, first_record, num_items, heads_per_item,
-        group_size, CONST,
+        records_ptr, cols_ptr, words_ptr, first_record, first_batch, group_size, CONST
     )  # fmt: skip
     rows = item.rows
     q_ptr = head_ptr(q_ptr, item.batch, item.head, stride_qb, stride_qh, ALIGN)

@@ -80,8 +80,8 @@ def _attend(
     do_not_specialize=[
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_mb"),
-        *("first_record", "num_items"),
-        *("heads_per_item", "num_slots", "num_heads", "group_size", "q_len", "drop_threshold"),
+        *("first_record", "first_batch"),
+        *("num_slots", "num_heads", "group_size", "q_len", "drop_threshold"),
     ]
 )
 def forward_kernel(
@@ -108,8 +108,7 @@ def forward_kernel(
     stride_vn,
     stride_mb,
     first_record,
-    num_items,
-    heads_per_item,
+    first_batch,
     num_slots,
     num_heads,
     group_size,  # query heads per key head
@@ -141,8 +140,7 @@ def forward_kernel(
         TARGET=TARGET,
     )
     item = load_work_item(
-        records_ptr, cols_ptr, words_ptr, first_record, num_items, heads_per_item,
-        group_size, CONST,
+        records_ptr, cols_ptr, words_ptr, first_record, first_batch, group_size, CONST
     )  # fmt: skip
     rows = item.rows
     q_ptr = head_ptr(q_ptr, item.batch, item.head, stride_qb, stride_qh, ALIGN)

@@ -23,6 +23,7 @@ _LAUNCHERS = {
     "dkdv": Launcher(dkdv_kernel),
     "merge": Launcher(merge_kernel),
 }
+_MOST_BATCHES = 65535  # what a GPU takes as the third size of a grid
 _MERGE_ROWS = 16  # rows per program of the merge kernel
 
 
@@ -33,6 +34,8 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
     """
     q = arguments["q_ptr"]
     head_dim = q.shape[-1]
+    heads = arguments["heads_per_item"]
+    batch = repeats // heads
     arch = architecture(q.device)
     arguments |= {
         "records_ptr": side.records,
@@ -51,13 +54,15 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
         )  # fmt: skip
         arguments |= {
             "first_record": group.first,
-            "num_items": group.items,
             "HEIGHT": group.height,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
         }
-        programs = group.items * repeats * (group.height // config.block_m)
-        _LAUNCHERS[name](programs, arguments, config)
+        programs = group.items * (group.height // config.block_m)
+        for first_batch in range(0, batch, _MOST_BATCHES):
+            arguments["first_batch"] = first_batch
+            grid = (programs, heads, min(batch - first_batch, _MOST_BATCHES))
+            _LAUNCHERS[name](grid, arguments, config)
 
 
 def run_merge(
@@ -91,7 +96,7 @@ def run_merge(
         "BLOCK_D": block_d(head_dim),
     }
     programs = triton.cdiv(num_merges, _MERGE_ROWS) * repeats
-    _LAUNCHERS["merge"](programs, arguments, MERGE)
+    _LAUNCHERS["merge"]((programs, 1, 1), arguments, MERGE)
 
 
 def with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:

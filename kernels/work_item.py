@@ -64,13 +64,13 @@ def load_work_item(
     cols_ptr,
     words_ptr,
     first_record,
-    num_items,
-    heads_per_item,
+    first_batch,
     group_size,
     CONST: tl.constexpr,
 ):
     """This program's `WorkItem`.
 
+    The grid is (items, heads that share them, batch), and no program divides to find its place;
     HEIGHT / BLOCK_M programs share the rows of an item. Programs of one batch and head are
     neighbours, so that they share its keys in the cache.
     """
@@ -78,13 +78,10 @@ def load_work_item(
     RECORD: tl.constexpr = _HEADER_FIELDS + 2 * CONST.HEIGHT
     program = tl.program_id(0)
     block = program % BLOCKS
-    program = program // BLOCKS
-    repeat = program // num_items
-    index = program - repeat * num_items
     record_ptr = records_ptr + first_record.to(tl.int64) * _RECORD_UNIT
-    record_ptr += index.to(tl.int64) * RECORD
-    head = tl.load(record_ptr + _HEAD) + repeat % heads_per_item
-    batch = repeat // heads_per_item
+    record_ptr += (program // BLOCKS).to(tl.int64) * RECORD
+    head = tl.load(record_ptr + _HEAD) + tl.program_id(1)
+    batch = tl.program_id(2) + first_batch
     rows_ptr = record_ptr + _HEADER_FIELDS + block * CONST.BLOCK_M + tl.arange(0, CONST.BLOCK_M)
     cols_ptr += tl.load(record_ptr + _COL_START).to(tl.int64) * _COL_UNIT
     words_ptr += tl.load(record_ptr + _WORD_START).to(tl.int64) * _WORD_UNIT
@@ -92,7 +89,7 @@ def load_work_item(
         batch=batch,
         head=head,
         kv_head=head // group_size,
-        repeat=repeat,
+        repeat=batch * tl.num_programs(1) + tl.program_id(1),
         rows=tl.load(rows_ptr),
         rows_ptr=rows_ptr,
         slot_base=tl.load(record_ptr + _SLOT_BASE),

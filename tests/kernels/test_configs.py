@@ -80,8 +80,8 @@ def test_launches_on_the_device_of_the_tensors(monkeypatch, current, switches):
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
     monkeypatch.setattr(torch.cuda, "device", switch)
-    Launcher(Kernel())(3, {"x_ptr": x, "n": 5, "BLOCK": 16, "other": 0}, configs.MERGE)
-    assert launched == [((3,), (x, 5), 16)] and switched == switches
+    Launcher(Kernel())((3, 1, 1), {"x_ptr": x, "n": 5, "BLOCK": 16, "other": 0}, configs.MERGE)
+    assert launched == [((3, 1, 1), (x, 5), 16)] and switched == switches
 
 
 def test_names_of_architectures(monkeypatch):

@@ -242,5 +242,36 @@ def test_more_programs_than_a_gpu_launches_are_refused():
     class Kernel:
         arg_names = ("x_ptr", "n", "BLOCK")
 
-    with pytest.raises(ValueError, match=r"2147483648 programs .* split the batch"):
-        Launcher(Kernel())(2**31, {"x_ptr": torch.zeros(1), "n": 1, "BLOCK": 1}, MERGE)
+    launcher = Launcher(Kernel())
+    arguments = {"x_ptr": torch.zeros(1), "n": 1, "BLOCK": 1}
+    for grid in ((2**31, 1, 1), (1, 65536, 1), (1, 1, 65536)):
+        said = " x ".join(map(str, grid))
+        with pytest.raises(ValueError, match=rf"a grid of {said} programs .* split the batch"):
+            launcher(grid, arguments, MERGE)
+
+
+def test_a_batch_beyond_a_grid_is_launched_in_pieces(monkeypatch):
+    """The third size of a grid is small; each launch knows where its samples begin."""
+    from sparsebert.kernels import launch
+    from sparsebert.kernels.program import Group, Side
+
+    launched = []
+    monkeypatch.setattr(
+        launch, "_LAUNCHERS",
+        {"dq": lambda grid, given, config: launched.append((grid, given["first_batch"]))},
+    )  # fmt: skip
+    empty = torch.zeros(0, dtype=torch.int32)
+    side = Side(empty, empty, empty, empty, 0, False, (Group(64, 0, 3), Group(16, 9, 2)))
+    arguments = {
+        "q_ptr": torch.zeros(1, 64), "heads_per_item": 12, "HAS_KEY_MASK": False,
+        "HAS_DROPOUT": False,
+    }  # fmt: skip
+    run = launch.run_tiles
+    run("dq", side, 12 * 140_000, arguments)
+    blocks = launched[0][0][0] // 3  # programs that share a tile, by the configuration
+    of_64 = [((3 * blocks, 12, size), first) for size, first in PIECES]
+    assert launched[:3] == of_64 and [first for _, first in launched[3:]] == [0, 65535, 131070]
+    assert {grid[1] for grid, _ in launched} == {12}
+
+
+PIECES = ((65535, 0), (65535, 65535), (8930, 131070))
