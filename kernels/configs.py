@@ -49,86 +49,56 @@ MEASURED: dict[tuple[str, str, int, int, int, bool, bool], LaunchConfig] = {}
 """Measured, by (kernel, architecture, tile height, padded head size, bytes of a number, key mask,
 dropout)."""
 
-# 16-bit inputs and D <= 64, by kernel and tile height; wider heads and dropout are derived.
-_HALF: dict[tuple[str, int], LaunchConfig] = {
-    ("forward", 16): LaunchConfig(16, 64, 1, 2),
-    ("forward", 32): LaunchConfig(32, 64, 2, 2),
-    ("forward", 64): LaunchConfig(64, 128, 4, 2),
-    ("forward", 128): LaunchConfig(128, 128, 8, 2),
-    ("dq", 16): LaunchConfig(16, 32, 1, 2),
-    ("dq", 32): LaunchConfig(32, 64, 2, 2),
-    ("dq", 64): LaunchConfig(64, 64, 4, 2),
-    ("dq", 128): LaunchConfig(128, 64, 8, 2),
-    ("dkdv", 16): LaunchConfig(16, 64, 2, 2),
-    ("dkdv", 32): LaunchConfig(32, 64, 2, 2),
-    ("dkdv", 64): LaunchConfig(64, 64, 4, 2),
-    ("dkdv", 128): LaunchConfig(128, 64, 8, 2),
-}
-
-# What differs from it, by how tensor cores take their operands: from registers (mma.sync), or from
-# shared memory (wgmma, tcgen05). Two programs then share dQ's tiles of 128 rows.
-_HALF_OF_FAMILY: dict[tuple[str, str, int], LaunchConfig] = {
-    ("mma_sync", "dkdv", 64): LaunchConfig(64, 32, 4, 2),
-    ("wgmma", "dq", 64): LaunchConfig(64, 128, 4, 2),
-    ("wgmma", "dq", 128): LaunchConfig(64, 128, 4, 2),
-    ("tcgen05", "dq", 64): LaunchConfig(64, 128, 4, 2),
-    ("tcgen05", "dq", 128): LaunchConfig(64, 128, 4, 2),
+# 16-bit inputs, by kernel and padded head size (64: up to 64) and tile height. Taller tiles are
+# shared by programs of 64 rows, which take no more instructions than taller programs.
+_HALF: dict[tuple[str, int, int], LaunchConfig] = {
+    ("forward", 64, 16): LaunchConfig(16, 32, 1, 3),
+    ("forward", 64, 32): LaunchConfig(32, 32, 1, 3),
+    ("forward", 64, 64): LaunchConfig(64, 64, 4, 3),
+    ("forward", 128, 16): LaunchConfig(16, 32, 1, 3),
+    ("forward", 128, 32): LaunchConfig(32, 32, 2, 3),
+    ("forward", 128, 64): LaunchConfig(64, 32, 4, 3),
+    ("forward", 256, 16): LaunchConfig(16, 32, 4, 2),
+    ("forward", 256, 32): LaunchConfig(32, 32, 4, 2),
+    ("dq", 64, 16): LaunchConfig(16, 32, 1, 3),
+    ("dq", 64, 32): LaunchConfig(32, 32, 1, 3),
+    ("dq", 64, 64): LaunchConfig(64, 64, 4, 3),
+    ("dq", 128, 16): LaunchConfig(16, 32, 2, 3),
+    ("dq", 128, 32): LaunchConfig(32, 32, 2, 3),
+    ("dq", 128, 64): LaunchConfig(64, 32, 4, 3),
+    ("dq", 256, 16): LaunchConfig(16, 32, 4, 2),
+    ("dq", 256, 32): LaunchConfig(32, 32, 4, 2),
+    ("dkdv", 64, 16): LaunchConfig(16, 32, 1, 3),
+    ("dkdv", 64, 32): LaunchConfig(32, 64, 2, 3),
+    ("dkdv", 64, 64): LaunchConfig(64, 64, 4, 3),
+    ("dkdv", 128, 16): LaunchConfig(16, 32, 2, 3),
+    ("dkdv", 128, 32): LaunchConfig(32, 32, 2, 3),
+    ("dkdv", 128, 64): LaunchConfig(64, 32, 4, 3),
+    ("dkdv", 256, 16): LaunchConfig(16, 32, 4, 2),
+    ("dkdv", 256, 32): LaunchConfig(32, 32, 8, 2),
 }
 
 # fp32 inputs, by kernel and padded head size, for every tile height: their products need so many
 # registers that a program takes 16 rows, or 32.
 _SINGLE: dict[tuple[str, int], LaunchConfig] = {
-    ("forward", 32): LaunchConfig(16, 64, 4, 2),
-    ("forward", 64): LaunchConfig(32, 32, 4, 2),
+    ("forward", 64): LaunchConfig(32, 32, 4, 3),
     ("forward", 128): LaunchConfig(16, 32, 8, 2),
     ("forward", 256): LaunchConfig(16, 32, 8, 1),
-    ("dq", 32): LaunchConfig(16, 32, 4, 2),
-    ("dq", 64): LaunchConfig(16, 32, 4, 2),
+    ("dq", 64): LaunchConfig(16, 32, 4, 3),
     ("dq", 128): LaunchConfig(16, 32, 8, 2),
     ("dq", 256): LaunchConfig(16, 32, 8, 1),
-    ("dkdv", 32): LaunchConfig(16, 32, 4, 2),
-    ("dkdv", 64): LaunchConfig(16, 32, 4, 2),
+    ("dkdv", 64): LaunchConfig(16, 32, 4, 3),
     ("dkdv", 128): LaunchConfig(16, 32, 8, 1),
     ("dkdv", 256): LaunchConfig(16, 32, 8, 1),
 }
 
-# What would spill by the rules, by family, kernel, tile height (0: any), padded head size, bytes
-# of a number and dropout.
-_EXCEPTIONS: dict[tuple[str, str, int, int, int, bool], LaunchConfig] = {
-    ("mma_sync", "forward", 16, 64, 4, True): LaunchConfig(16, 32, 2, 2),
-    ("mma_sync", "forward", 16, 128, 2, True): LaunchConfig(16, 32, 4, 2),
-    ("mma_sync", "forward", 32, 64, 2, False): LaunchConfig(32, 128, 2, 2),
-    ("mma_sync", "forward", 64, 32, 2, False): LaunchConfig(64, 128, 4, 1),
-    ("mma_sync", "forward", 64, 32, 2, True): LaunchConfig(64, 64, 4, 1),
-    ("mma_sync", "forward", 64, 128, 2, False): LaunchConfig(64, 32, 4, 2),
-    ("mma_sync", "forward", 128, 128, 2, False): LaunchConfig(128, 32, 8, 2),
-    ("mma_sync", "dq", 64, 64, 2, True): LaunchConfig(64, 32, 4, 1),
-    ("mma_sync", "dq", 64, 128, 2, False): LaunchConfig(32, 32, 2, 2),
-    ("mma_sync", "dq", 128, 128, 2, True): LaunchConfig(64, 32, 4, 2),
-    ("mma_sync", "dkdv", 64, 32, 2, True): LaunchConfig(64, 32, 4, 1),
-    ("mma_sync", "dkdv", 64, 128, 2, False): LaunchConfig(32, 32, 4, 2),
-    ("mma_sync", "dkdv", 128, 64, 2, False): LaunchConfig(128, 32, 8, 2),
-    ("mma_sync", "dkdv", 128, 128, 2, False): LaunchConfig(32, 32, 4, 2),
-    ("mma_sync", "dq", 0, 128, 4, False): LaunchConfig(16, 32, 4, 1),
-    ("mma_sync", "dq", 0, 128, 4, True): LaunchConfig(16, 32, 4, 1),
-    ("mma_sync", "dkdv", 0, 256, 4, True): LaunchConfig(16, 32, 8, 2),
-    ("wgmma", "dq", 0, 128, 4, True): LaunchConfig(16, 32, 4, 1),
-    ("tcgen05", "dq", 0, 128, 4, True): LaunchConfig(16, 32, 4, 1),
-    ("tcgen05", "forward", 0, 256, 4, False): LaunchConfig(16, 32, 8, 2),
-    ("tcgen05", "forward", 128, 64, 2, False): LaunchConfig(64, 128, 4, 2),
-    ("tcgen05", "forward", 128, 64, 2, True): LaunchConfig(64, 64, 4, 2),
-    ("tcgen05", "dq", 64, 32, 2, False): LaunchConfig(64, 128, 4, 1),
-    ("tcgen05", "dq", 128, 32, 2, False): LaunchConfig(64, 128, 4, 1),
-    ("tcgen05", "dq", 64, 128, 2, False): LaunchConfig(64, 128, 4, 2),
-    ("tcgen05", "dq", 128, 128, 2, False): LaunchConfig(64, 128, 4, 2),
-    ("tcgen05", "dkdv", 128, 64, 2, True): LaunchConfig(64, 32, 4, 2),
-}
-
-_MIN_BLOCK_N = 32
-_ACCUMULATORS = 64  # per thread with mma.sync, whose operands need registers as well
+# What would spill by the rules, by family, kernel, rows of a program (16 to 64; fp32: 16 or 32),
+# padded head size (64: up to 64), bytes of a number and dropout.
+_EXCEPTIONS: dict[tuple[str, str, int, int, int, bool], LaunchConfig] = {}
 
 _SHARED_LIMITS = {
-    "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99, "gfx942": 64,
+    "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm103": 227, "sm110": 227,
+    "sm120": 99, "sm121": 99,
 }  # fmt: skip
 
 
@@ -157,63 +127,50 @@ def launch_config(
     if measured:
         return measured
     family = family_of(arch)
-    for of_height in (height, 0):
-        key = (family, kernel, of_height, max(width, 32), itemsize, has_dropout)
-        if key in _EXCEPTIONS:
-            return _EXCEPTIONS[key]
+    rows = min(height, 32 if width > 128 or itemsize == 4 else 64)
+    key = (family, kernel, rows, max(width, 64), itemsize, has_dropout)
+    if key in _EXCEPTIONS:
+        return _EXCEPTIONS[key]
     if itemsize == 4:
-        config = _SINGLE[kernel, max(width, 32)]
+        config = _SINGLE[kernel, max(width, 64)]
         config = dataclasses.replace(config, block_m=min(height, config.block_m))
-        if has_dropout and kernel == "dkdv" and width <= 64:  # with two stages it spills a little
-            config = dataclasses.replace(config, num_stages=1)
     else:
-        config = _HALF_OF_FAMILY.get((family, kernel, height), _HALF[kernel, height])
-        config = _half_config(config, kernel, height, width, has_dropout)
-    return _for_cdna(config, kernel, width) if family == "cdna" else config
+        config = _HALF[kernel, max(width, 64), rows]
+        if family in ("wgmma", "tcgen05") and rows == 64:
+            config = _of_shared_operands(config, kernel, family, width, has_key_mask, has_dropout)
+    if family in ("cdna", "rdna"):
+        config = dataclasses.replace(config, num_stages=1)
+    return config
 
 
 def family_of(arch: str) -> str:
-    """The kind of tensor cores: "mma_sync", "wgmma", "tcgen05" or "cdna"."""
+    """The kind of tensor cores: "mma_sync", "wgmma", "tcgen05", "cdna" or "rdna"."""
     if arch.startswith("gfx"):
-        return "cdna"
-    return {"sm90": "wgmma", "sm100": "tcgen05", "sm103": "tcgen05"}.get(arch, "mma_sync")
+        return "cdna" if arch.startswith("gfx9") else "rdna"
+    tcgen05 = ("sm100", "sm103", "sm110")
+    return "wgmma" if arch == "sm90" else "tcgen05" if arch in tcgen05 else "mma_sync"
 
 
-def _half_config(
-    config: LaunchConfig, kernel: str, height: int, width: int, has_dropout: bool
+def _of_shared_operands(
+    config: LaunchConfig,
+    kernel: str,
+    family: str,
+    width: int,
+    has_key_mask: bool,
+    has_dropout: bool,
 ) -> LaunchConfig:
-    """For wide heads and dropout: a program keeps its share of registers and shared memory."""
-    if width > 128:
-        num_warps = 8 if kernel == "dkdv" and height > 16 else 4
-        return LaunchConfig(min(height, 32), _MIN_BLOCK_N, num_warps, config.num_stages)
-    if kernel == "dkdv" and has_dropout and (width > 64 or height == 32):
-        return LaunchConfig(min(height, 32), _MIN_BLOCK_N, 4, config.num_stages)
-
-    # As many bytes in flight as with D = 64; and half the scores if each is hashed.
-    factor = max(1, width // 64) * (2 if has_dropout else 1)
-    accumulators = config.block_m * width * (2 if kernel == "dkdv" else 1)
-    num_warps = config.num_warps
-    crowded = (
-        config.block_n // factor < _MIN_BLOCK_N or accumulators > _ACCUMULATORS * 32 * num_warps
-    )
-    if height < 64 and crowded:
-        num_warps *= 2
-    block_n = max(_MIN_BLOCK_N, config.block_n // factor)
-    return dataclasses.replace(config, block_n=block_n, num_warps=num_warps)
-
-
-def _for_cdna(config: LaunchConfig, kernel: str, width: int) -> LaunchConfig:
-    """CDNA3 holds the second stage in registers, and spills; so do the tallest programs.
-
-    Eight warps leave a thread half of the registers, so wide heads get four.
-    """
-    if config.block_m > 64:
-        config = LaunchConfig(64, min(config.block_n, 64), 4, 1)
-    if kernel == "dkdv" and width > 128:
-        config = dataclasses.replace(config, block_m=16)
-    if config.block_m <= 32:
-        config = dataclasses.replace(config, num_warps=min(config.num_warps, 4))
-    return dataclasses.replace(config, num_stages=1)
+    """For 64 rows on tensor cores that read their operands from shared memory."""
+    if kernel == "dkdv":
+        return config
+    if has_key_mask and not has_dropout and width <= 64:
+        # Triton takes a load of fewer elements than threads for free, and repeats that of the
+        # columns and of the key mask in the tensor cores' layout: twice the instructions.
+        return dataclasses.replace(config, block_n=128)
+    if kernel == "forward" and family == "wgmma" and width <= 64 and not has_dropout:
+        return dataclasses.replace(config, maxnreg=128)  # four programs a multiprocessor
+    if kernel == "forward" and width == 128:
+        return dataclasses.replace(config, block_n=64)
+    return config
 
 
 def block_d(head_dim: int) -> int:
