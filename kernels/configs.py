@@ -1,13 +1,11 @@
-"""Launch configurations: the one place for block sizes, warps and pipeline stages.
+"""Launch configurations: the one place for block sizes, warps, pipeline stages and registers.
 
-Nothing here was timed. The numbers were chosen from the compilers' own output: a configuration
-spills no registers, fits into shared memory, and takes few instructions per score (`python -m
-benchmarks.kernels.codegen_report`, benchmarks/results/kernels_survey.csv). One of the surveyed
-configurations spills, 8 bytes outside its loop: dK and dV of fp32 with D = 256 on Ampere. Head
-sizes that are padded (16, 40, 80) were looked at on sm_80, sm_90 and sm_100 in bf16: 8 of 289
-spill, 8 to 40 bytes. Ada and small Blackwells (sm_120) take Ampere's rows, where 8 of 198 spill,
-at most 32 bytes. Whoever has a GPU runs `python -m benchmarks.kernels.tune_kernels` and puts the
-rows that it prints into `MEASURED`, which goes before the rest.
+Nothing here was timed. The numbers were chosen from the compilers' own output, Triton 3.6 and 3.9
+(`python -m benchmarks.kernels.codegen_report`, benchmarks/results/kernels_survey.csv): a
+configuration spills no registers in its loops, fits into shared memory, has the next step's rows
+under way while it multiplies, and then takes few instructions per score and leaves room for other
+programs on its processor. Whoever has a GPU runs `python -m benchmarks.kernels.tune_kernels` and
+puts the rows that it prints into `MEASURED`, which goes before the rest.
 """
 
 from __future__ import annotations

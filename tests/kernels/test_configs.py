@@ -17,7 +17,12 @@ from sparsebert.kernels.direct_launch import Launcher
 from sparsebert.kernels.launch import dot_precision
 from tests import ROOT
 
-ARCHS = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm999", "gfx942", "gfx950")
+NVIDIA = {
+    "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm103": 227, "sm110": 227,
+    "sm120": 99, "sm121": 99, "sm999": 99,
+}  # fmt: skip
+AMD = {"gfx90a": 64, "gfx942": 64, "gfx950": 64, "gfx1100": 64, "gfx1201": 64}
+ARCHS = (*NVIDIA, *AMD)  # and the shared memory of a program, in KB
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -32,10 +37,13 @@ def test_every_combination_has_a_configuration_that_the_kernels_can_run(arch):
     )
     for kernel, height, head_dim, itemsize, has_key_mask, has_dropout in combinations:
         config = launch_config(kernel, arch, height, head_dim, itemsize, has_key_mask, has_dropout)
-        assert height % config.block_m == 0 and config.block_m >= 16
+        assert height % config.block_m == 0 and 16 <= config.block_m <= 64
         assert config.block_n in (32, 64, 128)
         assert config.num_warps in (1, 2, 4, 8) and config.num_stages in (1, 2, 3)
-        gathered = 2 * config.block_n * max(16, head_dim) * itemsize  # K and V of a step
+        assert config.maxnreg is None or arch in NVIDIA
+        # K and V of the steps that are under way while another is multiplied, and that one's.
+        in_flight = max(1, config.num_stages - 1)
+        gathered = 2 * config.block_n * configs.block_d(head_dim) * itemsize * in_flight
         assert gathered <= shared_limit(arch)
 
 
@@ -99,19 +107,16 @@ def test_names_of_architectures(monkeypatch):
 def test_families_of_tensor_cores():
     families = {arch: configs.family_of(arch) for arch in ARCHS}
     assert families == {
-        **dict.fromkeys(("sm80", "sm86", "sm89", "sm120", "sm999"), "mma_sync"),
+        **dict.fromkeys(("sm80", "sm86", "sm89", "sm120", "sm121", "sm999"), "mma_sync"),
         "sm90": "wgmma",
-        "sm100": "tcgen05",
-        **dict.fromkeys(("gfx942", "gfx950"), "cdna"),
+        **dict.fromkeys(("sm100", "sm103", "sm110"), "tcgen05"),
+        **dict.fromkeys(("gfx90a", "gfx942", "gfx950"), "cdna"),
+        **dict.fromkeys(("gfx1100", "gfx1201"), "rdna"),
     }
 
 
 def test_shared_memory_in_bytes():
-    limits = {arch: shared_limit(arch) // 1024 for arch in ARCHS}
-    assert limits == {
-        "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99,
-        "sm999": 99, "gfx942": 64, "gfx950": 64,
-    }  # fmt: skip
+    assert {arch: shared_limit(arch) // 1024 for arch in ARCHS} == NVIDIA | AMD
 
 
 def test_heads_are_padded_to_powers_of_two():

@@ -20,7 +20,7 @@ BEST = LaunchConfig(block_m=32, block_n=32, num_warps=2, num_stages=4)
 
 def distance(case, config):
     """Milliseconds that grow with the steps to `BEST`."""
-    steps = abs(config.num_stages - BEST.num_stages)
+    steps = abs(config.num_stages - BEST.num_stages) + (config.maxnreg != BEST.maxnreg)
     for name in ("block_m", "block_n", "num_warps"):
         steps += abs(math.log2(getattr(config, name) / getattr(BEST, name)))
     return {"ms_50": 1.0 + steps}
