@@ -61,9 +61,18 @@ from sparsebert.kernels.configs import shared_limit
 from sparsebert.tiles.format import HEIGHTS
 
 SURVEY = RESULTS / "kernels_survey.csv"
-SURVEY_ARCHS = ("sm90", "gfx942", "sm80", "sm100")
-SURVEY_HEAD_DIMS = (64, 128, 256, 32)
-SURVEY_DTYPES = ("bf16", "fp32")
+SURVEYED = (
+    (("sm90",), (64, 128), ("bf16",)),
+    (("sm80", "sm100", "gfx942"), (64,), ("bf16",)),
+    (("sm90",), (64, 128), ("fp32",)),
+    (("sm86", "sm89", "sm120", "gfx1100", "gfx1201"), (64,), ("bf16",)),
+    (("sm103", "sm110", "sm121"), (64,), ("bf16",)),
+    (("sm80", "sm100", "gfx942"), (128,), ("bf16",)),
+    (("sm90",), (256, 32), ("bf16", "fp32")),
+)
+"""What the survey compiles, first things first: architectures, head dimensions and dtypes."""
+NEEDS_NEWER = ("sm103", "sm110", "sm121")
+"""Architectures that the tools of Triton 3.6 do not know."""
 NOT_COMPILED = "not compiled: out of time"
 
 _SOURCES = (
@@ -105,6 +114,17 @@ def selection(
         spec = Specialisation(kernel, arch, height, head_dim, DTYPES[dtype], *given)
         found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
     return list(found.values())
+
+
+def surveyed() -> list[Specialisation]:
+    """What the survey compiles with the Triton in use."""
+    is_old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+    return [
+        spec
+        for archs, head_dims, dtypes in SURVEYED
+        for spec in selection(archs, head_dims, dtypes)
+        if not (is_old and spec.arch in NEEDS_NEWER)
+    ]
 
 
 def heights_of(spec: Specialisation) -> list[int]:
@@ -284,8 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(HEADER)
     if options.survey:
-        specs = selection(SURVEY_ARCHS, SURVEY_HEAD_DIMS, SURVEY_DTYPES)
-        rows = survey(SURVEY, specs, options.jobs, time.monotonic() + 60 * options.minutes)
+        end = time.monotonic() + 60 * options.minutes
+        rows = survey(SURVEY, surveyed(), options.jobs, end)
     else:
         specs = representative()
         if not options.representative:
