@@ -14,7 +14,12 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)_per_issue_active\.ratio")
+_STALLS = (
+    re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio"),
+    re.compile(r"smsp__average_warp_latency_issue_stalled_(\w+)\.ratio"),
+    re.compile(r"smsp__warp_issue_stalled_(\w+)_per_warp_active\.pct"),
+)
+"""Why warps wait, by reason, as versions of ncu call it; the first that there is."""
 _TENSOR = re.compile(r"sm__(inst_executed_)?pipe_tensor\w*\..*pct_of_peak_sustained_active")
 _COLUMNS = {
     "occupancy_pct": "sm__warps_active.avg.pct_of_peak_sustained_active",
@@ -75,12 +80,15 @@ def _row(values: dict[str, str], units: dict[str, str]) -> Row:
     tensor = [number for name, number in numbers.items() if _TENSOR.fullmatch(name)]
     if tensor:
         row["tensor_pct"] = max(tensor)
-    stalls = {
-        match[1]: number for name, number in numbers.items() if (match := _STALL.fullmatch(name))
-    }
+    stalls = next(filter(None, (_by_reason(numbers, pattern) for pattern in _STALLS)), {})
     row["stalls"] = dict(sorted(stalls.items(), key=lambda item: -item[1]))
     row["metrics"] = {name: number for name, number in numbers.items() if "__" in name}
     return row
+
+
+def _by_reason(numbers: dict[str, float], pattern: re.Pattern[str]) -> dict[str, float]:
+    found = ((pattern.fullmatch(name), number) for name, number in numbers.items())
+    return {m[1]: number for m, number in found if m and not m[1].endswith("_not_issued")}
 
 
 def _number(text: str) -> float | None:

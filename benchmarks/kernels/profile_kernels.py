@@ -41,7 +41,13 @@ _SECTIONS = (
     "SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "ComputeWorkloadAnalysis",
     "MemoryWorkloadAnalysis",
 )  # fmt: skip
-_METRICS = "lts__t_bytes.sum,dram__bytes_read.sum,dram__bytes_write.sum,smsp__inst_executed.sum"
+_METRICS = ",".join(
+    (
+        "lts__t_bytes.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
+        "smsp__inst_executed.sum",
+        "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    )
+)  # fmt: skip
 _LEAST_SECONDS = 8.0  # starting Python alone takes about that
 
 

@@ -66,6 +66,21 @@ def test_durations_have_units(unit, expected):
     assert row["microseconds"] == expected
 
 
+@pytest.mark.parametrize(
+    "other", ["smsp__average_warp_latency_issue_stalled_{}.ratio",
+              "smsp__warp_issue_stalled_{}_per_warp_active.pct"],
+)  # fmt: skip
+def test_stalls_have_several_names(other):
+    names = [other.format("wait") if name == STALL.format("gmma") else name for name in NAMES]
+    named = [name.replace("issue_stalled_barrier", "x") for name in names]
+    named = [name.replace("issue_stalled_long_scoreboard", "y") for name in named]
+    (row,) = ncu_output.parse("\n".join(map(line, (named, UNITS, FORWARD))))
+    assert row["stalls"] == {"wait": 2.5}
+    both = [name.replace("_barrier_", "_barrier_not_issued_") for name in names]
+    (row,) = ncu_output.parse("\n".join(map(line, (both, UNITS, FORWARD))))
+    assert row["stalls"] == {"long_scoreboard": 5.25}  # of one kind, not of several
+
+
 @pytest.mark.parametrize("text", ["", "==ERROR== something", line(NAMES)])
 def test_without_a_table_there_are_no_rows(text):
     assert ncu_output.parse(text) == []
