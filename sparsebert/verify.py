@@ -18,7 +18,7 @@ from sparsebert.api import sparse_attention
 from sparsebert.backends import registry
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
-from sparsebert.testing import Outcome, expected_attention
+from sparsebert.testing import Arithmetic, Outcome, expected_attention
 
 QUANTITIES = ("o", "lse", "dq", "dk", "dv")
 
@@ -72,7 +72,7 @@ def verify(comparison: Comparison) -> list[Outcome]:
         TypeError, ValueError: `sparse_attention` refuses the comparison.
     """
     inputs = _draw(comparison)
-    ours = _run_sparse(comparison, inputs)
+    ours, passes_on = _run_sparse(comparison, inputs)
     worst: dict[str, Outcome] = {}
     # A head at a time: the fp64 scores of all heads at once may not fit into memory.
     for head in tqdm(range(comparison.heads), desc="heads", leave=False, disable=None):
@@ -87,6 +87,7 @@ def verify(comparison: Comparison) -> list[Outcome]:
             dropout_p=comparison.dropout_p,
             grad_o=inputs.grad_o[:, one],
             grad_lse=inputs.grad_lse[:, one],
+            arithmetic=Arithmetic.of(inputs.q, passes_on=passes_on),
         )
         for outcome in expected.outcomes({name: x[:, one] for name, x in ours.items()}):
             if outcome.name not in worst or outcome.ratio > worst[outcome.name].ratio:
@@ -147,8 +148,11 @@ def _draw(comparison: Comparison) -> _Inputs:
     return _Inputs(q, k, v, grad_o, grad_lse, key_mask, keep_mask)
 
 
-def _run_sparse(comparison: Comparison, inputs: _Inputs) -> dict[str, torch.Tensor]:
-    """What we compute, each [B, H, ...]. Hidden keys and values hold NaN, which must not leak."""
+def _run_sparse(comparison: Comparison, inputs: _Inputs) -> tuple[dict[str, torch.Tensor], bool]:
+    """What we compute, each [B, H, ...], and whether o was rounded on the way.
+
+    Hidden keys and values hold NaN, which must not leak.
+    """
     k, v = inputs.k, inputs.v
     if inputs.key_mask is not None:
         k, v = (x.masked_fill(~inputs.key_mask[:, None, :, None], math.nan) for x in (k, v))
@@ -163,4 +167,5 @@ def _run_sparse(comparison: Comparison, inputs: _Inputs) -> dict[str, torch.Tens
         backend=comparison.backend,
     )  # fmt: skip
     gradients = torch.autograd.grad((o, lse), (q, k, v), (inputs.grad_o, inputs.grad_lse))
-    return dict(zip(QUANTITIES, (o, lse, *gradients), strict=True))
+    passes_on = any(program.passes_on for program in plan.programs.values())
+    return dict(zip(QUANTITIES, (o, lse, *gradients), strict=True)), passes_on

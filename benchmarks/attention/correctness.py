@@ -15,6 +15,7 @@ import torch
 from benchmarks.attention.cases import Case
 from sparsebert import dropout
 from sparsebert.masks import AttentionMask
+from sparsebert.plan import AttentionPlan
 from sparsebert.testing import Arithmetic, Expected, expected_attention
 
 WRONG = "WRONG:"  # begins the note of a result that is not timed
@@ -70,18 +71,26 @@ class ResultCheck:
         self.qkv, self.grad_o = qkv, grad_o
         torch.manual_seed(SEED)
         self._seed = dropout.draw_seed(grad_o.device) if case.dropout else None
-        self._expected: dict[bool, list[tuple[int, int, Expected]]] = {}
+        self._expected: dict[Arithmetic, list[tuple[int, int, Expected]]] = {}
 
     def refusal(
-        self, attention: Callable[..., torch.Tensor], *, stores_scores: bool = False
+        self,
+        attention: Callable[..., torch.Tensor],
+        *,
+        stores_scores: bool = False,
+        plan: AttentionPlan | None = None,
     ) -> str:
         """Run a contender; why its results must not be timed, "" if they are right.
 
-        `stores_scores`: it is written out in torch operations, see `Arithmetic`.
+        Args:
+            stores_scores: it is written out in torch operations, see `Arithmetic`.
+            plan: what it runs, if it is this project.
         """
         torch.manual_seed(SEED)  # so that sparse_attention drops what the reference drops
         found = run(attention, self.qkv, self.grad_o, trains=self.case.trains)
-        for batch, head, expected in self._compared(stores_scores):
+        passes_on = plan is not None and any(p.passes_on for p in plan.programs.values())
+        arithmetic = Arithmetic.of(self.qkv[0], stores_scores=stores_scores, passes_on=passes_on)
+        for batch, head, expected in self._compared(arithmetic):
             results = {name: x[batch, head][None, None] for name, x in found.items()}
             for outcome in expected.outcomes(results):
                 if not outcome.passed:
@@ -91,17 +100,17 @@ class ResultCheck:
                     )
         return ""
 
-    def _compared(self, stores_scores: bool) -> list[tuple[int, int, Expected]]:
+    def _compared(self, arithmetic: Arithmetic) -> list[tuple[int, int, Expected]]:
         """Sample, head, and what must come of them; made at their first use."""
-        if stores_scores not in self._expected:
+        if arithmetic not in self._expected:
             last = (self.case.batch - 1, self.case.heads - 1)
-            self._expected[stores_scores] = [
-                (batch, head, self._expect(batch, head, stores_scores))
+            self._expected[arithmetic] = [
+                (batch, head, self._expect(batch, head, arithmetic))
                 for batch, head in sorted({(0, 0), last})
             ]
-        return self._expected[stores_scores]
+        return self._expected[arithmetic]
 
-    def _expect(self, batch: int, head: int, stores_scores: bool) -> Expected:
+    def _expect(self, batch: int, head: int, arithmetic: Arithmetic) -> Expected:
         q, k, v, grad_o = (x.detach()[batch, head][None, None] for x in (*self.qkv, self.grad_o))
         return expected_attention(
             q,
@@ -112,7 +121,7 @@ class ResultCheck:
             keep_mask=None if self._seed is None else _keep(self.case, self._seed, batch, head),
             dropout_p=self.case.dropout,
             grad_o=grad_o if self.case.trains else None,
-            arithmetic=Arithmetic.of(q, stores_scores=stores_scores),
+            arithmetic=arithmetic,
         )
 
 

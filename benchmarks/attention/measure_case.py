@@ -129,7 +129,10 @@ class _Entry:
                 self.first_ms = (time.perf_counter() - start) * 1e3
                 # A rival's own dropout draws other numbers than the reference.
                 if self.rival.masked and (self.rival.name == OURS or not case.dropout):
-                    self.note = check.refusal(ready.attention, stores_scores=ready.stores_scores)
+                    self.note = check.refusal(
+                        ready.attention, stores_scores=ready.stores_scores,
+                        plan=setup.plan if self.rival.name == OURS else None,
+                    )  # fmt: skip
         except Exception as error:  # what cannot run is a row as well
             if is_fatal(error):
                 raise

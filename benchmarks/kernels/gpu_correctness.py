@@ -155,11 +155,10 @@ class _Call:
 
 
 def passes_on(work: AttentionPlan | kernels.KernelProgram) -> bool:
-    """Whether some tiles go on from rounded results of others, as a plan was run last."""
+    """Whether some tiles go on from rounded results of others, in what was run."""
     if isinstance(work, kernels.KernelProgram):
         return work.queries.chained
-    parts = [part.program for program in work.programs.values() for part in program.parts]
-    return any(p.queries.chained for p in parts if isinstance(p, kernels.KernelProgram))
+    return any(program.passes_on for program in work.programs.values())
 
 
 def compared(

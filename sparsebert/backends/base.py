@@ -153,6 +153,10 @@ class Backend(abc.ABC):
         queries that padding leaves nothing to attend are zero.
         """
 
+    def passes_on(self, program: Any) -> bool:
+        """Whether o is rounded between two passes over a row, see `testing.Arithmetic`."""
+        return False
+
     def speed_depends_on(self) -> tuple[str, ...]:
         """What its speed depends on beside processor, torch and threads, to be calibrated by.
 

@@ -55,6 +55,11 @@ class Program(NamedTuple):
         """The arguments of the ops in `sparsebert.autograd` that stand for the program."""
         return self.tensors, self.numbers, self.names
 
+    @property
+    def passes_on(self) -> bool:
+        """Whether o is rounded between two passes over a row, see `Backend.passes_on`."""
+        return any(part.backend.passes_on(part.program) for part in self.parts)
+
     def to(self, device: torch.device | str) -> Program:
         """The same program with its tensors on `device`."""
         tensors = [_storable(x).to(device) for x in self.tensors]

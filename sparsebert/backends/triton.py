@@ -53,6 +53,9 @@ class Triton(Backend):
         sides = schedule.queries(heads), schedule.keys(heads)
         return triton_pack.pack_program(*sides, schedule.head_map)
 
+    def passes_on(self, program: KernelProgram) -> bool:
+        return bool(program.queries.chained)
+
     def forward(self, call: Call, program: KernelProgram) -> Forward:
         kernels = _kernels()
         o, lse = kernels.forward(call.q, call.k, call.v, program, _options(kernels, call))

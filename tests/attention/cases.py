@@ -1,5 +1,6 @@
 """Masks, tensors and the check that the tests of whole calls share."""
 
+import functools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from sparsebert import dropout
 from sparsebert.backends import registry, routing
 from sparsebert.backends.base import CallKind
 from sparsebert.kernels.cpu.library import load
-from sparsebert.testing import expected_attention
+from sparsebert.testing import Arithmetic, expected_attention
 
 needs_library = pytest.mark.skipif(load().library is None, reason="the CPU kernels are not built")
 
@@ -78,11 +79,15 @@ def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS
     if dropout_p:
         keep = dropout.keep_mask(batch, heads, q_len, kv_len, dropout_p, device=q.device)
     grad_o = torch.randn(q.shape).to(q)
-    expected = expected_attention(
-        q, k, v, mask, scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=dropout_p,
-        grad_o=grad_o,
-    )  # fmt: skip
-    dead = expected.exact["lse"] == -math.inf
+
+    @functools.cache
+    def expected(passes_on):
+        return expected_attention(
+            q, k, v, mask, scale=scale, key_mask=key_mask, keep_mask=keep, dropout_p=dropout_p,
+            grad_o=grad_o, arithmetic=Arithmetic.of(q, passes_on=passes_on),
+        )  # fmt: skip
+
+    dead = expected(False).exact["lse"] == -math.inf
     kind = CallKind(q.device.type, q.dtype, q.shape[-1])
     for backend in backends:
         if backend != registry.AUTO and routing.reasons_against(backend, kind):
@@ -100,7 +105,8 @@ def run_and_check(q, k, v, mask, plan, *, key_mask, dropout_p, backends=BACKENDS
         )[1]
         assert (o.dtype, lse.dtype) == (q.dtype, torch.float32)
         results = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-        for outcome in expected.outcomes(results):
+        routes = routing.choose(backend, q.device.type, q.dtype, q.shape[-1], False)
+        for outcome in expected(plan.program_for(*routes).passes_on).outcomes(results):
             assert outcome.passed, (backend, str(outcome))
         assert not o[dead].any()
         assert not dq[dead].any()

@@ -9,7 +9,8 @@ from sparsebert.tiles.format import TileSet
 from tests.backends.records import records_of
 
 pytest.importorskip("triton")
-from sparsebert.backends.program import flatten, unflatten
+from sparsebert.backends import triton
+from sparsebert.backends.program import Part, flatten, make_program, unflatten
 from sparsebert.backends.triton_pack import pack_program, pack_tiles
 from sparsebert.backends.triton_stages import choose_stages
 from sparsebert.kernels import layout
@@ -230,3 +231,11 @@ def test_rows_of_three_tiles_and_few_rows_of_two_are_merged():
     assert not few.goes_on.any() and not few.tile.any()
     enough = stages_of([[0, 1]] + [[0]] * 15, 2)[2]
     assert enough.goes_on.sum() == 1
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_program_says_whether_o_is_rounded_between_two_tiles(parts):
+    mask = np.random.default_rng(0).random((1, 40, 50)) < 0.3
+    sides = cover(mask, (16,), parts), cover(mask.transpose(0, 2, 1), (16,), 1)
+    packed = pack_program(*sides, np.zeros(1, dtype=np.int64))
+    assert make_program((Part(triton.BACKEND, None, packed),)).passes_on == (parts == 2)
