@@ -14,9 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_WORTH = 16
-"""Of so many rows one must be chained: a launch for few of them takes longer than their merge."""
-
+from sparsebert.compiler.cost.launches import WORTH_A_LAUNCH
 
 class Stages(NamedTuple):
     """When tiles run, and how rows pass between them.
@@ -46,12 +44,12 @@ def choose_stages(place: np.ndarray, tile: np.ndarray, num_tiles: int, num_place
     count = np.bincount(place, minlength=num_places)
     twice = np.flatnonzero(count[place] == 2)
     pairs = twice[np.argsort(place[twice], kind="stable")].reshape(-1, 2)
-    if len(pairs) * _WORTH < num_places:
+    if len(pairs) * WORTH_A_LAUNCH < num_places:
         return unchained
     stage = _two_colours(tile[pairs], num_tiles)
     of_pair = stage[tile[pairs]]
     chained = of_pair[:, 0] != of_pair[:, 1]
-    if chained.sum() * _WORTH < num_places:
+    if chained.sum() * WORTH_A_LAUNCH < num_places:
         return unchained
     is_first, goes_on = nothing.copy(), nothing.copy()
     is_first[pairs[chained][of_pair[chained] == 0]] = True

@@ -27,6 +27,8 @@ PAGES = {
     "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     "docs/compiler.md": COMPILER,
     "docs/learning.md": LEARNING,
+    "docs/cpu_kernels.md": (ROOT / "docs" / "cpu_kernels.md").read_text(encoding="utf-8"),
+    "docs/gpu_kernels.md": (ROOT / "docs" / "gpu_kernels.md").read_text(encoding="utf-8"),
     "benchmarks/README.md": (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"),
     "examples/README.md": (ROOT / "examples" / "README.md").read_text(encoding="utf-8"),
 }

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from sparsebert.compiler.cost.model import PassCost
 
 WORTH_A_LAUNCH = 16
-"""Of so many rows one must be chained, as the kernels' launches have it."""
-
+"""Of so many rows one must be chained: a launch for fewer takes longer than to merge them."""
 
 SPLIT = 512
 """Columns of a tile that the search takes to be split, before it has."""
