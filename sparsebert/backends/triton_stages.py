@@ -16,6 +16,7 @@ import numpy as np
 
 from sparsebert.compiler.cost.launches import WORTH_A_LAUNCH
 
+
 class Stages(NamedTuple):
     """When tiles run, and how rows pass between them.
 
