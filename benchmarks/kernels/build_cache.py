@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{number} of {len(calls)} calls, {len(rests)} forms, {spent:.0f} s", flush=True)
     count = compile_cache.pack(_MADE, rests, compile_cache.ARCHIVE)
     size = compile_cache.ARCHIVE.stat().st_size
-    print(f"{count} forms, {size / 2**20:.1f} MiB, in {compile_cache.ARCHIVE.relative_to(ROOT)}")
+    print(f"{count} forms, {size / 2**20:.1f} MiB, in {compile_cache.ARCHIVE}")
     print(checkout_stamp.write(CARRIED, ROOT, RESULTS.relative_to(ROOT).as_posix()))
     if size > _MOST_BYTES:
         print(f"build_cache: more than {_MOST_BYTES >> 20} MiB; leave out --everything")
