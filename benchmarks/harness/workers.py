@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+_PATIENCE = 2.0
+"""Seconds for a killed process to go; one that waits for a GPU's driver may never."""
+
 
 class LostDevice(Exception):
     """Raised by a task's function: the GPU is lost to this process; the message says why."""
@@ -72,15 +75,23 @@ def results_of(
                 yield worker.task, result
                 (idle.append if is_usable else _Worker.stop)(worker)
             now = time.monotonic()
-            for worker in list(busy.values()):
-                if now >= end or now >= worker.started + limit:
-                    del busy[worker.pipe]
-                    worker.stop()
-                    took = f"no result after {now - worker.started:.0f} s"
-                    yield worker.task, Failure("out of time" if now >= end else took)
+            late = [w for w in busy.values() if now >= end or now >= w.started + limit]
+            for worker in late:
+                del busy[worker.pipe]
+            _stop_all(late)
+            for worker in late:
+                took = f"no result after {now - worker.started:.0f} s"
+                yield worker.task, Failure("out of time" if now >= end else took)
     finally:
-        for worker in (*idle, *busy.values()):
-            worker.stop()
+        _stop_all([*idle, *busy.values()])
+
+
+def _stop_all(workers: Sequence[_Worker]) -> None:
+    """Kill all before waiting for the first: to give a GPU back takes each a moment."""
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.stop()
 
 
 class _Worker:
@@ -110,7 +121,7 @@ class _Worker:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.join(_PATIENCE)
         self.pipe.close()
 
 
