@@ -25,6 +25,7 @@ class Machine:
         tensor_flops: floating-point operations of a unit's tensor cores in a cycle, operands in
             shared memory (wgmma, tcgen05) where the architecture can do that.
         register_flops: the same with operands in registers (mma.sync, mfma).
+        reached: share of all these rates that a kernel reaches at best.
         l2, hbm: bytes a second that are reached.
         l2_bytes: size of the L2.
         trip: cycles of one dependent trip to memory, most of which hit L2.
@@ -39,6 +40,7 @@ class Machine:
     exponentials: float
     tensor_flops: float
     register_flops: float
+    reached: float
     l2: float
     hbm: float
     l2_bytes: float
@@ -49,7 +51,8 @@ class Machine:
 
 H100 = Machine(
     arch="sm90", units=132, clock=1.70e9, issue=4.0, exponentials=16.0, tensor_flops=4096.0,
-    register_flops=2500.0, l2=5.5e12, hbm=3.0e12, l2_bytes=50e6, trip=500.0, launch=3e-6,
+    register_flops=2500.0, reached=1.0, l2=5.5e12, hbm=3.0e12, l2_bytes=50e6, trip=500.0,
+    launch=3e-6,
     source=(
         "H100 SXM: data sheet (132 SMs, 989 TFLOP/s dense in bf16 at 1.83 GHz, HBM3 3.35 TB/s, of "
         "which nine tenths are taken to be reached; L2 50 MB); clock under load, L2 rate, "
@@ -62,19 +65,23 @@ H200 = dataclasses.replace(
 )
 A100 = Machine(
     arch="sm80", units=108, clock=1.41e9, issue=4.0, exponentials=16.0, tensor_flops=2048.0,
-    register_flops=2048.0, l2=4.0e12, hbm=1.8e12, l2_bytes=40e6, trip=450.0, launch=3e-6,
+    register_flops=2048.0, reached=0.75, l2=4.0e12, hbm=1.8e12, l2_bytes=40e6, trip=450.0,
+    launch=3e-6,
     source="A100 SXM 80 GB: data sheet (108 SMs, 312 TFLOP/s, HBM2e 2.04 TB/s, nine tenths of it; "
-    "L2 40 MB), the rest as H100",
+    "L2 40 MB), the rest as H100, but three quarters of it reached, so that a dense loop takes as "
+    "long as FlashAttention-2's at 180 TFLOP/s",
 )  # fmt: skip
 B200 = Machine(
     arch="sm100", units=148, clock=1.80e9, issue=4.0, exponentials=16.0, tensor_flops=8192.0,
-    register_flops=2500.0, l2=8.0e12, hbm=7.2e12, l2_bytes=120e6, trip=550.0, launch=3e-6,
+    register_flops=2500.0, reached=1.0, l2=8.0e12, hbm=7.2e12, l2_bytes=120e6, trip=550.0,
+    launch=3e-6,
     source="B200: data sheet (148 SMs, 2250 TFLOP/s, HBM3e 8 TB/s, nine tenths of it), L2 "
     "guessed, the rest as H100",
 )  # fmt: skip
 MI300X = Machine(
     arch="gfx942", units=304, clock=1.9e9, issue=1.0, exponentials=16.0, tensor_flops=2048.0,
-    register_flops=2048.0, l2=8.0e12, hbm=4.2e12, l2_bytes=256e6, trip=700.0, launch=5e-6,
+    register_flops=2048.0, reached=1.0, l2=8.0e12, hbm=4.2e12, l2_bytes=256e6, trip=700.0,
+    launch=5e-6,
     source="MI300X: data sheet (304 compute units, 1307 TFLOP/s at 2.1 GHz, HBM3 5.3 TB/s, eight "
     "tenths of it; the 256 MB cache stands for the L2), issue, latency and launches guessed",
 )  # fmt: skip

@@ -153,10 +153,12 @@ def launch_times(
     each = _program_cycles(
         steps, gathered / steps, instructions, flops / rate, counts, design, machine, call
     )
+    each /= machine.reached
     slots = machine.units * counts.programs
     busy = float(each.sum()) * parts * call.copies / slots
     until_done = _makespan(np.repeat(each, parts), call.copies, slots)
-    times = call.copies * parts / machine.units / machine.clock  # of all programs, on each unit
+    # Of all programs, on each unit.
+    times = call.copies * parts / machine.units / machine.clock / machine.reached
     row = call.head_dim * call.itemsize
     own = OWN_TENSORS[kernel] * launch.height / parts
     moved = float(gathered.sum()) * 2 * row + own * row * len(each)

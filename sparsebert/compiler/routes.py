@@ -134,7 +134,8 @@ def decide_together(
     """The reports with what heads cost each other; all of them dense if that decides it.
 
     A head by itself is priced as if all heads of the call ran in tiles of its shapes. Heads of
-    other shapes add batches, and dense heads beside those in tiles make a call run in two parts.
+    other shapes add batches, or launches, and dense heads beside those in tiles make a call run in
+    two parts.
     """
     in_tiles = [index for index, report in enumerate(reports) if report.route == "tiles"]
     if len(reports) == 1 or not in_tiles:
@@ -143,9 +144,18 @@ def decide_together(
     every, tiled = sum(members), sum(members[index] for index in in_tiles)
     priced = sum(members[index] * batches(covers[index])[0] for index in in_tiles)
     shapes = every * batches([tiles for index in in_tiles for tiles in covers[index]])[0] - priced
+    of_head = {index: model.launches_of(covers[index], masks[0].q_len) for index in in_tiles}
+    launches = every * len(set().union(*of_head.values()))
+    launches -= sum(members[index] * len(found) for index, found in of_head.items())
     mixed_rows = masks[0].q_len * every if tiled < every else 0
     extra = {
-        name: ((every - tiled) * cost.call + shapes * cost.shape + mixed_rows * cost.mixed) / tiled
+        name: (
+            (every - tiled) * cost.call
+            + shapes * cost.shape
+            + launches * cost.launch
+            + mixed_rows * cost.mixed
+        )
+        / tiled
         for name, cost in (
             ("predicted_us", model.forward),
             ("predicted_backward_us", model.backward),

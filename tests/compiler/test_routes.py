@@ -20,7 +20,7 @@ from sparsebert.compiler.routes import (
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles.outlines import NO_SINGLES, TileOutlines, outlines_of_head
 from tests.compiler.plans import tiles_plan
-from tests.compiler.round_costs import a_model
+from tests.compiler.round_costs import PASS, a_model
 
 
 def a_report(forward: float, backward: float, heads: tuple[int, ...] = (0,)) -> HeadReport:
@@ -117,6 +117,20 @@ def test_heads_pay_for_each_other() -> None:
     assert settled[1].predicted_us == pytest.approx(30.0 + extra)
     assert settled[1].predicted_backward_us == pytest.approx(40.0 + 2 * extra)
     assert settled[2] is reports[2]
+
+
+def test_heads_of_other_heights_add_launches() -> None:
+    """By hand: 2 heads in tiles of 16 rows, 1 in tiles of 32, each priced with one launch of 3."""
+    covers = [rows_of(16, 16), rows_of(32, 64)]
+    masks = [HeadMask((0, 1), 256, 64, 64), HeadMask((2,), 256, 64, 64)]
+    reports = [a_report(10.0, 20.0, (0, 1)), a_report(30.0, 40.0, (2,))]
+    plain = dataclasses.replace(PASS, shape=0.0, launch=3.0)
+    model = dataclasses.replace(a_model(), launches=True, step=64, forward=plain, backward=plain)
+    settled = decide_together(reports, covers, masks, model)
+    extra = (3 * 2 - 3) * 3.0 / 3
+    assert [report.predicted_us for report in settled] == [10.0 + extra, 30.0 + extra]
+    alike = decide_together(reports, [covers[0]] * 2, masks, model)
+    assert [report.predicted_us for report in alike] == [10.0, 30.0]
 
 
 def test_heads_that_are_all_in_tiles_do_not_pay_for_mixing() -> None:

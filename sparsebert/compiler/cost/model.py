@@ -175,6 +175,13 @@ class CostModel(TileBackend):
         work += cost.merge * int(merged.sum()) + cost.level * int(merged.max(initial=0))
         return max(cost.call + cost.shape * shapes + work, cost.floor(q_len, kv_len))
 
+    def launches_of(self, cover: Iterable[TileOutlines], q_len: int) -> set[tuple[int, int]]:
+        """The launches that run a cover, by stage and height; none where there are no launches."""
+        if not self.launches:
+            return set()
+        launches, _ = count_launches(list(cover), q_len, self.step)
+        return {(each.stage, each.height) for each in launches}
+
     def counts(
         self, cover: Iterable[TileOutlines], singles: Singles, q_len: int, kv_len: int
     ) -> dict[str, int]:

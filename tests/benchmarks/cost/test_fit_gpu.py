@@ -122,6 +122,18 @@ def test_the_committed_errors_are_small_and_terms_are_worth_having() -> None:
     assert mean["whole steps"] > mean["nothing"]
 
 
+def test_no_height_that_is_offered_spills_in_its_loops(counted: list[Row]) -> None:
+    """So the search need not leave any out, for D of 64 and 128 in 16 bits without a key mask."""
+    assert {row["arch"] for row in counted} == set(BY_ARCH)
+    for row in counted:
+        assert row["error"] == "" and int(row["loop_spills"]) == 0, row
+    for target in BY_ARCH:
+        for dim in fit_gpu.DIMS:
+            own = [r for r in counted if r["arch"] == target and int(r["head_dim"]) == dim]
+            counts = counts_of(own, target)
+            assert {height for _, height in counts} == set(HEIGHTS)
+
+
 def test_constants_say_where_they_come_from() -> None:
     for target, machine in BY_ARCH.items():
         source = cost_model(target).source
