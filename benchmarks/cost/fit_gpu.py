@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from benchmarks.kernels.call_model import (
     side_of,
 )
 from benchmarks.kernels.gpu_machines import BY_ARCH, Machine
-from benchmarks.kernels.kernel_counts import NOW, counts_of
+from benchmarks.kernels.kernel_counts import CURRENT, NOW, current_counts
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.launches import LaunchCounts, count_launches
 from sparsebert.compiler.pieces import all_tiles
@@ -51,7 +51,6 @@ COPIES = (12, 96, 384)
 STEP = 64
 """Columns of a step of the kernels, without a key mask."""
 
-COUNTS = RESULTS / "fit_gpu_counts.csv"
 ERRORS = RESULTS / "fit_gpu.csv"
 PASSES = ("forward", "backward")
 KERNELS_OF_PASS = (1, 2)
@@ -96,12 +95,9 @@ def _covered() -> list[tuple[Covered, Side, list[LaunchCounts], int]]:
     return found
 
 
-def cases(machine: Machine, rows: Sequence[Row], dim: int) -> tuple[Cases, Cases]:
+def cases(machine: Machine, dim: int) -> tuple[Cases, Cases]:
     """All calls with heads of one size, forward and backward."""
-    counts = counts_of(
-        (row for row in rows if row["arch"] == machine.arch and int(row["head_dim"]) == dim),
-        machine.arch,
-    )
+    counts = current_counts(machine.arch, dim)
     us, copies_of, lengths, merged, case, launch = [], [], [], [], [], []
     for each, side, launches, merges in _covered():
         for copies in COPIES:
@@ -199,16 +195,14 @@ def _pair(value: float) -> list[float]:
     return [float(f"{value:.3g}") if value > 1e-15 else 0.0, 0.0]
 
 
-def fit_target(
-    machine: Machine, rows: Sequence[Row], stored: dict[str, Any], where: str
-) -> Iterator[Row]:
+def fit_target(machine: Machine, stored: dict[str, Any], where: str) -> Iterator[Row]:
     """Put the constants of a target into `stored`; a row of errors for each pass, D and term."""
     arch = machine.arch
     parts = {"machines": stored["machines"][arch], "tiles": stored["tiles"]["triton"][arch]}
     by_dim: tuple[dict[int, dict[str, float]], ...] = ({}, {})
     middles = []
     for dim in DIMS:
-        for which, calls in enumerate(cases(machine, rows, dim)):
+        for which, calls in enumerate(cases(machine, dim)):
             given = known(machine, which)
             for left_out in LEFT_OUT:
                 values, errors = fit(given, calls, dim, left_out)
@@ -256,21 +250,21 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--count", action="store_true", help=f"only make {COUNTS.name}")
+    parser.add_argument("--count", action="store_true", help=f"only make {CURRENT.name}")
     parser.add_argument("--dry-run", action="store_true", help="do not write constants.json")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     arguments = parser.parse_args()
     where = {name: origin("cpu")[name] for name in ("commit", "tree", "date")}
     if arguments.count:
         rows = count(arguments.jobs)
-        RowFile(COUNTS, rows[0], origin=where).write(rows)
+        RowFile(CURRENT, rows[0], origin=where).write(rows)
         return
-    rows = RowFile(COUNTS, ("kernel", "arch", "per_1000"), made_by=parser.prog).read()
+    rows = RowFile(CURRENT, ("kernel", "arch", "per_1000"), made_by=parser.prog).read()
     stored = constants.stored()
     about = f"kernels {rows[0]['kernels']}, Triton {rows[0]['triton']}"
     errors = []
     for machine in BY_ARCH.values():
-        for row in fit_target(machine, rows, stored, about):
+        for row in fit_target(machine, stored, about):
             errors.append(row)
             print(*row.values(), sep=" | ", flush=True)
     RowFile(ERRORS, errors[0], origin=where).write(errors)

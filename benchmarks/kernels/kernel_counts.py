@@ -15,23 +15,26 @@ from benchmarks.kernels.launch_model import Counts, Design
 from sparsebert.tiles.format import HEIGHTS
 
 STEPS = RESULTS / "kernel_steps.csv"
+CURRENT = RESULTS / "fit_gpu_counts.csv"
+"""The kernels as they are, for all targets: `python -m benchmarks.cost.fit_gpu --count`."""
 
 TRITON = "3.6.0"
 """Of the counts: that of the GPU machine."""
 
-_LAST = "the last step"
+_CURRENT = "as they are"
 _CAPPED = "64 columns a step, registers capped"
 
 VERSIONS: tuple[tuple[Design, str], ...] = (
     (Design("before", 5, chained=False, fused_delta=False), "before"),
     (Design(_CAPPED, 5, chained=False, fused_delta=False), _CAPPED),
     (Design("one height, long lists split", 5, chained=False, fused_delta=False), ""),
-    (Design("columns carried, records", 2, chained=False, fused_delta=False), _LAST),
+    (Design("columns carried, records", 2, chained=False, fused_delta=False), _CURRENT),
     (Design("rows chained", 2, chained=True, fused_delta=False), ""),
     (Design("delta in dq", 2, chained=True, fused_delta=True), ""),
 )
 """The kernels before and after each step, which build on each other, and which step of
-`kernel_steps.csv` has their counts: `_LAST` for the last one there, "" where they are as before.
+`kernel_steps.csv` has their counts: `_CURRENT` for those of `CURRENT`, "" for no others than
+before.
 """
 
 NOW = VERSIONS[-1][0]
@@ -47,15 +50,22 @@ AllCounts = Mapping[tuple[str, int], Counts]
 def counts_by_step() -> dict[str, AllCounts]:
     """Counts of each step."""
     rows = RowFile(STEPS, ("step", "kernel", "rows", "programs")).read()
-    last = rows[-1]["step"]
     chosen = [row for row in rows if row["triton"] == TRITON and row["key_mask"] == "False"]
     known: dict[tuple[str, int], Counts] = {}
     found: dict[str, AllCounts] = {}
     for design, counted in VERSIONS:
-        step = last if counted == _LAST else counted
-        known |= counts_of(row for row in chosen if row["step"] == step)
+        if counted == _CURRENT:
+            known |= current_counts("sm90", 64)
+        known |= counts_of(row for row in chosen if row["step"] == counted)
         found[design.name] = dict(known)
     return found
+
+
+def current_counts(arch: str, head_dim: int) -> dict[tuple[str, int], Counts]:
+    """The counts of the kernels as they are, in bf16 without a key mask."""
+    rows = RowFile(CURRENT, ("kernel", "arch", "head_dim", "per_1000")).read()
+    own = (row for row in rows if (row["arch"], row["head_dim"]) == (arch, str(head_dim)))
+    return counts_of(own, arch)
 
 
 def counts_of(rows: Iterable[Row], arch: str = "sm90") -> dict[tuple[str, int], Counts]:

@@ -16,7 +16,7 @@ from benchmarks.kernels.call_model import (
     side_of,
 )
 from benchmarks.kernels.gpu_machines import BY_ARCH, H100, Machine
-from benchmarks.kernels.kernel_counts import NOW, counts_of
+from benchmarks.kernels.kernel_counts import NOW, current_counts
 from sparsebert.compiler.cost.launches import count_launches
 from sparsebert.compiler.cost.model import PassCost, cost_model
 from sparsebert.compiler.pieces import all_tiles
@@ -33,7 +33,7 @@ def covered() -> list[Covered]:
 
 @pytest.fixture(scope="module")
 def counted() -> list[Row]:
-    return RowFile(fit_gpu.COUNTS, ("kernel", "arch", "per_1000")).read()
+    return RowFile(fit_gpu.CURRENT, ("kernel", "arch", "per_1000")).read()
 
 
 def as_case(each: Covered, copies: int) -> fit_gpu.Cases:
@@ -77,27 +77,23 @@ def test_every_term_that_is_left_out_changes_what_is_predicted(covered: list[Cov
         assert any(changed), left_out
 
 
-def timed(
-    each: Covered, machine: Machine, rows: list[Row], dim: int, copies: int
-) -> tuple[float, float]:
-    own = (r for r in rows if r["arch"] == machine.arch and int(r["head_dim"]) == dim)
+def timed(each: Covered, machine: Machine, dim: int, copies: int) -> tuple[float, float]:
+    counts = current_counts(machine.arch, dim)
     side = side_of(each.tiles, chained=NOW.chained)
     call = call_of(machine, copies, each.n, each.n, dim)
-    found = kernel_times(
-        (side, side), (each.n, each.n), counts_of(own, machine.arch), NOW, machine, call
-    )
+    found = kernel_times((side, side), (each.n, each.n), counts, NOW, machine, call)
     return 1e6 * forward_seconds(found), 1e6 * backward_seconds(found)
 
 
 @pytest.mark.parametrize("target", BY_ARCH)
 def test_the_model_follows_the_timing_model_where_it_was_not_fitted(
-    target: str, covered: list[Covered], counted: list[Row]
+    target: str, covered: list[Covered]
 ) -> None:
     errors = []
     for dim, copies in ((64, 12), (64, 96), (128, 96)):
         model = cost_model(target, head_dim=dim, copies=copies)
         for each in covered[::3]:
-            times = timed(each, BY_ARCH[target], counted, dim, copies)
+            times = timed(each, BY_ARCH[target], dim, copies)
             for which, us in enumerate(times):
                 cover = all_tiles(each.pieces)
                 priced = model.cover_us(cover, each.n, each.n, backward=bool(which))
@@ -129,9 +125,8 @@ def test_no_height_that_is_offered_spills_in_its_loops(counted: list[Row]) -> No
         assert row["error"] == "" and int(row["loop_spills"]) == 0, row
     for target in BY_ARCH:
         for dim in fit_gpu.DIMS:
-            own = [r for r in counted if r["arch"] == target and int(r["head_dim"]) == dim]
-            counts = counts_of(own, target)
-            assert {height for _, height in counts} == set(HEIGHTS)
+            heights = {height for _, height in current_counts(target, dim)}
+            assert heights == set(HEIGHTS)
 
 
 def test_constants_say_where_they_come_from() -> None:
