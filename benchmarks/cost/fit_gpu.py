@@ -222,8 +222,8 @@ def fit_target(machine: Machine, stored: dict[str, Any], where: str) -> Iterator
         stored["dense"][arch][name]["dense_call"] = {"once": _pair(call)}
     parts["tiles"] |= {
         "source": (
-            "predicted by the timing model, not fitted to a GPU (benchmarks/cost/fit_gpu.py, "
-            f"median error against it {max(middles):.0%}; {where}): {machine.source}"
+            f"predicted by the timing model, not fitted to a GPU: {machine.name}, {where}, "
+            f"median error against it {max(middles):.0%} (benchmarks/cost/fit_gpu.py)"
         ),
         "step": STEP, "launches": True,
     }  # fmt: skip

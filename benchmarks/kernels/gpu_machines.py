@@ -48,6 +48,11 @@ class Machine:
     launch: float
     source: str
 
+    @property
+    def name(self) -> str:
+        """What the source begins with."""
+        return self.source.partition(":")[0]
+
 
 H100 = Machine(
     arch="sm90", units=132, clock=1.70e9, issue=4.0, exponentials=16.0, tensor_flops=4096.0,
@@ -61,7 +66,7 @@ H100 = Machine(
     ),
 )  # fmt: skip
 H200 = dataclasses.replace(
-    H100, hbm=4.3e12, source=f"H200, as H100 but HBM3e, 4.8 TB/s, nine tenths of it; {H100.source}"
+    H100, hbm=4.3e12, source=f"H200: as H100 but HBM3e, 4.8 TB/s, nine tenths of it; {H100.source}"
 )
 A100 = Machine(
     arch="sm80", units=108, clock=1.41e9, issue=4.0, exponentials=16.0, tensor_flops=2048.0,
