@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+OUT_OF_TIME = "out of time"
+"""Why a task has no result, if it was not begun, or not done at the end."""
 _PATIENCE = 2.0
 """Seconds for a killed process to go; one that waits for a GPU's driver may never."""
 
@@ -48,7 +50,7 @@ def results_of(
     if jobs == 0:
         for task in tasks:
             late = time.monotonic() > end
-            yield task, Failure("out of time") if late else _call(function, task)
+            yield task, Failure(OUT_OF_TIME) if late else _call(function, task)
         return
     todo = collections.deque(tasks)
     idle: list[_Worker] = []
@@ -62,7 +64,7 @@ def results_of(
                 worker.begin(todo.popleft())
                 busy[worker.pipe] = worker
             if todo and time.monotonic() >= end:
-                yield from ((task, Failure("out of time")) for task in todo)
+                yield from ((task, Failure(OUT_OF_TIME)) for task in todo)
                 todo.clear()
             if not busy:
                 continue
@@ -81,7 +83,7 @@ def results_of(
             _stop_all(late)
             for worker in late:
                 took = f"no result after {now - worker.started:.0f} s"
-                yield worker.task, Failure("out of time" if now >= end else took)
+                yield worker.task, Failure(OUT_OF_TIME if now >= end else took)
     finally:
         _stop_all([*idle, *busy.values()])
 

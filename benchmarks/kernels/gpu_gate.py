@@ -65,12 +65,16 @@ def _checked(
     # Without a GPU nothing can be lost but time, and the interpreter takes little of it.
     jobs = 0 if record.device == "cpu" else jobs
     check = functools.partial(check_row, device=record.device)
-    crowded = []
+    crowded, late = [], []
     for case, result in workers.results_of(check, cases, jobs, end=end, limit=CASE_SECONDS):
         if isinstance(result, workers.Failure):
             result = case.row | {"passed": False if result.wrong else None, "why": result.why}
-        if jobs > _CROWDED and _NO_MEMORY in result.get("why", ""):
+        why = result.get("why", "")
+        if why == workers.OUT_OF_TIME:
+            late.append(result)
+        elif jobs > _CROWDED and _NO_MEMORY in why:
             crowded.append(case)
         else:
             record.add(result)
+    record.add_late(late)
     return crowded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.harness.rows import Row, RowFile
@@ -55,13 +55,23 @@ class Record:
 
     def add(self, row: Row, *, final: bool = False) -> None:
         """Keep, write and print a row; `final` if another run would not get further."""
-        row = {**row, "phase": row.get("phase", self.phase)}
-        self.rows.append(row)
-        self.file.append([row])
+        (row,) = self._keep([row])
         print(as_line(row), flush=True)
         undone = row.get("passed", True) is not True
         if not final and (undone or (row["check"] == "timing" and "why" in row)):
             self.is_complete = False
+
+    def add_late(self, rows: Sequence[Row]) -> None:
+        """Keep and write what there was no time for: hundreds of rows take a moment, at once."""
+        if rows:
+            print(f"{len(self._keep(rows))} more: {rows[0]['why']}", flush=True)
+            self.is_complete = False
+
+    def _keep(self, rows: Sequence[Row]) -> list[Row]:
+        kept = [{**row, "phase": row.get("phase", self.phase)} for row in rows]
+        self.rows += kept
+        self.file.append(kept)
+        return kept
 
 
 def counts(row: Row, origin: Mapping[str, str]) -> bool:

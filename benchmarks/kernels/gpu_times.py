@@ -133,13 +133,18 @@ def timings(seconds: float, record: Record) -> None:
     ]
     run = functools.partial(rows_of, device=record.device)
     jobs = 0 if record.device == "cpu" else 1
+    late = []
     for task, result in workers.results_of(run, todo, jobs, end=end, limit=TASK_SECONDS):
         if isinstance(result, workers.Failure):
             row = _row(task) | {"why": f"not timed: {result.why}"}
+            if result.why == workers.OUT_OF_TIME:
+                late.append(row)
+                continue
             is_wrong = result.wrong and task.timing.contender == OURS
             result = [row | ({"passed": False} if is_wrong else {})]
         for row in result:
             record.add(row)
+    record.add_late(late)
 
 
 def missing(wanted: Iterable[Timing], record: Record) -> list[tuple[Timing, str]]:

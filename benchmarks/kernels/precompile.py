@@ -20,6 +20,8 @@ from benchmarks.kernels import compile_cache, specialisations
 from benchmarks.kernels.specialisations import KernelCall
 
 _CORES_LEFT = 2
+_SHARE = 0.9
+"""Of the seconds, for compiling; then processes are ended, and the row is written."""
 
 
 @dataclasses.dataclass
@@ -66,7 +68,7 @@ def precompile(
             record.add(row | {"why": "no GPU: the kernels are interpreted"})
             return
         todo = specialisations.first_run() if calls is None else calls
-        row |= _compile_all(todo, jobs, start + seconds)
+        row |= _compile_all(todo, jobs, start + _SHARE * seconds)
         compile_cache.mark_known()
     except Exception as error:  # the kernels compile when they are launched, too
         row["why"] = in_words(error)
