@@ -125,6 +125,16 @@ def test_more_in_flight_fewer_trips_and_more_programs_take_less() -> None:
     assert us(dataclasses.replace(COUNTS, programs=2)) == pytest.approx(1.5 * us())
 
 
+def test_a_machine_that_reaches_half_takes_twice_as_long_but_for_what_it_moves() -> None:
+    half = dataclasses.replace(H100, reached=0.5)
+    whole, slow = (
+        launch_times("dkdv", launch(640, 64), COUNTS, NOW, chip, FAR) for chip in (H100, half)
+    )
+    for name in ("programs", "issue", "exponentials", "tensor", "tail"):
+        assert getattr(slow, name) == pytest.approx(2 * getattr(whole, name))
+    assert (slow.l2, slow.hbm) == (whole.l2, whole.hbm)
+
+
 def test_what_is_moved_twice() -> None:
     """Rows that go on, and scratch, where the call is too large for the L2."""
 
