@@ -57,6 +57,12 @@ _PROMISING = 3
 _ROOM = 1.25
 """So many times the usual tile's columns are not too long."""
 
+_FINALISTS = 2
+"""So many of the cheapest covers are tried with their wide tiles split."""
+
+_MOST_PARTS = 16
+"""A tile is split into so many parts at most."""
+
 _REPORTED = 5
 """Covers that the report names beside the best."""
 
@@ -152,6 +158,7 @@ class _Search:
         self._tried: dict[str, float] = {}
         self._best: tuple[Piece, ...] = ()
         self._cost = np.inf
+        self._finalists: list[tuple[float, tuple[Piece, ...]]] = []
 
     def result(self) -> Cover:
         """The best cover found."""
@@ -179,21 +186,27 @@ class _Search:
             orders = [orders[i] for i in np.argsort(least, kind="stable")[:_PROMISING]]
 
     def balance(self, columns: int) -> None:
-        """Split very wide tiles by columns where that pays."""
-        choices = [self._best]
-        for limit in self._limits():
-            choices.append(tuple(split_wide(self._best, limit, columns)))
-        self._tried[name_of(self._best)] = self._pricing.balanced_total(self._best)
-        self._best = min(choices, key=self._pricing.balanced_total)
-        self._cost = self._pricing.balanced_total(self._best)
+        """Split very wide tiles by columns where that pays, in the best covers."""
+        covers = [pieces for _, pieces in self._finalists] or [self._best]
+        self._cost = np.inf
+        for pieces in covers:
+            for limit in (None, *self._limits(pieces)):
+                split = pieces if limit is None else tuple(split_wide(pieces, limit, columns))
+                cost = self._pricing.balanced_total(split)
+                if limit is None:
+                    self._tried[name_of(pieces)] = cost
+                if cost < self._cost:
+                    self._best, self._cost = split, cost
 
-    def _limits(self) -> list[int]:
+    def _limits(self, pieces: tuple[Piece, ...]) -> list[int]:
         """Widths to split at: the objective's, and what is a little more than the usual tile's."""
-        limits, tiles = set(self._pricing.split_limits), all_tiles(self._best)
-        if limits and tiles:
-            usual = float(np.median(np.concatenate([each.width for each in tiles])))
-            limits.add(-(-int(_ROOM * usual) // COLUMN_CHUNK) * COLUMN_CHUNK)
-        return sorted(limits, reverse=True)
+        limits, tiles = set(self._pricing.split_limits), all_tiles(pieces)
+        if not limits or not tiles:
+            return []
+        widths = np.concatenate([each.width for each in tiles])
+        limits.add(-(-int(_ROOM * float(np.median(widths))) // COLUMN_CHUNK) * COLUMN_CHUNK)
+        widest = int(widths.max())
+        return sorted(limit for limit in limits if limit < widest <= _MOST_PARTS * limit)
 
     def _offer(self, pieces: tuple[Piece, ...]) -> float:
         self._go_on()
@@ -202,6 +215,10 @@ class _Search:
         self._tried[name] = min(cost, self._tried.get(name, np.inf))
         if cost < self._cost:
             self._best, self._cost = pieces, cost
+        if self._pricing.split_limits and cost <= self._tried[name]:
+            others = [each for each in self._finalists if name_of(each[1]) != name]
+            ranked = sorted([*others, (cost, pieces)], key=lambda each: each[0])
+            self._finalists = ranked[:_FINALISTS]
         return cost
 
     def _passes(

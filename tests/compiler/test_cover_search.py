@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sparsebert import patterns
-from sparsebert.compiler import bitmatrix
-from sparsebert.compiler.cover_search import _orders, _Peeling, _Search
+from sparsebert.compiler import bitmatrix, cover_search
+from sparsebert.compiler.cost.model import cost_model
+from sparsebert.compiler.cover_search import _orders, _Peeling, _Search, best_cover
 from sparsebert.compiler.orders import Order, in_order
 from sparsebert.compiler.pieces import Piece
 from sparsebert.compiler.pricing import Area, Time
@@ -122,3 +123,36 @@ def test_global_tokens_do_not_widen_their_neighbours() -> None:
     plan = tiles_plan(AttentionMask.from_dense(mask), objective="area")
     assert "2 long rows" in plan.report.per_head[0].cover
     assert plan.explain().executed_fraction < 0.1
+
+
+def test_a_cover_that_is_dearer_whole_may_be_the_cheapest_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than the best is tried with its wide tiles split; no choice is worse for it."""
+    model = cost_model("sm90")
+    masks = [patterns.bigbird(1024, 4, 2, 4), patterns.longformer(1024, 16, 2)]
+    masks += [patterns.star(2048), patterns.bigbird(2048, 8, 2, 8)]
+    costs = []
+    for finalists in (1, 2):
+        monkeypatch.setattr(cover_search, "_FINALISTS", finalists)
+        costs.append(
+            [best_cover(m.bits[0, 0], m.kv_len, Time(model, *m.shape[2:])).cost for m in masks]
+        )
+    one, two = costs
+    assert all(after <= before for before, after in zip(one, two, strict=True))
+    assert any(after < before for before, after in zip(one, two, strict=True))
+
+
+def test_no_tile_is_split_into_very_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = patterns.star(4096)
+    pricing = Time(cost_model("sm90", copies=12), 4096, 4096)
+    limits: list[int] = []
+    split = cover_search.split_wide
+
+    def noted(pieces: tuple[Piece, ...], limit: int, columns: int) -> Iterator[Piece]:
+        limits.append(limit)
+        return split(pieces, limit, columns)
+
+    monkeypatch.setattr(cover_search, "split_wide", noted)
+    best_cover(mask.bits[0, 0], 4096, pricing)
+    assert limits and min(limits) >= 4096 / 16
