@@ -53,20 +53,20 @@ _HALF: dict[tuple[str, int, int], LaunchConfig] = {
     ("forward", 64, 16): LaunchConfig(16, 32, 1, 3),
     ("forward", 64, 32): LaunchConfig(32, 32, 1, 3),
     ("forward", 64, 64): LaunchConfig(64, 64, 4, 3),
-    ("forward", 128, 16): LaunchConfig(16, 32, 1, 3),
+    ("forward", 128, 16): LaunchConfig(16, 32, 1, 3, 255),  # else ptxas takes 168, and spills
     ("forward", 128, 32): LaunchConfig(32, 32, 2, 3),
     ("forward", 128, 64): LaunchConfig(64, 32, 4, 3),
     ("forward", 256, 16): LaunchConfig(16, 32, 4, 2),
     ("forward", 256, 32): LaunchConfig(32, 32, 4, 2),
     ("dq", 64, 16): LaunchConfig(16, 32, 1, 3),
-    ("dq", 64, 32): LaunchConfig(32, 32, 1, 3),
+    ("dq", 64, 32): LaunchConfig(32, 64, 2, 3),
     ("dq", 64, 64): LaunchConfig(64, 64, 4, 3),
     ("dq", 128, 16): LaunchConfig(16, 32, 2, 3),
     ("dq", 128, 32): LaunchConfig(32, 32, 2, 3),
     ("dq", 128, 64): LaunchConfig(64, 32, 4, 3),
     ("dq", 256, 16): LaunchConfig(16, 32, 4, 2),
     ("dq", 256, 32): LaunchConfig(32, 32, 4, 2),
-    ("dkdv", 64, 16): LaunchConfig(16, 32, 1, 3),
+    ("dkdv", 64, 16): LaunchConfig(16, 64, 2, 3),
     ("dkdv", 64, 32): LaunchConfig(32, 64, 2, 3),
     ("dkdv", 64, 64): LaunchConfig(64, 64, 4, 3),
     ("dkdv", 128, 16): LaunchConfig(16, 32, 2, 3),
@@ -136,8 +136,10 @@ def launch_config(
         config = _HALF[kernel, max(width, 64), rows]
         if family in ("wgmma", "tcgen05") and rows == 64:
             config = _of_shared_operands(config, kernel, family, width, has_key_mask, has_dropout)
+        if has_dropout and rows > 16:
+            config = _with_dropout(config, kernel, width)
     if family in ("cdna", "rdna"):
-        config = dataclasses.replace(config, num_stages=1)
+        config = dataclasses.replace(config, num_stages=1, maxnreg=None)
     return config
 
 
@@ -168,6 +170,15 @@ def _of_shared_operands(
         return dataclasses.replace(config, maxnreg=128)  # four programs a multiprocessor
     if kernel == "forward" and width == 128:
         return dataclasses.replace(config, block_n=64)
+    return config
+
+
+def _with_dropout(config: LaunchConfig, kernel: str, width: int) -> LaunchConfig:
+    """For more than 16 rows: hashing every score takes registers of the backward kernels."""
+    if width == 128 and (kernel == "dkdv" or (kernel == "dq" and config.block_m == 32)):
+        return LaunchConfig(32, 32, 4, 3)
+    if kernel == "dkdv" and config.block_m == 32:
+        return dataclasses.replace(config, block_n=32)
     return config
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 
+from . import layout
 from .architecture import architecture
 from .configs import MERGE, block_d, launch_config
 from .direct_launch import Launcher
@@ -23,6 +24,7 @@ _LAUNCHERS = {
     "dkdv": Launcher(dkdv_kernel),
     "merge": Launcher(merge_kernel),
 }
+_ROWS = ("q_ptr", "k_ptr", "v_ptr", "grad_o_ptr")
 _MOST_BATCHES = 65535  # what a GPU takes as the third size of a grid
 _MERGE_ROWS = 16  # rows per program of the merge kernel
 
@@ -45,7 +47,7 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
         "HEAD_DIM": head_dim,
         "BLOCK_D": block_d(head_dim),
         "PRECISION": dot_precision(q.dtype, arch, head_dim),
-        "TARGET": target_of(arch),
+        "TARGET": target_of_rows(arch, arguments),
     }
     for group in side.groups:
         config = launch_config(
@@ -165,3 +167,13 @@ def target_of(arch: str) -> str:
     if arch == "cpu":
         return "interpreter"
     return "cuda" if arch.startswith("sm") else "hip"
+
+
+def target_of_rows(arch: str, arguments: dict[str, Any]) -> str:
+    """The same for a kernel that loads rows: "hip_far" where their offsets take 64 bits."""
+    target = target_of(arch)
+    if target != "hip":
+        return target
+    rows = [arguments[name] for name in _ROWS if name in arguments]
+    spans = [(x.shape[-2] - 1) * x.stride(-2) + x.shape[-1] for x in rows]
+    return "hip" if max(spans) <= layout.NEAR else "hip_far"

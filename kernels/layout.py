@@ -18,6 +18,9 @@ LOOK_AHEAD = 2 * COLUMN_PAD
 WORDS_AHEAD = COLUMN_PAD // WORD_COLUMNS * 128
 """Words behind the last ones that may be read, whatever they are."""
 
+NEAR = 2**28
+"""Rows of a head that span no more elements than this have offsets of 32 bits in bytes, too."""
+
 PACKED_HEIGHTS = (128, 64, 32, 16)
 """Tile heights, in the order in which work items are sorted, and launched."""
 

@@ -7,6 +7,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from . import layout
+
+_NEAR = tl.constexpr(layout.NEAR)
+
 # Values that travel together are named tuples, which Triton takes apart. They are made by keyword:
 # Triton's cache knows a kernel by its functions' text and not by a tuple's order of fields. A
 # field may be None (a pointer that is not used), but no function may return None in Triton 3.6.
@@ -21,7 +25,7 @@ class Constants(NamedTuple):
         HEIGHT: rows of a tile.
         BLOCK_M, BLOCK_N: rows of a program, gathered columns of a step.
         ALIGN: strides are in units of so many elements, see `row_ptrs`.
-        PRECISION, TARGET: see `launch.dot_precision` and `launch.target_of`.
+        PRECISION, TARGET: see `launch.dot_precision` and `launch.target_of_rows`.
     """
 
     HAS_KEY_MASK: tl.constexpr
@@ -77,6 +81,11 @@ def row_ptrs(base_ptr, index, stride, CONST: tl.constexpr):
     compilation for each new stride. A row takes less than 4 GiB (`launch.with_contiguous_rows`).
     """
     d = tl.arange(0, CONST.BLOCK_D)[None, :]
+    if CONST.TARGET == "hip":
+        # Triton makes a buffer load of a pointer and offsets which it sees to be small and not
+        # negative; those of an empty slot, -1, are not loaded.
+        offset = (index * (stride * CONST.ALIGN)) & (_NEAR - 1)
+        return base_ptr + (tl.multiple_of(offset, CONST.ALIGN)[:, None] + d)
     if CONST.TARGET != "cuda":
         return base_ptr + (index.to(tl.int64) * stride * CONST.ALIGN)[:, None] + d
     # Left to itself, Triton computes a pointer for each row and sends it through shared memory to
