@@ -84,14 +84,17 @@ def _times(timings: Sequence[Row]) -> Iterator[str]:
             cases.setdefault(case, {})[row["contender"]] = row
     if cases:
         names = "".join(f"{name:>8}" for name in _RIVALS.values())
-        yield f"{'N, mask, direction':43}{'ms':>8}{'graph':>8}{names}   (rivals: times as long)"
+        yield f"{'N, mask, direction':33}{'ms':>7}{'graph':>7}{names}  (rivals: times as long)"
     for (n, mask, direction), found in cases.items():
         if (ours := found.get(_OURS)) is None:  # then nothing stands beside the rivals
             continue
-        way = "both" if "backward" in direction else direction
+        way = "f+b" if "backward" in direction else "fwd"
         cells = [_number(ours.get("ms_50")), _number(ours.get("graph_ms"))]
         cells += [_number(found.get(rival, {}).get("speedup"), 2) for rival in _RIVALS]
-        yield f"{n:<5} {mask[:28]:28} {way:8}" + "".join(f"{cell:>8}" for cell in cells)
+        times, ratios = cells[:2], cells[2:]
+        yield f"{n:<5}{mask[:24]:24} {way}" + "".join(
+            [*(f"{cell:>7}" for cell in times), *(f"{cell:>8}" for cell in ratios)]
+        )
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -140,7 +140,8 @@ def timings(seconds: float, record: Record) -> None:
             if result.why == workers.OUT_OF_TIME:
                 late.append(row)
                 continue
-            is_wrong = result.wrong and task.timing.contender == OURS
+            rivals = tuple(name for name in task.contenders if name != OURS)
+            is_wrong = result.wrong and task.with_ours and not result.why.startswith(rivals)
             result = [row | ({"passed": False} if is_wrong else {})]
         for row in result:
             record.add(row)

@@ -115,7 +115,8 @@ def test_what_is_made_is_not_made_again(tmp_path, monkeypatch):
 
 def test_a_lost_gpu_is_red_for_this_project_and_a_late_timing_says_so(tmp_path, monkeypatch):
     def lost(task, device):
-        raise workers.LostDevice("CUDA error: an illegal memory access was encountered")
+        who = "in turn" if task.timing == STAR else SDPA_MASK
+        raise workers.LostDevice(f"{who}: CUDA error: an illegal memory access was encountered")
 
     timed(tmp_path / "a", monkeypatch, [passing(STAR)], [STAR, RIVAL], run=lost)
     rows = Record(tmp_path / "a" / "rows.jsonl", {**ORIGIN, "run": "r"}).rows[1:]
@@ -134,6 +135,23 @@ def test_rivals_that_cannot_run_say_why_and_the_others_are_measured():
     assert 0.0 <= rows[SDPA_MASK]["off_ours"] < 0.1
     absent = dataclasses.replace(case, mask="learned: nobody's")
     assert "NoSuchMask" in gpu_stopwatch.measured(absent, (OURS,), "cpu")[OURS]["why"]
+
+
+def test_what_a_graph_cannot_hold_costs_its_graph_alone(monkeypatch):
+    """It fails as if the GPU were lost, which then answers."""
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_stopwatch.gpu_timing, "by_graph", fail)
+    entry = gpu_stopwatch._Entry(None, None, {"ms_50": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_stopwatch, "_answers", lambda: True)
+        entry.ready = gpu_stopwatch.Ready(lambda q, k, v: q, 1.0)
+        assert "capturing" in gpu_stopwatch._in_graph(CUDNN, entry, 4)["graph_why"]
+    monkeypatch.setattr(gpu_stopwatch, "_answers", lambda: False)
+    with pytest.raises(workers.LostDevice, match=f"^{CUDNN}: "):
+        gpu_stopwatch._in_graph(CUDNN, entry, 4)
 
 
 def test_a_gpu_that_is_lost_to_its_process_is_said(monkeypatch):
