@@ -124,9 +124,9 @@ def timings(seconds: float, record: Record) -> None:
     end = time.monotonic() + seconds
     wanted = smoke_timings() if record.device == "cpu" else all_timings()
     refused = {timing: why_not(timing, record.rows) for timing in wanted}
-    for timing, why in refused.items():
-        if why and timing.contender == OURS:
-            record.add(timing.row | {"why": why})
+    for timing, direction in missing(wanted, record):
+        if refused[timing] and timing.contender == OURS:
+            record.add(timing.row | {"direction": direction, "why": refused[timing]})
     todo = [
         Task(timing, direction, with_ours=not refused[timing])
         for timing, direction in missing(wanted, record)
