@@ -284,7 +284,8 @@ _RUN = ("commit", "tree", "date")
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
     """What a row of the survey is known by: all but the counts and where it comes from."""
     left_out = (*_COUNTS, *_RUN)
-    return tuple(str(value) for name, value in row.items() if name not in left_out)
+    values = [value for name, value in row.items() if name not in left_out]
+    return tuple("" if value is None else str(value) for value in values)  # as the file has them
 
 
 def main(arguments: list[str] | None = None) -> int:

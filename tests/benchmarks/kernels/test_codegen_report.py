@@ -64,8 +64,8 @@ def test_wgmma_is_not_serialised(rows):
 
 @pytest.mark.parametrize(
     ("kernel", "height", "full", "bits"),
-    [("forward", 64, 238, 308), ("forward", 16, 400, 475), ("dq", 64, 220, 289),
-     ("dkdv", 64, 314, 387)],
+    [("forward", 64, 308, 380), ("forward", 16, 518, 596), ("dq", 64, 265, 346),
+     ("dkdv", 64, 317, 387)],
 )  # fmt: skip
 def test_instructions_per_score_do_not_grow(rows, kernel, height, full, bits):
     """About 3 % above what was counted when the kernels were tuned (sm_90, D = 64, bf16)."""
