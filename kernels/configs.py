@@ -76,6 +76,20 @@ _HALF: dict[tuple[str, int, int], LaunchConfig] = {
     ("dkdv", 256, 32): LaunchConfig(32, 32, 8, 2),
 }
 
+# 16-bit inputs and heads up to 64 on RDNA, whose matrix operands take twice the registers: dK and dV
+# spill in their loops with every configuration that was tried, least with these.
+_HALF_RDNA: dict[tuple[str, int], LaunchConfig] = {
+    ("forward", 16): LaunchConfig(16, 32, 1, 1),
+    ("forward", 32): LaunchConfig(32, 64, 2, 1),
+    ("forward", 64): LaunchConfig(64, 64, 4, 1),
+    ("dq", 16): LaunchConfig(16, 32, 2, 1),
+    ("dq", 32): LaunchConfig(32, 32, 4, 1),
+    ("dq", 64): LaunchConfig(64, 32, 8, 1),
+    ("dkdv", 16): LaunchConfig(16, 32, 2, 1),
+    ("dkdv", 32): LaunchConfig(32, 32, 8, 1),
+    ("dkdv", 64): LaunchConfig(64, 32, 8, 1),
+}
+
 # fp32 inputs, by kernel and padded head size, for every tile height: their products need so many
 # registers that a program takes 16 rows, or 32.
 _SINGLE: dict[tuple[str, int], LaunchConfig] = {
@@ -129,6 +143,8 @@ def launch_config(
     key = (family, kernel, rows, max(width, 64), itemsize, has_dropout)
     if key in _EXCEPTIONS:
         return _EXCEPTIONS[key]
+    if family == "rdna" and itemsize == 2 and width <= 64:
+        return _HALF_RDNA[kernel, rows]
     if itemsize == 4:
         config = _SINGLE[kernel, max(width, 64)]
         config = dataclasses.replace(config, block_m=min(height, config.block_m))
