@@ -76,7 +76,7 @@ _HALF: dict[tuple[str, int, int], LaunchConfig] = {
     ("dkdv", 256, 32): LaunchConfig(32, 32, 8, 2),
 }
 
-# 16-bit inputs and heads up to 64 on RDNA, whose matrix operands take twice the registers: dK and dV
+# 16-bit inputs and heads up to 64 on RDNA, whose products take many registers: dK and dV
 # spill in their loops with every configuration that was tried, least with these.
 _HALF_RDNA: dict[tuple[str, int], LaunchConfig] = {
     ("forward", 16): LaunchConfig(16, 32, 1, 1),
