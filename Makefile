@@ -87,13 +87,13 @@ kernels-report: $(INSTALLED)  ## what the compilers make of the kernels, for GPU
 	$(BIN)/python -m benchmarks.kernels.codegen_report
 
 gpu-cache: $(INSTALLED) $(GPU_TRITON)/.installed $(GPU_PACKAGES)/.installed  ## compile the kernels here, to be carried to a GPU -> build/gpu_cache/
-	PYTHONPATH=$(GPU_TRITON):. $(BIN)/python -m benchmarks.kernels.build_cache --jobs $(JOBS) $(GPU_CACHE_ARGS)
+	PYTHONPATH=$(GPU_TRITON):. $(BIN)/python -m benchmarks.gpu.build_cache --jobs $(JOBS) $(GPU_CACHE_ARGS)
 
 gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with PYTHON's own torch
-	$(PYTHON) -m benchmarks.kernels.gpu_check $(GPU_ARGS)
+	$(PYTHON) -m benchmarks.gpu.gpu_check $(GPU_ARGS)
 
 gpu-again:  ## what a first run left, in 4 minutes: make gpu-again FROM=out/gpu_check.jsonl
-	$(PYTHON) -m benchmarks.kernels.gpu_check --seconds 240 $(addprefix --from ,$(FROM)) $(GPU_ARGS)
+	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 $(addprefix --from ,$(FROM)) $(GPU_ARGS)
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist kernels/cpu/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ Nothing here was timed. The numbers were chosen from the compilers' own output, 
 (`python -m benchmarks.kernels.codegen_report`, benchmarks/results/kernels_survey.csv): a
 configuration spills no registers in its loops, fits into shared memory, has the next step's rows
 under way while it multiplies, and then takes few instructions per score and leaves room for other
-programs on its processor. Whoever has a GPU runs `python -m benchmarks.kernels.tune_kernels` and
+programs on its processor. Whoever has a GPU runs `python -m benchmarks.gpu.tune_kernels` and
 puts the rows that it prints into `MEASURED`, which goes before the rest.
 """
 

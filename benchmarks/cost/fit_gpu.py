@@ -4,7 +4,7 @@
     python -m benchmarks.cost.fit_gpu            # fit, say how well, write constants.json
     python -m benchmarks.cost.fit_gpu --dry-run  # without writing
 
-The timing model (`benchmarks.kernels.launch_model`) predicts calls over many covers
+The timing model (`benchmarks.predictions.launch_model`) predicts calls over many covers
 (`benchmarks.cost.gpu_covers`) on each target, with the kernels as the compiler makes them for it,
 D = 64 and 128 in bf16. What tiles and waiting cost is fitted to these predictions, to the least
 relative error, and what moves through HBM and what launches take goes in as it is. Then each term
@@ -31,7 +31,7 @@ from benchmarks.cost.fitting import as_json
 from benchmarks.cost.gpu_covers import Covered, covers
 from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import Row, RowFile
-from benchmarks.kernels.call_model import (
+from benchmarks.predictions.call_model import (
     Side,
     backward_seconds,
     call_of,
@@ -39,8 +39,8 @@ from benchmarks.kernels.call_model import (
     kernel_times,
     side_of,
 )
-from benchmarks.kernels.gpu_machines import BY_ARCH, Machine
-from benchmarks.kernels.kernel_counts import CURRENT, NOW, current_counts
+from benchmarks.predictions.gpu_machines import BY_ARCH, Machine
+from benchmarks.predictions.kernel_counts import CURRENT, NOW, current_counts
 from sparsebert.compiler.cost import constants
 from sparsebert.compiler.cost.launches import LaunchCounts, count_launches
 from sparsebert.compiler.pieces import all_tiles

@@ -29,8 +29,8 @@ import sys
 from benchmarks.harness.markdown import table
 from benchmarks.harness.origin import origin
 from benchmarks.harness.rows import Row, RowFile
-from benchmarks.kernels.kernel_counts import STEPS
-from benchmarks.kernels.step_prediction import predicted_us
+from benchmarks.predictions.kernel_counts import STEPS
+from benchmarks.predictions.step_prediction import predicted_us
 
 KERNELS = ("forward", "dq", "dkdv")
 HEIGHTS = (64, 32, 16)

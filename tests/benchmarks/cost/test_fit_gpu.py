@@ -8,15 +8,15 @@ import pytest
 from benchmarks.cost import fit_gpu
 from benchmarks.cost.gpu_covers import Covered, covers
 from benchmarks.harness.rows import Row, RowFile
-from benchmarks.kernels.call_model import (
+from benchmarks.predictions.call_model import (
     backward_seconds,
     call_of,
     forward_seconds,
     kernel_times,
     side_of,
 )
-from benchmarks.kernels.gpu_machines import BY_ARCH, H100, Machine
-from benchmarks.kernels.kernel_counts import NOW, current_counts
+from benchmarks.predictions.gpu_machines import BY_ARCH, H100, Machine
+from benchmarks.predictions.kernel_counts import NOW, current_counts
 from sparsebert.compiler.cost.launches import count_launches
 from sparsebert.compiler.cost.model import PassCost, cost_model
 from sparsebert.compiler.pieces import all_tiles
