@@ -152,6 +152,8 @@ def launch_config(
         config = _HALF[kernel, max(width, 64), rows]
         if family in ("wgmma", "tcgen05") and rows == 64:
             config = _of_shared_operands(config, kernel, family, width, has_key_mask, has_dropout)
+        if family == "mma_sync" and arch != "sm80" and kernel != "forward" and rows == 64:
+            config = dataclasses.replace(config, block_n=32)  # 64 spill on sm_86 and its kin
         if has_dropout and rows > 16:
             config = _with_dropout(config, kernel, width)
     if family in ("cdna", "rdna"):
