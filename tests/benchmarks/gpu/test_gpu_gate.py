@@ -141,6 +141,8 @@ def pytest_rows(tmp_path, monkeypatch, seconds, *options):
     command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(file), *options]
     monkeypatch.setattr(gpu_tests, "_command", lambda passed, jobs: command)
     monkeypatch.setattr(gpu_tests, "_LEAST", 0.0)
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)  # or the inner run takes itself for a worker
     record = record_in(tmp_path)
     start = time.monotonic()
     gpu_tests.run_tests(record, start + seconds)
@@ -149,7 +151,7 @@ def pytest_rows(tmp_path, monkeypatch, seconds, *options):
 
 
 def test_each_test_is_a_row_at_once_and_a_hanging_one_costs_those_behind_it(tmp_path, monkeypatch):
-    rows = pytest_rows(tmp_path, monkeypatch, 8.0)
+    rows = pytest_rows(tmp_path, monkeypatch, 15.0)
     verdicts = {name: row["passed"] for name, row in rows.items()}
     assert verdicts == {
         "test_right": True, "test_wrong": False, "test_skipped": None, "test_not_set_up": None,
