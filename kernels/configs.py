@@ -2,10 +2,11 @@
 
 Nothing here was timed. The numbers were chosen from the compilers' own output, Triton 3.6 and 3.9
 (`python -m benchmarks.kernels.codegen_report`, benchmarks/results/kernels_survey.csv): a
-configuration spills no registers in its loops, fits into shared memory, has the next step's rows
-under way while it multiplies, and then takes few instructions per score and leaves room for other
-programs on its processor. Whoever has a GPU runs `python -m benchmarks.gpu.tune_kernels` and
-puts the rows that it prints into `MEASURED`, which goes before the rest.
+configuration spills no registers in its loops (but on RDNA), fits into shared memory, has the next
+step's rows under way while it multiplies, and then takes few instructions per score and leaves
+room for other programs on its processor. Whoever has a GPU runs `python -m
+benchmarks.gpu.tune_kernels` and puts the rows that it prints into `MEASURED`, which goes before
+the rest.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ _HALF: dict[tuple[str, int, int], LaunchConfig] = {
     ("dkdv", 256, 32): LaunchConfig(32, 32, 8, 2),
 }
 
-# 16-bit inputs and heads up to 64 on RDNA, whose products take many registers: dK and dV
-# spill in their loops with every configuration that was tried, least with these.
+# 16-bit inputs and heads up to 64 on RDNA, whose products take many registers. dK and dV spill in
+# their loops with every configuration that was tried, by Triton 3.6 on gfx1100 the others as well.
 _HALF_RDNA: dict[tuple[str, int], LaunchConfig] = {
     ("forward", 16): LaunchConfig(16, 32, 1, 1),
     ("forward", 32): LaunchConfig(32, 64, 2, 1),
