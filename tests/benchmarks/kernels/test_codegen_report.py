@@ -118,7 +118,7 @@ def test_the_committed_survey_is_of_what_ships():
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["error"] != "not compiled: out of time"]
     of_hopper = [row for row in rows if row["arch"] == "sm90"]
-    assert {row["triton"] for row in of_hopper} == {"3.6.0", "3.9.0"} and len(of_hopper) > 200
+    assert {row["triton"] for row in of_hopper} == {"3.6.0", "3.9.0"} and len(of_hopper) > 140
     for row in rows:
         assert not row["error"], row
         assert int(row["hazards"]) == 0, row
