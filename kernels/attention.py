@@ -54,10 +54,13 @@ def forward(
     Heads without tiles get zeros, and an LSE of -inf.
     """
     batch, heads, q_len, head_dim = q.shape
-    o = q.new_empty(batch, q_len, heads, head_dim)
+    dtype = q.dtype
+    if options.dropout_p > 0.0:  # else o is a mean of values, in every tile
+        dtype = _dtype_of_sums(dtype, program.queries)
+    o = q.new_empty(batch, q_len, heads, head_dim, dtype=dtype)
     lse = q.new_empty(batch, heads, q_len, dtype=torch.float32)
     if o.numel() == 0:
-        return o.transpose(1, 2), lse
+        return o.to(q.dtype).transpose(1, 2), lse
     q, scale = _with_positive_scale(q, options.scale)
     repeats, arguments = _arguments(q, k, v, program, options._replace(scale=scale))
     part_o = _scratch(program.queries.num_slots, repeats, head_dim, lse)
@@ -66,7 +69,7 @@ def forward(
     run_tiles("forward", program.queries, repeats, arguments)
     heads_per_item = arguments["heads_per_item"]
     run_merge(program.queries, repeats, heads_per_item, part_o, o, part_lse, lse)
-    return o.transpose(1, 2), lse
+    return o.to(q.dtype).transpose(1, 2), lse
 
 
 def backward(
@@ -170,14 +173,17 @@ def _arguments(
 def _new_gradient(
     x: torch.Tensor, heads: int, length: int, dtype: torch.dtype, side: Side
 ) -> torch.Tensor:
-    """Memory for a gradient, [B, length, H, D].
-
-    Where tiles go on from what others left in it, fp32 in place of fp16: a sum that fp16 can hold
-    may have parts that it cannot.
-    """
-    if side.chained and dtype == torch.float16:
-        dtype = torch.float32
+    """Memory for a gradient, [B, length, H, D]."""
+    dtype = _dtype_of_sums(dtype, side)
     return x.new_empty(x.shape[0], length, heads, x.shape[3], dtype=dtype)
+
+
+def _dtype_of_sums(dtype: torch.dtype, side: Side) -> torch.dtype:
+    """In what a result is kept that tiles may go on from: fp32 in place of fp16.
+
+    A sum that fp16 can hold may have parts that it cannot.
+    """
+    return torch.float32 if side.chained and dtype == torch.float16 else dtype
 
 
 def _scratch(num_slots: int, repeats: int, head_dim: int, lse: torch.Tensor) -> torch.Tensor:

@@ -274,6 +274,18 @@ def test_parts_of_a_gradient_that_fp16_cannot_hold():
     assert not dq[..., 0].any() and (dq[..., 1] == 1000.0).all()
 
 
+def test_parts_of_o_that_fp16_cannot_hold():
+    """With dropout that of the first tile, a single key, is twice the key's value."""
+    q, k, v = torch.zeros(3, 1, 1, 16, 16, dtype=torch.float16, device=DEVICE)
+    v[..., 0, :], v[..., 1, :] = 40_000.0, -40_000.0
+    program = chain_of_two(slice(0, 1), slice(1, 2))
+    seed = torch.tensor([5], device=DEVICE)
+    o, _ = forward(q, k, v, None, seed, program, 1.0, 0.5)
+    kept = dropout.keep_mask(1, 1, 16, 16, 0.5, seed=seed, device=DEVICE).to(o.dtype)
+    assert kept[..., :2].any(2).all()  # either in some row
+    assert torch.equal(o, (kept[..., :1] - kept[..., 1:2]).expand_as(o) * 40_000.0)
+
+
 def test_a_dead_first_tile_leaves_nothing_to_the_second():
     """Its keys are hidden and hold NaN; what it writes is zero, and -inf."""
     q, k, v = torch.randn(3, 1, 1, 16, 16, device=DEVICE)
