@@ -37,9 +37,9 @@ def test_every_combination_has_a_configuration_that_the_kernels_can_run(arch):
     )
     for kernel, height, head_dim, itemsize, has_key_mask, has_dropout in combinations:
         config = launch_config(kernel, arch, height, head_dim, itemsize, has_key_mask, has_dropout)
-        assert height % config.block_m == 0 and 16 <= config.block_m <= 64
+        assert height % config.block_m == 0 and config.block_m >= 16
         assert config.block_n in (32, 64, 128)
-        assert config.num_warps in (1, 2, 4, 8) and config.num_stages in (1, 2, 3)
+        assert config.num_warps in (1, 2, 4, 8) and config.num_stages in (1, 2, 3, 4)
         assert config.maxnreg is None or arch in NVIDIA
         # K and V of the steps that are under way while another is multiplied, and that one's.
         in_flight = max(1, config.num_stages - 1)
