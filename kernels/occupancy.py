@@ -1,7 +1,6 @@
 """How many programs run on a streaming multiprocessor at once; NVIDIA GPUs.
 
-Limits are those of NVIDIA's CUDA C++ programming guide, "Technical specifications per compute
-capability", and of CCCL's `cuda/__device/arch_traits.h`, which say the same.
+Limits are those of NVIDIA's CCCL, `cuda/__device/arch_traits.h`.
 """
 
 from __future__ import annotations
