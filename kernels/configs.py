@@ -132,12 +132,15 @@ def launch_config(
 ) -> LaunchConfig:
     """The configuration of `kernel` ("forward", "dq", "dkdv") on `arch` ("sm90", "gfx942", ...).
 
-    >>> launch_config("forward", "sm90", 64, 64, itemsize=2).num_warps
+    >>> launch_config("forward", "sm75", 64, 64, itemsize=2).num_warps
     4
     """
     width = block_d(head_dim)
     measured = MEASURED.get((kernel, arch, height, width, itemsize, has_key_mask, has_dropout))
     if measured:
+        assert measured.block_m <= height, (
+            f"MEASURED: {kernel}, {arch}: programs above {height} rows"
+        )
         return measured
     family = family_of(arch)
     rows = min(height, 32 if width > 128 or itemsize == 4 else 64)

@@ -128,7 +128,11 @@ def _together(one: LaunchCounts, other: LaunchCounts) -> LaunchCounts:
 def _by_stage(
     cover: Sequence[TileOutlines], twice: np.ndarray
 ) -> Iterator[tuple[int, TileOutlines, int]]:
-    """Stage, tiles and how many of their rows go on; `twice`: the rows that are chained."""
+    """Stage, tiles and how many of their rows go on; `twice`: the rows that are chained.
+
+    A row goes on where the cover has it again. The packing colours tiles, which is the same for
+    covers of two parts; of three it sends some of these rows to scratch.
+    """
     if not twice.any():
         yield from ((0, tiles, 0) for tiles in cover if len(tiles.rows))
         return
