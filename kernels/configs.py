@@ -160,6 +160,8 @@ def launch_config(
             config = dataclasses.replace(config, block_n=32)  # 64 spill on sm_86 and its kin
         if has_dropout and rows > 16:
             config = _with_dropout(config, kernel, width)
+        elif rows == 32:
+            config = _of_two_warps(config, kernel, family, width, has_key_mask)
     if family in ("cdna", "rdna"):
         config = dataclasses.replace(config, num_stages=1, maxnreg=None)
     return config
@@ -192,6 +194,19 @@ def _of_shared_operands(
         return dataclasses.replace(config, maxnreg=128)  # four programs a multiprocessor
     if kernel == "forward" and width == 128:
         return dataclasses.replace(config, block_n=64)
+    return config
+
+
+def _of_two_warps(
+    config: LaunchConfig, kernel: str, family: str, width: int, has_key_mask: bool
+) -> LaunchConfig:
+    """For 32 rows of the backward kernels where two warps would spill in their loops."""
+    if family == "wgmma" and width <= 32 and kernel == "dkdv":
+        return dataclasses.replace(config, block_n=32)
+    if family == "wgmma" and width <= 32 and kernel == "dq" and has_key_mask:
+        return dataclasses.replace(config, block_n=32, num_warps=1)
+    if family == "tcgen05" and width == 128 and kernel == "dq" and has_key_mask:
+        return dataclasses.replace(config, num_warps=4)
     return config
 
 
