@@ -14,6 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+TILE_KERNELS = ("forward", "dq", "dkdv")
+"""The kernels that run tiles, and have launch configurations."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:

@@ -14,7 +14,7 @@ from .configs import LaunchConfig
 
 Grid = tuple[int, int, int]
 
-_LARGEST_GRID: Grid = (2**31 - 1, 65535, 65535)
+LARGEST_GRID: Grid = (2**31 - 1, 65535, 65535)
 
 DIRECT_LAUNCH = os.environ.get("SPARSEBERT_DIRECT_LAUNCH", "1") != "0"
 """Whether compiled forms are started directly; else every launch is Triton's own.
@@ -55,11 +55,11 @@ class Launcher:
 
     def __call__(self, grid: Grid, arguments: dict[str, Any], config: LaunchConfig) -> None:
         """Launch a grid of programs; `arguments` may hold more than the kernel takes."""
-        if any(size > most for size, most in zip(grid, _LARGEST_GRID, strict=True)):
+        if any(size > most for size, most in zip(grid, LARGEST_GRID, strict=True)):
             raise ValueError(
                 f"sparse_attention: q, with its batch, heads and length, takes a grid of "
                 f"{' x '.join(map(str, grid))} programs of a kernel, and a GPU launches at most "
-                f"{' x '.join(map(str, _LARGEST_GRID))} at once; split the batch or the heads"
+                f"{' x '.join(map(str, LARGEST_GRID))} at once; split the batch or the heads"
             )
         first = arguments[self._pointers[0]]
         if first.is_cuda and first.get_device() != torch.cuda.current_device():

@@ -11,7 +11,7 @@ import triton
 from . import layout
 from .architecture import architecture
 from .configs import MERGE, block_d, launch_config
-from .direct_launch import Launcher
+from .direct_launch import LARGEST_GRID, Launcher
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
 from .forward import forward_kernel
@@ -25,7 +25,6 @@ _LAUNCHERS = {
     "merge": Launcher(merge_kernel),
 }
 _ROWS = ("q_ptr", "k_ptr", "v_ptr", "grad_o_ptr")
-_MOST_BATCHES = 65535  # what a GPU takes as the third size of a grid
 _MERGE_ROWS = 16  # rows per program of the merge kernel
 
 
@@ -61,9 +60,10 @@ def run_tiles(name: str, side: Side, repeats: int, arguments: dict[str, Any]) ->
             "BLOCK_N": config.block_n,
         }
         programs = group.items * (group.height // config.block_m)
-        for first_batch in range(0, batch, _MOST_BATCHES):
+        most = LARGEST_GRID[2]
+        for first_batch in range(0, batch, most):
             arguments["first_batch"] = first_batch
-            grid = (programs, heads, min(batch - first_batch, _MOST_BATCHES))
+            grid = (programs, heads, min(batch - first_batch, most))
             _LAUNCHERS[name](grid, arguments, config)
 
 

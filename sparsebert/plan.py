@@ -129,6 +129,11 @@ class AttentionPlan:
         """Tiles of the transposed mask, all heads: key rows, gathered queries; for dK and dV."""
         return self.shared_tiles.transposed
 
+    @property
+    def passes_on(self) -> bool:
+        """Whether o of any of its programs is rounded between two passes over a row."""
+        return any(program.passes_on for program in self.programs.values())
+
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The same plan with its tensors on `device`."""
         with untraced():

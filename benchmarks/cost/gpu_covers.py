@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.harness import named_masks
 from sparsebert.compiler import bitmatrix
+from sparsebert.compiler.cost.launches import SPLIT
 from sparsebert.compiler.cover_search import Cover, best_cover
 from sparsebert.compiler.orders import folded, in_order
 from sparsebert.compiler.pieces import Piece, cut, peel, split_wide
@@ -23,7 +24,6 @@ MASKS = (
     "dilated_window", "block_local", "neighborhood_2d", "random", "causal",
 )  # fmt: skip
 LENGTHS = (256, 512, 1024, 2048, 4096)
-_SPLIT = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ def _pieces(mask: AttentionMask) -> Iterator[tuple[str, tuple[Piece, ...]]]:
     for height in HEIGHTS:
         piece = cut(words, order, price, (height,))
         yield f"{height} rows", (piece,)
-        if max(int(tiles.width.max()) for tiles in piece.tiles) > _SPLIT:
-            yield f"{height} rows, split", tuple(split_wide((piece,), _SPLIT, n))
+        if max(int(tiles.width.max()) for tiles in piece.tiles) > SPLIT:
+            yield f"{height} rows, split", tuple(split_wide((piece,), SPLIT, n))
         for stride in strides:
             apart = folded(rows, stride, 1, 0, tallest)
             part = peel(words, apart, height, 0.5)

@@ -158,7 +158,7 @@ def passes_on(work: AttentionPlan | kernels.KernelProgram) -> bool:
     """Whether some tiles go on from rounded results of others, in what was run."""
     if isinstance(work, kernels.KernelProgram):
         return work.queries.chained
-    return any(program.passes_on for program in work.programs.values())
+    return work.passes_on
 
 
 def compared(

@@ -26,7 +26,7 @@ import triton
 
 from benchmarks.attention.cases import BERT_BASE, BOTH, TOKENS, Case, build_mask
 from benchmarks.attention.inputs import compiled_plan, tensors_of
-from benchmarks.gpu import ncu_output
+from benchmarks.gpu import compile_cache, ncu_output
 from benchmarks.gpu.gpu_record import Record
 from benchmarks.harness.errors import in_words
 from benchmarks.harness.origin import ROOT, origin, out_folder
@@ -36,7 +36,7 @@ from sparsebert.api import sparse_attention
 CASES = (("longformer", 2048), ("strided", 4096), ("star", 512))
 """Masks and lengths, in order, as many as there is time for."""
 
-KERNELS = "forward_kernel|dq_kernel|dkdv_kernel|merge_kernel"
+KERNELS = "|".join(compile_cache.KERNELS)
 _SECTIONS = (
     "SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "ComputeWorkloadAnalysis",
     "MemoryWorkloadAnalysis",

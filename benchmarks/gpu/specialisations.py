@@ -110,8 +110,7 @@ def run(call: KernelCall) -> None:
         for h in (heads, kv_heads, kv_heads, heads)
     )
     has_key_mask, p = gpu_cases.KEY_MASK in features, 0.1 if gpu_cases.DROPOUT in features else 0.0
-    # One that hides nothing is left out before the kernels are called.
-    key_mask = (torch.arange(_LENGTH) > 3).expand(gpu_cases.BATCH, -1) if has_key_mask else None
+    key_mask = kernels.hiding_some(gpu_cases.BATCH, _LENGTH) if has_key_mask else None
     seed = dropout.draw_seed("cpu") if p else None
     grad_lse = torch.zeros(gpu_cases.BATCH, heads, _LENGTH) if "LSE" in features else None
     with _tuned(call):

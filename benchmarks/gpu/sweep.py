@@ -28,7 +28,6 @@ from benchmarks.attention.cases import BERT_BASE, PAPER, TOKENS
 from benchmarks.attention.inputs import compiled_plan
 from benchmarks.gpu.gpu_record import Record
 from benchmarks.gpu.tune_kernels import (
-    KERNELS,
     WRONG,
     LaunchEntry,
     config_of,
@@ -41,7 +40,7 @@ from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import Row
 from benchmarks.kernels import calls
 from sparsebert.kernels.architecture import architecture
-from sparsebert.kernels.configs import LaunchConfig
+from sparsebert.kernels.configs import TILE_KERNELS, LaunchConfig
 
 LENGTHS = (4096, 2048, 512)
 _CHECKS_SHARE = 0.3
@@ -106,7 +105,7 @@ class Candidate:
 def candidates(arch: str) -> list[Candidate]:
     """What is tried: the shipped configurations, then the most promising ones, and so on."""
     of_entries = []
-    for kernel in KERNELS:
+    for kernel in TILE_KERNELS:
         for height, others in _CANDIDATES[kernel].items():
             entry = LaunchEntry(kernel, arch, height, BERT_BASE.dim, torch.bfloat16, False, False)
             configs = [entry.shipped, *(LaunchConfig(*fields) for fields in others)]

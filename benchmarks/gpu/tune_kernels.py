@@ -40,10 +40,15 @@ from benchmarks.kernels import calls
 from benchmarks.kernels.band import DTYPES, band, band_program
 from sparsebert.kernels import configs
 from sparsebert.kernels.architecture import architecture
-from sparsebert.kernels.configs import LaunchConfig, block_d, launch_config, shared_limit
+from sparsebert.kernels.configs import (
+    TILE_KERNELS,
+    LaunchConfig,
+    block_d,
+    launch_config,
+    shared_limit,
+)
 from sparsebert.tiles.format import HEIGHTS
 
-KERNELS = ("forward", "dq", "dkdv")
 _REGISTERS = (None, 96, 128, 168)
 """Limits that let 5, 4 or 3 programs of four warps run on an NVIDIA multiprocessor at once."""
 WORTH = 1.03
@@ -232,8 +237,7 @@ def _large_call(case: LaunchEntry) -> Callable[[], object]:
     program = band_program(2048, (case.height,), half_width=128).to("cuda")
     p = 0.1 if case.has_dropout else 0.0
     seed = torch.tensor([1], device="cuda") if p else None
-    # One that hides nothing is left out before the kernels are called.
-    key_mask = (torch.arange(2048, device="cuda") > 3).expand(8, -1) if case.has_key_mask else None
+    key_mask = calls.hiding_some(8, 2048, "cuda") if case.has_key_mask else None
     rest = (key_mask, seed, program, case.head_dim**-0.5, p)
     if case.kernel == "forward":
         return lambda: calls.forward(q, k, v, *rest)
@@ -249,7 +253,7 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="print what would be tried first")
     parser.add_argument("--arch", help="with --list: for which GPU (default: this one, or sm90)")
-    parser.add_argument("--kernel", nargs="+", default=list(KERNELS), choices=KERNELS)
+    parser.add_argument("--kernel", nargs="+", default=list(TILE_KERNELS), choices=TILE_KERNELS)
     parser.add_argument("--height", nargs="+", type=int, default=list(HEIGHTS), choices=HEIGHTS)
     parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))

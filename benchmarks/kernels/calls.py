@@ -11,12 +11,17 @@ from sparsebert.backends.program import Part
 from sparsebert.kernels.program import KernelProgram
 from sparsebert.plan import AttentionPlan
 
-__all__ = ["KernelProgram", "backward", "build_program", "forward"]
+__all__ = ["KernelProgram", "backward", "build_program", "forward", "hiding_some"]
 
 
 def build_program(plan: AttentionPlan) -> KernelProgram:
     """All heads of a plan in tiles, on the CPU."""
     return triton.BACKEND.lower(plan.schedule, np.ones_like(plan.dense_heads))
+
+
+def hiding_some(batch: int, length: int, device: str = "cpu") -> torch.Tensor:
+    """A key mask, bool [batch, length]; one that hides nothing would not reach the kernels."""
+    return (torch.arange(length, device=device) > 3).expand(batch, -1)
 
 
 def forward(

@@ -57,7 +57,7 @@ from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import DTYPES
 from sparsebert.kernels import codegen
 from sparsebert.kernels.codegen import Code, Loop, Specialisation
-from sparsebert.kernels.configs import shared_limit
+from sparsebert.kernels.configs import TILE_KERNELS, shared_limit
 from sparsebert.tiles.format import HEIGHTS
 
 SURVEY = RESULTS / "kernels_survey.csv"
@@ -77,9 +77,9 @@ NOT_COMPILED = "not compiled: out of time"
 
 _SOURCES = (
     *("layout", "philox", "softmax", "primitives", "work_item"),
-    *("forward", "dq", "dkdv", "merge"),
+    *TILE_KERNELS,
+    "merge",
 )
-_TILE_KERNELS = ("forward", "dq", "dkdv")
 
 
 def representative() -> list[Specialisation]:
@@ -109,7 +109,7 @@ def selection(
     found = {}
     features = ((False, False), (True, False), (True, True))
     for head_dim, arch, dtype, kernel, given, height in itertools.product(
-        head_dims, archs, dtypes, _TILE_KERNELS, features, HEIGHTS
+        head_dims, archs, dtypes, TILE_KERNELS, features, HEIGHTS
     ):
         spec = Specialisation(kernel, arch, height, head_dim, DTYPES[dtype], *given)
         found[dataclasses.replace(spec, height=0, config=spec.launch)] = spec
@@ -130,7 +130,7 @@ def surveyed() -> list[Specialisation]:
 def heights_of(spec: Specialisation) -> list[int]:
     """The tile heights that are launched like this one."""
     heights = [h for h in HEIGHTS if dataclasses.replace(spec, height=h).launch == spec.launch]
-    return heights if spec.kernel in _TILE_KERNELS else [spec.height]
+    return heights if spec.kernel in TILE_KERNELS else [spec.height]
 
 
 def identity(spec: Specialisation) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from benchmarks.harness.origin import origin
 from benchmarks.harness.rows import Row, RowFile
 from benchmarks.predictions.kernel_counts import STEPS
 from benchmarks.predictions.step_prediction import predicted_us
+from sparsebert.kernels.configs import TILE_KERNELS
 
-KERNELS = ("forward", "dq", "dkdv")
 HEIGHTS = (64, 32, 16)
 
 _KEY = ("step", "kernel", "rows", "key_mask", "triton")
@@ -53,7 +53,7 @@ def count(step: str, jobs: int) -> list[Row]:
 
     specs = [
         report.Specialisation(kernel, "sm90", height, has_key_mask=given)
-        for kernel, height, given in itertools.product(KERNELS, HEIGHTS, (False, True))
+        for kernel, height, given in itertools.product(TILE_KERNELS, HEIGHTS, (False, True))
     ]
     where = origin("cpu")
     made_from = {name: where[name] for name in ("commit", "tree", "date")}
@@ -73,7 +73,7 @@ def with_step(old: list[Row], new: list[Row]) -> list[Row]:
 
 def page(rows: list[Row]) -> str:
     """The Markdown page: for each kernel, height and Triton, step after step."""
-    order = {name: place for place, name in enumerate(KERNELS)}
+    order = {name: place for place, name in enumerate(TILE_KERNELS)}
     cases = sorted(
         {(row["kernel"], row["rows"], row["key_mask"], row["triton"]) for row in rows},
         key=lambda case: (order[case[0]], -int(case[1]), case[2], case[3]),

@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.harness.origin import RESULTS
 from benchmarks.predictions.gpu_machines import Machine
 from benchmarks.predictions.launch_model import (
+    AllCounts,
     Call,
-    Counts,
     Design,
     Launch,
     Times,
@@ -26,16 +26,13 @@ from benchmarks.predictions.launch_model import (
     launch_times,
     merge_seconds,
 )
-from sparsebert.backends.triton_stages import choose_stages
-from sparsebert.kernels.layout import PACKED_HEIGHTS
+from sparsebert.backends.triton_stages import cover_rows
+from sparsebert.kernels.configs import TILE_KERNELS
+from sparsebert.kernels.layout import CONTINUED, PACKED_HEIGHTS
 from sparsebert.tiles.format import TileSet
 
-KERNELS = ("forward", "dq", "dkdv")
 BEFORE = RESULTS / "gpu_tiles_before.json"
 """Tiles of the paper's patterns as commit a22767d compiled them, each kept as `Launch` has it."""
-
-AllCounts = Mapping[tuple[str, int], Counts]
-"""By kernel and tile height."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +67,13 @@ class Pass:
 
 def side_of(tiles: TileSet, *, chained: bool) -> Side:
     """The launches over the tiles of one head."""
-    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
-    used = np.flatnonzero(_in_use(tiles))
-    tile, row = tile_of_slot[used], tiles.rows[used].astype(np.int64)
-    count = np.bincount(row, minlength=tiles.num_rows)
-    stage = np.zeros(tiles.num_tiles, dtype=np.int64)
-    first = goes_on = np.zeros(len(row), dtype=bool)
-    if chained:
-        stage, first, goes_on = choose_stages(row, tile, tiles.num_tiles, tiles.num_rows)
-    scratch = (count[row] > 1) & ~first & ~goes_on
+    covering = cover_rows(tiles)
+    used = np.flatnonzero(covering.rows >= 0)
+    tile, row, slots = covering.tile[used], covering.rows[used], covering.slots[used]
+    stage, goes_on, scratch = covering.stage, slots == CONTINUED, slots >= 0
+    if not chained:
+        stage, goes_on = np.zeros_like(stage), np.zeros_like(goes_on)
+        scratch = np.bincount(row, minlength=tiles.num_rows)[row] > 1
     launches = []
     for of_stage, height in itertools.product((0, 1), PACKED_HEIGHTS):
         chosen = np.flatnonzero((stage == of_stage) & (tiles.height == height))
@@ -102,14 +97,6 @@ def side_of(tiles: TileSet, *, chained: bool) -> Side:
     return Side(tuple(launches), len(in_scratch), int(scratch.sum()))
 
 
-def _in_use(tiles: TileSet) -> np.ndarray:
-    """Which slots have a row with an entry in their tile, as the packing has it: bool."""
-    used: np.ndarray = tiles.rows >= 0
-    for tile in np.flatnonzero(tiles.full == 0):
-        used[tiles.row_start[tile] : tiles.row_start[tile + 1]] &= tiles.allowed(tile).any(axis=1)
-    return used
-
-
 def _different_columns(tiles: TileSet, chosen: np.ndarray) -> int:
     lists = [tiles.columns(tile)[: tiles.width[tile]] for tile in chosen]
     return len(np.unique(np.concatenate(lists))) if lists else 0
@@ -130,7 +117,7 @@ def kernel_times(
         rows: N and M.
     """
     found = {}
-    for kernel, side in zip(KERNELS, (sides[0], sides[0], sides[1]), strict=True):
+    for kernel, side in zip(TILE_KERNELS, (sides[0], sides[0], sides[1]), strict=True):
         times = [
             launch_times(
                 kernel, launch, counts[kernel, launch.height], design, machine, call

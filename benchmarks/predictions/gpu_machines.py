@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-TOKENS = 32768
-"""Tokens of a call, batch x N, in every case."""
+from benchmarks.attention.cases import TOKENS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ what a step has no row for is as before it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from benchmarks.harness.origin import RESULTS
 from benchmarks.harness.rows import Row, RowFile
-from benchmarks.predictions.launch_model import Counts, Design
+from benchmarks.predictions.launch_model import AllCounts, Counts, Design
 from sparsebert.tiles.format import HEIGHTS
 
 STEPS = RESULTS / "kernel_steps.csv"
@@ -42,9 +42,6 @@ NOW = VERSIONS[-1][0]
 
 _AMD_PROGRAMS = 16
 """Wavefronts of a compute unit by registers, as long as nobody counts them: four a SIMD."""
-
-AllCounts = Mapping[tuple[str, int], Counts]
-"""By kernel and tile height."""
 
 
 def counts_by_step() -> dict[str, AllCounts]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -69,6 +70,10 @@ class Counts:
     full: float
     bits: float
     from_shared: bool
+
+
+AllCounts = Mapping[tuple[str, int], Counts]
+"""By kernel and tile height."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,22 +6,23 @@ import functools
 
 import numpy as np
 
-from benchmarks.attention.cases import BERT_BASE
+from benchmarks.attention.cases import BERT_BASE, TOKENS
 from benchmarks.harness import named_masks
 from benchmarks.harness.rows import Row
 from benchmarks.predictions.call_model import Side, call_of, side_of
-from benchmarks.predictions.gpu_machines import H100, TOKENS
+from benchmarks.predictions.gpu_machines import H100
 from benchmarks.predictions.kernel_counts import NOW, VERSIONS, counts_of
 from benchmarks.predictions.launch_model import launch_times
 from sparsebert.compiler import bitmatrix
+from sparsebert.compiler.cost.launches import SPLIT
 from sparsebert.compiler.cover_search import Cover
 from sparsebert.compiler.orders import in_order
 from sparsebert.compiler.pieces import cut, split_wide
 from sparsebert.compiler.pricing import Area
 from sparsebert.compiler.shared_tiles import tiles_of
 
-MASK, LENGTH, SPLIT = "longformer", 2048, 512
-"""Over this mask, in tiles of the row's height, those over more columns split."""
+MASK, LENGTH = "longformer", 2048
+"""Over this mask, in tiles of the row's height, those over more than SPLIT columns split."""
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from benchmarks.attention.cases import BERT_BASE, BOTH, FORWARD
+from benchmarks.attention.cases import BERT_BASE, BOTH, FORWARD, PAPER, TOKENS
 from benchmarks.attention.rivals import FLEX as FLEX_NAME
 from benchmarks.attention.rivals import OURS
 from benchmarks.harness import named_masks
@@ -39,11 +39,10 @@ from benchmarks.predictions.call_model import (
     side_of,
     tiles_before,
 )
-from benchmarks.predictions.gpu_machines import DENSE, FLEX, MACHINES, TOKENS, Rival
+from benchmarks.predictions.gpu_machines import DENSE, FLEX, MACHINES, Rival
 from benchmarks.predictions.kernel_counts import VERSIONS, counts_by_step
 from sparsebert.plan import compile_plan
 
-MASKS = ("star", "longformer", "log_sparse", "strided", "fixed", "bigbird")
 LENGTHS = (512, 1024, 2048, 4096)
 OLD_TILES = 2
 """The first steps run the tiles that were compiled before."""
@@ -100,12 +99,12 @@ def rows() -> Iterator[Row]:
     """All rows of the file."""
     for step, (design, _) in enumerate(VERSIONS):
         for n in LENGTHS:
-            for mask in MASKS:
+            for mask in PAPER:
                 by_machine = {name: predict(step, mask, n, name) for name in MACHINES}
                 yield from _rows_of_case(_case(design.name, OURS, mask, n), by_machine)
     for contender, rival in (("dense", DENSE), (FLEX_NAME, FLEX)):
         for n in LENGTHS:
-            for mask in MASKS if rival is FLEX else ("dense",):
+            for mask in PAPER if rival is FLEX else ("dense",):
                 case = _case("assumed", contender, mask, n)
                 times = {name: assumed(rival, mask, n, name) for name in MACHINES}
                 yield from _whole(case, times, "")
@@ -156,7 +155,7 @@ def table(machine: str) -> Iterator[str]:
     columns = " | ".join(f"{number:>9}" for number in range(len(VERSIONS)))
     yield f"{'N':>5} {'mask':<10} | {columns} | {'dense':>9} | {'Flex':>9} | x dense   | x Flex"
     for n in LENGTHS:
-        for mask in MASKS:
+        for mask in PAPER:
             steps = []
             for step in range(len(VERSIONS)):
                 found = predict(step, mask, n, machine)

@@ -9,19 +9,17 @@ chunks, and works out which rows several tiles cover.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sparsebert.backends.triton_stages import choose_stages
+from sparsebert.backends.triton_stages import Covering, cover_rows
 from sparsebert.kernels.layout import (
     COL_START,
     COL_UNIT,
     COLUMN_PAD,
     CONTINUED,
     CONTINUES,
-    FINAL,
     FULL,
     HEAD,
     HEADER_FIELDS,
@@ -61,9 +59,8 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> Side:
     per_head = len(np.unique(head_map)) > 1
     heads = head_map if per_head else head_map[:1]
     cols, col_start = _pad_columns(tiles)
-    words, word_start, word_col, units = _row_words(tiles)
-    rows = _rows_in_use(tiles, words, word_start, units)
-    covering = _cover_rows(tiles, rows)
+    words, word_start, word_col = _row_words(tiles)
+    covering = cover_rows(tiles)
 
     # Every head that uses a tile gets a work item; the tile's arrays are shared.
     slots_of_head = covering.partials.sum(axis=1)[heads]
@@ -71,7 +68,6 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> Side:
     users = [np.flatnonzero(heads == u) for u in range(tiles.num_heads)]
     tile = np.repeat(np.arange(tiles.num_tiles), [len(users[u]) for u in tiles.head])
     head = np.concatenate([users[u] for u in tiles.head]) if len(tile) else tile
-    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
     header = np.zeros((len(tile), HEADER_FIELDS), dtype=np.int32)
     header[:, COL_START] = col_start[tile] // COL_UNIT
     header[:, WORD_START] = word_start[tile] // WORD_UNIT
@@ -79,9 +75,9 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> Side:
     header[:, FULL] = tiles.full[tile]
     header[:, WIDTH] = tiles.width[tile]
     header[:, HEAD] = head
-    in_scratch = _any_of_tile(covering.slots >= 0, tile_of_slot, tiles.num_tiles)
+    in_scratch = covering.tiles_with(covering.slots >= 0)
     header[:, SLOT_BASE] = np.where(in_scratch[tile], slot_base[head] if len(tile) else 0, -1)
-    goes_on = _any_of_tile(covering.slots == CONTINUED, tile_of_slot, tiles.num_tiles)
+    goes_on = covering.tiles_with(covering.slots == CONTINUED)
     header[:, CONTINUES] = goes_on[tile]
 
     records: list[np.ndarray] = []
@@ -92,7 +88,7 @@ def pack_tiles(tiles: TileSet, head_map: np.ndarray) -> Side:
         if len(chosen):
             chosen = chosen[_in_order(tiles, tile[chosen], head[chosen])]
             slots = tiles.row_start[tile[chosen]][:, None] + np.arange(height)
-            parts = header[chosen], rows[slots], covering.slots[slots]
+            parts = header[chosen], covering.rows[slots], covering.slots[slots]
             records.append(np.concatenate(parts, axis=1).reshape(-1))
             groups.append(Group(height, first, len(chosen)))
             first += records[-1].size // RECORD_UNIT
@@ -112,12 +108,6 @@ def pack_program(queries: TileSet, keys: TileSet, head_map: np.ndarray) -> Kerne
     return KernelProgram(per_head, pack_tiles(queries, head_map), pack_tiles(keys, head_map))
 
 
-def _any_of_tile(flags: np.ndarray, tile_of_slot: np.ndarray, num_tiles: int) -> np.ndarray:
-    """Whether any slot of each tile has its flag set, bool [T]."""
-    any_of_tile: np.ndarray = np.bincount(tile_of_slot[flags], minlength=num_tiles) > 0
-    return any_of_tile
-
-
 def _in_order(tiles: TileSet, tile: np.ndarray, head: np.ndarray) -> np.ndarray:
     """The order of the work items of one launch: from head to head.
 
@@ -130,67 +120,7 @@ def _in_order(tiles: TileSet, tile: np.ndarray, head: np.ndarray) -> np.ndarray:
     return np.lexsort((tiles.rows[tiles.row_start[tile]], ~is_long, head))
 
 
-def _rows_in_use(
-    tiles: TileSet, words: np.ndarray, word_start: np.ndarray, units: np.ndarray
-) -> np.ndarray:
-    """The rows of all slots, without those that have no entry in their tile.
-
-    A key row that attends to nothing may hold NaN, and should not even be loaded.
-    """
-    rows = tiles.rows.astype(np.int32)
-    for tile in np.flatnonzero(tiles.full == 0):  # else every row has entries
-        height = int(tiles.height[tile])
-        begin, end = word_start[tile], word_start[tile] + units[tile] * height
-        used = np.bitwise_or.reduce(words[begin:end].reshape(-1, height), axis=0) != 0
-        slots = slice(tiles.row_start[tile], tiles.row_start[tile + 1])
-        rows[slots] = np.where(used, rows[slots], -1)
-    return rows
-
-
-class _Covering(NamedTuple):
-    """How tiles cover the rows of U distinct heads, and what becomes of their results.
-
-    Attributes:
-        stage: int64 [T], in which launch each tile is.
-        slots: int32, for each row slot: `FINAL`, `CONTINUED` or the row's place in scratch.
-        partials: int64 [U, rows], partial results of each row.
-        first: int64 [U, rows], the number of the first of them; those of a head are numbered
-            together, those of a row lie next to each other.
-        covered: bool [U, rows], whether any tile covers the row.
-    """
-
-    stage: np.ndarray
-    slots: np.ndarray
-    partials: np.ndarray
-    first: np.ndarray
-    covered: np.ndarray
-
-
-def _cover_rows(tiles: TileSet, rows: np.ndarray) -> _Covering:
-    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
-    used = np.flatnonzero(rows >= 0)
-    tile = tile_of_slot[used]
-    place = tiles.head[tile].astype(np.int64) * tiles.num_rows + rows[used]
-    total = tiles.num_heads * tiles.num_rows
-    stages = choose_stages(place, tile, tiles.num_tiles, total)
-    covered = np.bincount(place, minlength=total)
-    scratch = (covered[place] > 1) & ~stages.is_first & ~stages.goes_on
-
-    count = np.bincount(place[scratch], minlength=total)
-    count = count.reshape(tiles.num_heads, tiles.num_rows)
-    first = (np.cumsum(count, axis=1) - count).astype(np.int64)
-    slots = np.full(len(rows), FINAL, dtype=np.int32)
-    slots[used[stages.goes_on]] = CONTINUED
-    chosen = np.flatnonzero(scratch)
-    chosen = chosen[np.argsort(place[chosen], kind="stable")]  # by row, in the order of its tiles
-    ordered = place[chosen]
-    rank = np.arange(len(chosen)) - np.searchsorted(ordered, ordered, side="left")
-    slots[used[chosen]] = 2 * (first.reshape(-1)[ordered] + rank) + (rank > 0)
-    is_covered = (covered > 0).reshape(count.shape)
-    return _Covering(stages.tile, slots, count, first, is_covered)
-
-
-def _merge_list(heads: np.ndarray, covering: _Covering, slot_base: np.ndarray) -> np.ndarray:
+def _merge_list(heads: np.ndarray, covering: Covering, slot_base: np.ndarray) -> np.ndarray:
     count, first = covering.partials[heads], covering.first[heads]
     head, row = np.nonzero((count > 0) | ~covering.covered[heads])
     number = count[head, row]
@@ -210,12 +140,12 @@ def _pad_columns(tiles: TileSet) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(cols.astype(np.int32), (0, LOOK_AHEAD)), start
 
 
-def _row_words(tiles: TileSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _row_words(tiles: TileSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The bit words row by row.
 
-    Also returns where each tile's words begin, its first column with words, and how many words
-    each of its rows has. A kernel may take the full columns in steps of any size up to
-    `COLUMN_PAD`, so words begin at a multiple of that, with ones for the full columns left over.
+    Also returns where each tile's words begin, and its first column with words. A kernel may take
+    the full columns in steps of any size up to `COLUMN_PAD`, so words begin at a multiple of that,
+    with ones for the full columns left over.
     """
     width = tiles.width.astype(np.int64)
     first = tiles.full // COLUMN_PAD * COLUMN_PAD
@@ -233,7 +163,7 @@ def _row_words(tiles: TileSet) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
                 words[begin : begin + sizes[part].sum()] = _turn_words(
                     tiles, part, height, first[part], units[part]
                 )
-    return np.pad(words, (0, WORDS_AHEAD)), start, first, units
+    return np.pad(words, (0, WORDS_AHEAD)), start, first
 
 
 def _turn_words(

@@ -15,6 +15,75 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsebert.compiler.cost.launches import WORTH_A_LAUNCH
+from sparsebert.kernels.layout import CONTINUED, FINAL
+from sparsebert.tiles.format import TileSet
+
+
+class Covering(NamedTuple):
+    """How tiles cover the rows of U distinct heads, and what becomes of their results.
+
+    Attributes:
+        stage: int64 [T], in which launch each tile is.
+        tile: int64, the tile of each row slot.
+        rows: int32, the row of each slot; -1 where it is empty or its tile has no entry of the
+            row: a key row that attends to nothing may hold NaN, and should not even be loaded.
+        slots: int32, for each row slot: `FINAL`, `CONTINUED` or the row's place in scratch.
+        partials: int64 [U, rows], partial results of each row.
+        first: int64 [U, rows], the number of the first of them; those of a head are numbered
+            together, those of a row lie next to each other.
+        covered: bool [U, rows], whether any tile covers the row.
+    """
+
+    stage: np.ndarray
+    tile: np.ndarray
+    rows: np.ndarray
+    slots: np.ndarray
+    partials: np.ndarray
+    first: np.ndarray
+    covered: np.ndarray
+
+    def tiles_with(self, flags: np.ndarray) -> np.ndarray:
+        """Whether any row slot of each tile has its flag set, bool [T]."""
+        found: np.ndarray = np.bincount(self.tile[flags], minlength=len(self.stage)) > 0
+        return found
+
+
+def cover_rows(tiles: TileSet) -> Covering:
+    """What the tiles of one direction do to each row."""
+    tile_of_slot = np.repeat(np.arange(tiles.num_tiles), np.diff(tiles.row_start))
+    rows = _rows_in_use(tiles)
+    used = np.flatnonzero(rows >= 0)
+    tile = tile_of_slot[used]
+    place = tiles.head[tile].astype(np.int64) * tiles.num_rows + rows[used]
+    total = tiles.num_heads * tiles.num_rows
+    stages = choose_stages(place, tile, tiles.num_tiles, total)
+    covered = np.bincount(place, minlength=total)
+    scratch = (covered[place] > 1) & ~stages.is_first & ~stages.goes_on
+
+    count = np.bincount(place[scratch], minlength=total)
+    count = count.reshape(tiles.num_heads, tiles.num_rows)
+    first = (np.cumsum(count, axis=1) - count).astype(np.int64)
+    slots = np.full(len(rows), FINAL, dtype=np.int32)
+    slots[used[stages.goes_on]] = CONTINUED
+    chosen = np.flatnonzero(scratch)
+    chosen = chosen[np.argsort(place[chosen], kind="stable")]  # by row, in the order of its tiles
+    ordered = place[chosen]
+    rank = np.arange(len(chosen)) - np.searchsorted(ordered, ordered, side="left")
+    slots[used[chosen]] = 2 * (first.reshape(-1)[ordered] + rank) + (rank > 0)
+    is_covered = (covered > 0).reshape(count.shape)
+    return Covering(stages.tile, tile_of_slot, rows, slots, count, first, is_covered)
+
+
+def _rows_in_use(tiles: TileSet) -> np.ndarray:
+    """The row of each slot, see `Covering.rows`."""
+    rows = tiles.rows.astype(np.int32)
+    for tile in np.flatnonzero(tiles.full == 0):  # else every row has entries
+        words = tiles.words[tiles.word_start[tile] : tiles.word_start[tile + 1]]
+        any_column = np.bitwise_or.reduce(words.reshape(-1, tiles.height[tile] // 8), axis=0)
+        slots = slice(tiles.row_start[tile], tiles.row_start[tile + 1])
+        used = np.unpackbits(any_column, bitorder="little") != 0
+        rows[slots] = np.where(used, rows[slots], -1)
+    return rows
 
 
 class Stages(NamedTuple):
