@@ -80,13 +80,14 @@ _HALF: dict[tuple[str, int, int], LaunchConfig] = {
     ("dkdv", 256, 32): LaunchConfig(32, 32, 8, 2),
 }
 
-# 16-bit inputs and heads up to 64 on RDNA, whose products take many registers. dK and dV spill in
-# their loops with every configuration that was tried, by Triton 3.6 on gfx1100 the others as well.
+# 16-bit inputs and heads up to 64 on RDNA, whose products take many registers, on gfx11 twice as
+# many as on gfx12: there dK and dV spill in their loops with every configuration that was tried,
+# and dQ of 16 rows with every one but such as take two to four times the instructions.
 _HALF_RDNA: dict[tuple[str, int], LaunchConfig] = {
     ("forward", 16): LaunchConfig(16, 32, 1, 1),
-    ("forward", 32): LaunchConfig(32, 64, 2, 1),
-    ("forward", 64): LaunchConfig(64, 64, 4, 1),
-    ("dq", 16): LaunchConfig(16, 32, 2, 1),
+    ("forward", 32): LaunchConfig(32, 32, 2, 1),
+    ("forward", 64): LaunchConfig(64, 32, 4, 1),
+    ("dq", 16): LaunchConfig(16, 32, 1, 1),
     ("dq", 32): LaunchConfig(32, 32, 4, 1),
     ("dq", 64): LaunchConfig(64, 32, 8, 1),
     ("dkdv", 16): LaunchConfig(16, 32, 2, 1),
@@ -107,10 +108,6 @@ _SINGLE: dict[tuple[str, int], LaunchConfig] = {
     ("dkdv", 128): LaunchConfig(16, 32, 8, 1),
     ("dkdv", 256): LaunchConfig(16, 32, 8, 1),
 }
-
-# What would spill by the rules, by family, kernel, rows of a program (16 to 64; fp32: 16 or 32),
-# padded head size (64: up to 64), bytes of a number and dropout.
-_EXCEPTIONS: dict[tuple[str, str, int, int, int, bool], LaunchConfig] = {}
 
 _SHARED_LIMITS = {
     "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm103": 227, "sm110": 227,
@@ -147,9 +144,6 @@ def launch_config(
         return measured
     family = family_of(arch)
     rows = min(height, 32 if width > 128 or itemsize == 4 else 64)
-    key = (family, kernel, rows, max(width, 64), itemsize, has_dropout)
-    if key in _EXCEPTIONS:
-        return _EXCEPTIONS[key]
     if family == "rdna" and itemsize == 2 and width <= 64:
         return _HALF_RDNA[kernel, rows]
     if itemsize == 4:
@@ -163,10 +157,12 @@ def launch_config(
             config = dataclasses.replace(config, block_n=32)  # 64 spill on sm_86 and its kin
         if has_dropout and rows > 16:
             config = _with_dropout(config, kernel, width)
-        elif rows == 32:
-            config = _of_two_warps(config, kernel, family, width, has_key_mask)
+        elif rows > 16:
+            config = _of_few_registers(config, kernel, arch, width, has_key_mask)
     if family in ("cdna", "rdna"):
         config = dataclasses.replace(config, num_stages=1, maxnreg=None)
+    if family == "cdna":  # whose warps have 64 threads; of eight a thread gets half the registers
+        config = dataclasses.replace(config, num_warps=min(config.num_warps, 4))
     return config
 
 
@@ -200,11 +196,17 @@ def _of_shared_operands(
     return config
 
 
-def _of_two_warps(
-    config: LaunchConfig, kernel: str, family: str, width: int, has_key_mask: bool
+def _of_few_registers(
+    config: LaunchConfig, kernel: str, arch: str, width: int, has_key_mask: bool
 ) -> LaunchConfig:
-    """For 32 rows of the backward kernels where two warps would spill in their loops."""
-    if family == "wgmma" and width <= 32 and kernel == "dkdv":
+    """For more than 16 rows of the backward kernels where the rules would spill in their loops."""
+    family = family_of(arch)
+    is_sm120 = arch in ("sm120", "sm121")
+    if is_sm120 and width == 128 and kernel == "dkdv" and has_key_mask:
+        return LaunchConfig(32, 32, 4, 3)
+    if config.block_m > 32:
+        return config
+    if (is_sm120 or family == "wgmma") and width <= 32 and kernel == "dkdv":
         return dataclasses.replace(config, block_n=32)
     if family == "wgmma" and width <= 32 and kernel == "dq" and has_key_mask:
         return dataclasses.replace(config, block_n=32, num_warps=1)

@@ -23,6 +23,7 @@ from .primitives import (
 )
 from .softmax import exponential, log_unit
 from .work_item import (
+    cols_from,
     load_cols,
     load_earlier,
     load_work_item,
@@ -63,7 +64,7 @@ def _first_step(item, queries, start, CONST: tl.constexpr):
 
     The columns of its first step, the LSE and delta of these queries, and the columns of the next.
     """
-    cols = load_cols(item, start, CONST)
+    cols = cols_from(item, start, CONST)
     lse, delta = _load_stats(queries, cols)
     return cols, lse, delta, load_cols(item, start + CONST.BLOCK_N, CONST)
 
@@ -119,15 +120,7 @@ def _dkdv_step(
         *("stride_qb", "stride_qh", "stride_qn", "stride_kb", "stride_kh", "stride_kn"),
         *("stride_vb", "stride_vh", "stride_vn", "stride_gb", "stride_gh", "stride_gn"),
         *("stride_mb", "first_record", "first_batch"),
-        *(
-            "heads_per_item",
-            "num_slots",
-            "num_heads",
-            "group_size",
-            "q_len",
-            "kv_len",
-            "drop_threshold",
-        ),
+        *("num_slots", "num_heads", "group_size", "q_len", "kv_len", "drop_threshold"),
     ]
 )
 def dkdv_kernel(

@@ -37,6 +37,7 @@ class WorkItem(NamedTuple):
         slot_base: what to add to a place in scratch; negative if no row of the tile has one.
         continues: whether the tile goes on from what an earlier one wrote of some of its rows.
         cols_ptr: the tile's gathered columns.
+        first_cols: int32 [BLOCK_N], those of its first step.
         full: how many of them every row attends to, in whole steps.
         width: how many there are.
         words_ptr: the rows' words, of columns from `word_col` on.
@@ -52,6 +53,7 @@ class WorkItem(NamedTuple):
     slot_base: tl.tensor
     continues: tl.tensor
     cols_ptr: tl.tensor
+    first_cols: tl.tensor
     full: tl.tensor
     width: tl.tensor
     words_ptr: tl.tensor
@@ -95,6 +97,8 @@ def load_work_item(
         slot_base=tl.load(record_ptr + _SLOT_BASE),
         continues=tl.load(record_ptr + _CONTINUES),
         cols_ptr=cols_ptr,
+        # Asked for before the tile's own rows: else the gathered rows would wait for these, too.
+        first_cols=tl.load(cols_ptr + tl.arange(0, CONST.BLOCK_N)),
         full=tl.load(record_ptr + _FULL) // CONST.BLOCK_N * CONST.BLOCK_N,
         width=tl.load(record_ptr + _WIDTH),
         words_ptr=words_ptr + block * CONST.BLOCK_M,
@@ -117,6 +121,14 @@ def words_at(item, start, CONST: tl.constexpr):
 def load_cols(item, first, CONST: tl.constexpr):
     """BLOCK_N gathered columns, from the one numbered `first` on."""
     return tl.load(item.cols_ptr + first + tl.arange(0, CONST.BLOCK_N))
+
+
+@triton.jit
+def cols_from(item, start, CONST: tl.constexpr):
+    """The columns that a loop begins with, which are there already if it is the first."""
+    pointers = item.cols_ptr + start + tl.arange(0, CONST.BLOCK_N)
+    is_later = tl.full([CONST.BLOCK_N], start, tl.int32) > 0
+    return tl.load(pointers, mask=is_later, other=item.first_cols)
 
 
 @triton.jit
@@ -149,7 +161,7 @@ def first_step(item, key_mask_ptr, start, CONST: tl.constexpr):
     Triton then sees loads of keys that depend on no load of the same step, and starts them steps
     ahead. Without a key mask only the columns count; the rest is the same once more.
     """
-    cols = load_cols(item, start, CONST)
+    cols = cols_from(item, start, CONST)
     pairs = cols
     ahead = cols
     if CONST.HAS_KEY_MASK:

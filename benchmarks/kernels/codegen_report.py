@@ -69,6 +69,9 @@ SURVEYED = (
     (("sm103", "sm110", "sm121"), (64,), ("bf16",)),
     (("sm80", "sm100", "gfx942"), (128,), ("bf16",)),
     (("sm90",), (256, 32), ("bf16", "fp32")),
+    (("sm80", "sm100", "sm120", "gfx942"), (64, 128, 256), ("fp32",)),
+    (("sm86", "sm120"), (128,), ("bf16",)),
+    (("sm80", "sm120", "gfx942"), (256, 32), ("bf16",)),
 )
 """What the survey compiles, first things first: architectures, head dimensions and dtypes."""
 NEEDS_NEWER = ("sm103", "sm110", "sm121")

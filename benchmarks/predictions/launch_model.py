@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.predictions.gpu_machines import Machine
+from sparsebert.kernels.configs import TILE_KERNELS
 
 FLOPS = {"forward": 4, "dq": 6, "dkdv": 8}
 """Floating-point operations for each score and element of D."""
@@ -37,13 +38,14 @@ class Design:
 
     Attributes:
         name: of the version.
-        trips: dependent trips to memory before the first product, that of its operands included.
+        trips: of each of `TILE_KERNELS`, dependent trips to memory before the first product, that
+            of its operands included.
         chained: a row in two tiles goes from one launch to the next; else by way of scratch.
         fused_delta: dq computes delta itself.
     """
 
     name: str
-    trips: int
+    trips: tuple[int, int, int]
     chained: bool
     fused_delta: bool
 
@@ -155,8 +157,9 @@ def launch_times(
 
     padding = steps * counts.block_n - launch.width  # the last column again: four rows are one
     gathered = launch.width + padding / 4.0
+    trips = design.trips[TILE_KERNELS.index(kernel)]
     each = _program_cycles(
-        steps, gathered / steps, instructions, flops / rate, counts, design, machine, call
+        steps, gathered / steps, instructions, flops / rate, trips, counts, machine, call
     )
     each /= machine.reached
     slots = machine.units * counts.programs
@@ -183,8 +186,8 @@ def _program_cycles(
     gathered: np.ndarray,
     instructions: np.ndarray,
     products: float,
+    trips: int,
     counts: Counts,
-    design: Design,
     machine: Machine,
     call: Call,
 ) -> np.ndarray:
@@ -200,7 +203,7 @@ def _program_cycles(
     exponentials = scores / machine.exponentials * 4.0 / min(4, counts.num_warps)
     issued = _STALLS * instructions / np.maximum(steps, 1) / warps
     compute = products + _PRODUCTS + np.maximum(issued, exponentials)
-    first = design.trips * machine.trip + _END
+    first = trips * machine.trip + _END
     cycles: np.ndarray
     if not counts.in_flight:  # the last of the trips is that of the first step's gather
         cycles = first + steps * (gather + _WAIT + compute) - _LOAD

@@ -94,7 +94,7 @@ def test_what_limits_a_launch_is_counted() -> None:
     assert times.tensor == pytest.approx(4 * 10 * 4 * 64 * 64 * 64 / 4096 / units)
     assert times.l2 == pytest.approx(4 * (640 * 256 + 64 * 256) / H100.l2)
     assert times.hbm == pytest.approx(4 * (64 + 640) * 256 / H100.hbm)
-    alone = 2 * H100.trip + 400.0 + 10 * (256 + 350 + max(64 * 64 / 16, 1.15 * 64 * 64 * 0.2 / 4))
+    alone = 3 * H100.trip + 400.0 + 10 * (256 + 350 + max(64 * 64 / 16, 1.15 * 64 * 64 * 0.2 / 4))
     assert times.tail + times.programs == pytest.approx(alone / H100.clock)
 
 
@@ -116,8 +116,8 @@ def test_no_step_of_a_launch_is_forgotten() -> None:
 def test_more_in_flight_fewer_trips_and_more_programs_take_less() -> None:
     many = launch(*[640] * 2000)
 
-    def us(counts: Counts = COUNTS, trips: int = 2) -> float:
-        design = dataclasses.replace(NOW, trips=trips)
+    def us(counts: Counts = COUNTS, trips: int = 3) -> float:
+        design = dataclasses.replace(NOW, trips=(trips, trips, trips))
         return launch_times("forward", many, counts, design, H100, FAR).programs
 
     assert us(dataclasses.replace(COUNTS, in_flight=0)) > us()
