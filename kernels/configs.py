@@ -153,8 +153,9 @@ def launch_config(
         config = _HALF[kernel, max(width, 64), rows]
         if family in ("wgmma", "tcgen05") and rows == 64:
             config = _of_shared_operands(config, kernel, family, width, has_key_mask, has_dropout)
-        if family == "mma_sync" and arch != "sm80" and kernel != "forward" and rows == 64:
-            config = dataclasses.replace(config, block_n=32)  # 64 spill on sm_86 and its kin
+        if family == "mma_sync" and kernel != "forward" and rows == 64:
+            if arch != "sm80" or (kernel == "dq" and has_key_mask):  # 64 columns would spill
+                config = dataclasses.replace(config, block_n=32)
         if has_dropout and rows > 16:
             config = _with_dropout(config, kernel, width)
         elif rows > 16:
@@ -210,6 +211,8 @@ def _of_few_registers(
         return dataclasses.replace(config, block_n=32)
     if family == "wgmma" and width <= 32 and kernel == "dq" and has_key_mask:
         return dataclasses.replace(config, block_n=32, num_warps=1)
+    if family == "wgmma" and width == 128 and kernel == "dq" and has_key_mask:
+        return LaunchConfig(32, 64, 4, 3)
     if family == "tcgen05" and width == 128 and kernel == "dq" and has_key_mask:
         return dataclasses.replace(config, num_warps=4)
     return config

@@ -23,7 +23,6 @@ from .primitives import (
 )
 from .softmax import exponential, log_unit
 from .work_item import (
-    cols_from,
     load_cols,
     load_earlier,
     load_work_item,
@@ -59,19 +58,18 @@ def _load_stats(queries, cols):
 
 
 @triton.jit
-def _first_step(item, queries, start, CONST: tl.constexpr):
-    """What a loop over queries from column `start` on begins with; see `work_item.first_step`.
+def _first_step(item, queries, start, cols, CONST: tl.constexpr):
+    """What a loop over queries begins with at column `start`, beside `cols`: see `first_step`.
 
-    The columns of its first step, the LSE and delta of these queries, and the columns of the next.
+    The LSE and delta of these queries, and the columns of the next step.
     """
-    cols = cols_from(item, start, CONST)
     lse, delta = _load_stats(queries, cols)
-    return cols, lse, delta, load_cols(item, start + CONST.BLOCK_N, CONST)
+    return lse, delta, load_cols(item, start + CONST.BLOCK_N, CONST)
 
 
 @triton.jit
 def _next_step(item, queries, start, ahead, CONST: tl.constexpr):
-    """The same for the step after the one that begins at column `start`."""
+    """The same, and `cols`, for the step after the one that begins at column `start`."""
     lse, delta = _load_stats(queries, ahead)
     cols = load_cols(item, start + CONST.BLOCK_N, CONST)
     ahead = load_cols(item, start + 2 * CONST.BLOCK_N, CONST)
@@ -219,16 +217,18 @@ def dkdv_kernel(
     dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full, width = item.full, item.width
+    cols = item.first_cols
     if full > 0:  # as in the forward kernel
-        cols, lse, delta, ahead = _first_step(item, queries, 0, CONST)
+        lse, delta, ahead = _first_step(item, queries, 0, cols, CONST)
         for start in tl.range(0, full, BLOCK_N):
             dk, dv = _dkdv_step(
                 dk, dv, keys, queries, cols, lse, delta, dropout, (), qk_scale,
                 False, CONST,
             )  # fmt: skip
             cols, lse, delta, ahead = _next_step(item, queries, start, ahead, CONST)
+        cols = load_cols(item, full, CONST)
     if width > full:
-        cols, lse, delta, ahead = _first_step(item, queries, full, CONST)
+        lse, delta, ahead = _first_step(item, queries, full, cols, CONST)
         words = words_at(item, full, CONST)
         for start in tl.range(full, width, BLOCK_N):
             dk, dv = _dkdv_step(

@@ -27,6 +27,7 @@ from .softmax import exponential, log_unit
 from .work_item import (
     columns_with_real_keys,
     first_step,
+    load_cols,
     load_earlier,
     load_slots,
     load_work_item,
@@ -218,13 +219,15 @@ def dq_kernel(
 
     qk_scale = scale * log_unit(q_ptr.dtype.element_ty == tl.float32)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    cols = item.first_cols
     if full > 0:  # as in the forward kernel
-        cols, pairs, ahead = first_step(item, key_mask_ptr, 0, CONST)
+        pairs, ahead = first_step(item, key_mask_ptr, 0, cols, CONST)
         for start in tl.range(0, full, BLOCK_N):
             dq = _dq_step(dq, queries, keys, cols, pairs, dropout, (), qk_scale, False, CONST)
             cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
+        cols = load_cols(item, full, CONST)
     if width > full:
-        cols, pairs, ahead = first_step(item, key_mask_ptr, full, CONST)
+        pairs, ahead = first_step(item, key_mask_ptr, full, cols, CONST)
         words = words_at(item, full, CONST)
         for start in tl.range(full, width, BLOCK_N):
             dq = _dq_step(

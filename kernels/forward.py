@@ -26,6 +26,7 @@ from .softmax import exponential, finite, log_unit
 from .work_item import (
     columns_with_real_keys,
     first_step,
+    load_cols,
     load_earlier,
     load_slots,
     load_work_item,
@@ -167,17 +168,19 @@ def forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    cols = item.first_cols
     # A loop that may run zero times makes ptxas wait after every single wgmma (C7515); hence "if".
     if full > 0:
-        cols, pairs, ahead = first_step(item, key_mask_ptr, 0, CONST)
+        pairs, ahead = first_step(item, key_mask_ptr, 0, cols, CONST)
         for start in tl.range(0, full, BLOCK_N):
             acc, total, maximum = _attend(
                 acc, total, maximum, q, rows, keys, cols, pairs, dropout, (),
                 qk_scale, False, CONST,
             )  # fmt: skip
             cols, pairs, ahead = next_step(item, key_mask_ptr, start, ahead, CONST)
+        cols = load_cols(item, full, CONST)
     if width > full:
-        cols, pairs, ahead = first_step(item, key_mask_ptr, full, CONST)
+        pairs, ahead = first_step(item, key_mask_ptr, full, cols, CONST)
         words = words_at(item, full, CONST)
         for start in tl.range(full, width, BLOCK_N):
             acc, total, maximum = _attend(

@@ -124,14 +124,6 @@ def load_cols(item, first, CONST: tl.constexpr):
 
 
 @triton.jit
-def cols_from(item, start, CONST: tl.constexpr):
-    """The columns that a loop begins with, which are there already if it is the first."""
-    pointers = item.cols_ptr + start + tl.arange(0, CONST.BLOCK_N)
-    is_later = tl.full([CONST.BLOCK_N], start, tl.int32) > 0
-    return tl.load(pointers, mask=is_later, other=item.first_cols)
-
-
-@triton.jit
 def columns_with_real_keys(item, key_mask_ptr, CONST: tl.constexpr):
     """`full` and `width` of a tile over keys, both 0 if the key mask hides all of them.
 
@@ -153,26 +145,25 @@ def columns_with_real_keys(item, key_mask_ptr, CONST: tl.constexpr):
 
 
 @triton.jit
-def first_step(item, key_mask_ptr, start, CONST: tl.constexpr):
-    """What a loop over keys from column `start` on begins with: `cols`, `pairs` and `ahead`.
+def first_step(item, key_mask_ptr, start, cols, CONST: tl.constexpr):
+    """What a loop over keys begins with at column `start`, beside `cols`: `pairs` and `ahead`.
 
-    The columns of its first step, the pairs of the key mask that they are in, and the columns of
-    the next step. A loop carries them, so that no step waits for an index or a bit of its own:
-    Triton then sees loads of keys that depend on no load of the same step, and starts them steps
-    ahead. Without a key mask only the columns count; the rest is the same once more.
+    The pairs of the key mask that the columns are in, and the columns of the next step. A loop
+    carries all three, so that no step waits for an index or a bit of its own: Triton then sees
+    loads of keys that depend on no load of the same step, and starts them steps ahead. Without a
+    key mask only the columns count; the rest is the same once more.
     """
-    cols = cols_from(item, start, CONST)
     pairs = cols
     ahead = cols
     if CONST.HAS_KEY_MASK:
         pairs = load_key_mask(key_mask_ptr, cols)
         ahead = load_cols(item, start + CONST.BLOCK_N, CONST)
-    return cols, pairs, ahead
+    return pairs, ahead
 
 
 @triton.jit
 def next_step(item, key_mask_ptr, start, ahead, CONST: tl.constexpr):
-    """The same for the step after the one that begins at column `start`.
+    """`cols`, `pairs` and `ahead` for the step after the one that begins at column `start`.
 
     Columns are loaded again although `ahead` has them: Triton does not pipeline a loop that hands
     on what it was handed.

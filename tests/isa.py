@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsebert.cli.options import positive
+
 ROOT = Path(__file__).parents[1]
 ATEN = "ATEN_CPU_CAPABILITY"
 ORDER = ("default", "avx2", "avx512")
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run pytest once for each setting; 1 if one of them fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--one", action="store_true", help="one that is not the machine's own")
-    parser.add_argument("--jobs", type=int, default=2, help="threads at work (default: 2)")
+    parser.add_argument("--jobs", type=positive, default=2, help="threads at work (default: 2)")
     arguments, pytest_args = parser.parse_known_args(argv)
     capability, isas = machine_capability(), native_isas()
     runs = selected(capability, isas, one=arguments.one)

@@ -35,6 +35,7 @@ from benchmarks.attention.correctness import WRONG
 from benchmarks.attention.rivals import OURS, rivals_on
 from benchmarks.harness import errors, mkl
 from benchmarks.harness.memory import keep_memory
+from benchmarks.harness.options import duration
 from benchmarks.harness.origin import RESULTS, ROOT
 from benchmarks.harness.origin import origin as machine_and_commit
 from sparsebert.kernels.cpu.build import BuildError
@@ -59,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=DEVICES, help="default: cuda if there is one")
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--fresh", action="store_true", help="measure again what is done already")
-    parser.add_argument("--minutes", type=float, help="begin no case after this time")
-    parser.add_argument("--seconds", type=float, help="least time for the rounds of a case")
+    parser.add_argument("--minutes", type=duration, help="begin no case after this time")
+    parser.add_argument("--seconds", type=duration, help="least time for the rounds of a case")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[None], metavar="T",
         help="CPU threads, one after the other (default: torch's, fewer on a busy machine)",

@@ -30,6 +30,7 @@ import sparsebert
 from benchmarks.cost.timed_calls import HEADS
 from benchmarks.harness import origin
 from benchmarks.harness.named_masks import block_fraction, learned_looking, permuted_blocks
+from benchmarks.harness.options import positive
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
 from sparsebert.compiler import bitmatrix
@@ -165,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cost.compile_table", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--lengths", type=positive, nargs="+", default=LENGTHS)
     parser.add_argument("--no-timing", action="store_true", help="leave the measured times out")
     parser.add_argument("--report", action="store_true", help="only make the page of the rows")
     arguments = parser.parse_args()

@@ -29,6 +29,7 @@ from scipy.optimize import least_squares
 from benchmarks.cost.fit_cost_model import CONSTANTS
 from benchmarks.cost.fitting import as_json
 from benchmarks.cost.gpu_covers import Covered, covers
+from benchmarks.harness.options import positive
 from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import Row, RowFile
 from benchmarks.predictions.call_model import (
@@ -252,7 +253,7 @@ def main() -> None:
     )
     parser.add_argument("--count", action="store_true", help=f"only make {CURRENT.name}")
     parser.add_argument("--dry-run", action="store_true", help="do not write constants.json")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes that compile")
     arguments = parser.parse_args()
     where = {name: origin("cpu")[name] for name in ("commit", "tree", "date")}
     if arguments.count:

@@ -57,6 +57,7 @@ from benchmarks.cost.native_covers import (
 from benchmarks.cost.timed_calls import THREADS, least
 from benchmarks.harness import mkl
 from benchmarks.harness.named_masks import learned_looking
+from benchmarks.harness.options import positive
 from benchmarks.harness.origin import COLUMNS, RESULTS, origin
 from benchmarks.harness.rows import RowFile
 from sparsebert import calibration, patterns
@@ -293,8 +294,10 @@ def main() -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="do not write constants.json")
     parser.add_argument("--fit-only", action="store_true", help="fit the rows that are there")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
-    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="default: 1 2")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, help=f"default: {ROUNDS}")
+    parser.add_argument(
+        "--threads", type=positive, nargs="+", default=THREADS, help="default: 1 2"
+    )
     parser.add_argument("--isa", nargs="+", help="these instruction sets alone")
     parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)

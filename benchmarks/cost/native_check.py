@@ -33,6 +33,7 @@ from benchmarks.cost.native_covers import BACKEND
 from benchmarks.cost.timed_calls import THREADS, least
 from benchmarks.harness import mkl
 from benchmarks.harness.named_masks import learned_looking
+from benchmarks.harness.options import positive
 from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import RowFile
 from sparsebert import patterns
@@ -169,7 +170,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--calibrated", action="store_true", help="plans go by calibration")
-    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="default: 1 2")
+    parser.add_argument(
+        "--threads", type=positive, nargs="+", default=THREADS, help="default: 1 2"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="file of the rows")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -39,6 +39,7 @@ from benchmarks.end_to_end.end_to_end_report import SETTINGS, row_file, write_re
 from benchmarks.end_to_end.model_case import ModelCase
 from benchmarks.harness import mkl
 from benchmarks.harness.memory import keep_memory
+from benchmarks.harness.options import duration, positive
 from benchmarks.harness.origin import origin, out_folder
 from sparsebert.kernels.cpu.build import BuildError
 from sparsebert.machine import threads_for
@@ -54,13 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
     names = [family.name for family in models.FAMILIES]
     parser.add_argument("--quick", action="store_true", help="BERT at N = 512, few rounds")
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--lengths", type=int, nargs="+", metavar="N", help="only these lengths")
+    parser.add_argument(
+        "--lengths", type=positive, nargs="+", metavar="N", help="only these lengths"
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--layers", type=int, help="layers (default: 2 on a CPU, else all)")
-    parser.add_argument("--tokens", type=int, help="tokens a batch (default: 512; CUDA: 16384)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as the machine allows)")
+    parser.add_argument("--layers", type=positive, help="layers (default: 2 on a CPU, else all)")
+    parser.add_argument(
+        "--tokens", type=positive, help="tokens a batch (default: 512; CUDA: 16384)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, help="CPU threads (default: as the machine allows)"
+    )
     parser.add_argument(
         "--mkl", choices=mkl.MODES, default=mkl.active(), help="how MKL runs (default: as shipped)"
     )
@@ -68,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--routes", nargs="*", metavar="NAME",
         help="only these masks and models beside SDPA: learned-looking, star, 'HF BigBird', ...",
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, help="least time for the rounds of a case")
+    parser.add_argument("--seconds", type=duration, help="least time for the rounds of a case")
     parser.add_argument("--out", type=Path, default=out_folder())
     arguments = sys.argv[1:] if arguments is None else arguments
     chosen = parser.parse_args(arguments)

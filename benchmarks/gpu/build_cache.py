@@ -22,6 +22,7 @@ import triton
 from benchmarks.gpu import compile_cache, specialisations
 from benchmarks.gpu.specialisations import KernelCall
 from benchmarks.harness import checkout_stamp, workers
+from benchmarks.harness.options import positive
 from benchmarks.harness.origin import CARRIED, RESULTS, ROOT
 
 WANTED = "3.6.0"
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.gpu.build_cache",
         description=(__doc__ or "").splitlines()[0],
     )
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes")
     parser.add_argument("--everything", action="store_true", help="the wide matrix, too")
     options = parser.parse_args(arguments)
     if triton.__version__ != WANTED:

@@ -45,6 +45,7 @@ from benchmarks.gpu import compile_cache
 from benchmarks.gpu.gpu_phases import Phase, Run
 from benchmarks.gpu.gpu_rows import latest
 from benchmarks.gpu.gpu_summary import summary
+from benchmarks.harness.options import duration
 from benchmarks.harness.origin import out_folder
 
 SECONDS = 540.0
@@ -105,7 +106,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (540)")
+    parser.add_argument("--seconds", type=duration, default=SECONDS, help="for everything (540)")
     parser.add_argument(
         "--from", dest="earlier", type=Path, metavar="FILE", help="rows of an earlier run"
     )

@@ -29,6 +29,7 @@ from benchmarks.attention.inputs import compiled_plan, tensors_of
 from benchmarks.gpu import compile_cache, ncu_output
 from benchmarks.gpu.gpu_record import Record
 from benchmarks.harness.errors import in_words
+from benchmarks.harness.options import duration
 from benchmarks.harness.origin import ROOT, origin, out_folder
 from benchmarks.harness.rows import Row
 from sparsebert.api import sparse_attention
@@ -179,7 +180,7 @@ def main() -> int:
         prog="python -m benchmarks.gpu.profile_kernels",
         description=(__doc__ or "").splitlines()[0],
     )
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=duration, default=40.0)
     parser.add_argument("--one-case", nargs=2, metavar=("MASK", "N"), help="what ncu runs")
     options = parser.parse_args()
     if not torch.cuda.is_available():

@@ -36,6 +36,7 @@ from benchmarks.gpu.tune_kernels import (
 )
 from benchmarks.harness import gpu_timing, named_masks, workers
 from benchmarks.harness.errors import in_words, is_fatal
+from benchmarks.harness.options import duration
 from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import Row
 from benchmarks.kernels import calls
@@ -284,7 +285,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.sweep", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--seconds", type=float, default=100.0)
+    parser.add_argument("--seconds", type=duration, default=100.0)
     seconds = parser.parse_args().seconds
     if not torch.cuda.is_available():
         print("sweep: no CUDA or ROCm device")

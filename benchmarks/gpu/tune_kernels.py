@@ -34,6 +34,7 @@ from benchmarks.gpu.gpu_cases import DROPOUT, KEY_MASK, PLAIN
 from benchmarks.gpu.gpu_correctness import check_case
 from benchmarks.harness import gpu_timing
 from benchmarks.harness.errors import in_words
+from benchmarks.harness.options import duration, positive
 from benchmarks.harness.origin import origin, out_folder
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels import calls
@@ -255,9 +256,9 @@ def main() -> int:
     parser.add_argument("--arch", help="with --list: for which GPU (default: this one, or sm90)")
     parser.add_argument("--kernel", nargs="+", default=list(TILE_KERNELS), choices=TILE_KERNELS)
     parser.add_argument("--height", nargs="+", type=int, default=list(HEIGHTS), choices=HEIGHTS)
-    parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
+    parser.add_argument("--head-dim", nargs="+", type=positive, default=[64])
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=duration, default=10.0)
     options = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     arch = options.arch or (architecture(torch.device("cuda", 0)) if has_gpu else "sm90")

@@ -52,6 +52,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: the interpret
 import torch
 import triton
 
+from benchmarks.harness.options import duration, positive
 from benchmarks.harness.origin import RESULTS, ROOT, origin
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import DTYPES
@@ -298,13 +299,13 @@ def main(arguments: list[str] | None = None) -> int:
         description=(__doc__ or "").splitlines()[0],
     )
     parser.add_argument("--arch", nargs="+", default=["sm90"], choices=list(codegen.TARGETS))
-    parser.add_argument("--head-dim", nargs="+", type=int, default=[64])
+    parser.add_argument("--head-dim", nargs="+", type=positive, default=[64])
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=list(DTYPES))
     parser.add_argument("--representative", action="store_true", help="the few the tests check")
     parser.add_argument("--survey", action="store_true", help=f"all, into {SURVEY.name}")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of the survey")
+    parser.add_argument("--minutes", type=duration, default=math.inf, help="of the survey")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--jobs", type=positive, default=max(1, (os.cpu_count() or 2) // 2))
     options = parser.parse_args(arguments)
     print(HEADER)
     if options.survey:

@@ -19,6 +19,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: real launches
 import torch
 import triton
 
+from benchmarks.harness.options import positive
 from benchmarks.kernels.band import band_program
 from sparsebert.backends.program import flatten, unflatten
 from sparsebert.kernels import attention, launch
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernels.host_time", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--repeats", type=positive, default=500)
     repeats = parser.parse_args().repeats
     triton.runtime.driver.set_active(StubDriver())
     launch.architecture = lambda device: "sm90"

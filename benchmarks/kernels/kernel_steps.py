@@ -27,6 +27,7 @@ import os
 import sys
 
 from benchmarks.harness.markdown import table
+from benchmarks.harness.options import positive
 from benchmarks.harness.origin import origin
 from benchmarks.harness.rows import Row, RowFile
 from benchmarks.predictions.kernel_counts import STEPS
@@ -122,8 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Count a step if one is named, and write the page."""
     parser = argparse.ArgumentParser(prog=_MADE_BY, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--step", help="its name, a few words")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--jobs", type=positive, default=max(1, (os.cpu_count() or 2) // 2))
     options = parser.parse_args(arguments)
+    if options.step is not None and not options.step.strip():
+        parser.error("--step: expected a few words that name the step")
     file = RowFile(STEPS, _COLUMNS, made_by=_MADE_BY)
     if options.step:
         new = [{name: row[name] for name in _COLUMNS} for row in count(options.step, options.jobs)]

@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from itertools import zip_longest
 from pathlib import Path
 
+from benchmarks.harness.options import duration, positive
 from benchmarks.mutants.areas import GROUPS, WARM, sources_of
 from benchmarks.mutants.faults import Fault
 from benchmarks.mutants.mutants_report import read_explained, stale, survivors, table
@@ -37,11 +38,11 @@ def parser() -> argparse.ArgumentParser:
         description="Put small faults into a copy of the code; report which the tests notice.",
     )
     parse.add_argument("--seed", type=int, default=0, help="another seed, other faults")
-    parse.add_argument("--count", type=int, default=10, help="faults of each area (10)")
+    parse.add_argument("--count", type=positive, default=10, help="faults of each area (10)")
     parse.add_argument("--area", action="append", choices=areas, help="only this one; repeatable")
     parse.add_argument("--file", action="append", default=[], help="only this source; repeatable")
-    parse.add_argument("--minutes", type=float, default=60, help="start none after that (60)")
-    parse.add_argument("--jobs", type=int, default=1, help="faults tried at a time (1)")
+    parse.add_argument("--minutes", type=duration, default=60, help="start none after that (60)")
+    parse.add_argument("--jobs", type=positive, default=1, help="faults tried at a time (1)")
     parse.add_argument(
         "--tests", nargs="+", metavar="PATTERN", help="only these tests, for a first look"
     )

@@ -19,6 +19,8 @@ import random
 import sys
 import time
 
+from sparsebert.cli.options import positive
+
 HEAD_DIMS = (8, 12, 16, 24, 32, 40, 64)
 
 
@@ -59,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.kernels.random_cases", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--cases", type=positive, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import torch

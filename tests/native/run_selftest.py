@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsebert.cli.options import positive
 from sparsebert.kernels.cpu import build
 
 SOURCES = Path(__file__).parent / "selftest"
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--isas", nargs="+", default=[], help="only these instruction sets")
     parser.add_argument("--sanitize", nargs="+", default=[], choices=build.SANITIZERS)
     parser.add_argument("--runner", default="", help="what runs programs for another processor")
-    parser.add_argument("--cases", type=int, default=300, help="for each instruction set")
+    parser.add_argument("--cases", type=positive, default=300, help="for each instruction set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all-floats", action="store_true", help="for exp2; minutes")
     given = parser.parse_args(argv)
