@@ -153,9 +153,9 @@ def launch_config(
         config = _HALF[kernel, max(width, 64), rows]
         if family in ("wgmma", "tcgen05") and rows == 64:
             config = _of_shared_operands(config, kernel, family, width, has_key_mask, has_dropout)
-        if family == "mma_sync" and kernel != "forward" and rows == 64:
-            if arch != "sm80" or (kernel == "dq" and has_key_mask):  # 64 columns would spill
-                config = dataclasses.replace(config, block_n=32)
+        would_spill = kernel != "forward" and (arch != "sm80" or (kernel == "dq" and has_key_mask))
+        if family == "mma_sync" and rows == 64 and would_spill:
+            config = dataclasses.replace(config, block_n=32)
         if has_dropout and rows > 16:
             config = _with_dropout(config, kernel, width)
         elif rows > 16:
