@@ -6,12 +6,21 @@ import sys
 import time
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
-from benchmarks.gpu import gpu_cases, gpu_gate, gpu_repeats, gpu_sanitizer, gpu_tests
+from benchmarks.gpu import (
+    compile_cache,
+    gpu_cases,
+    gpu_gate,
+    gpu_repeats,
+    gpu_sanitizer,
+    gpu_tests,
+)
 from benchmarks.gpu.gpu_cases import BAND, PLAIN, KernelCase
 from benchmarks.gpu.gpu_record import Record
 from benchmarks.gpu.gpu_summary import summary
+from sparsebert.kernels import launch
 from tests.benchmarks.gpu.phases_to_run import ORIGIN
 
 CASES = [KernelCase("16", BAND, n, 64, "bfloat16", PLAIN) for n in (1, 2, 3, 4)]
@@ -220,6 +229,8 @@ def sanitizer(tmp_path, monkeypatch, script):
         ("echo Device not supported; exit 1", None, "status 1: Device not supported"),
         ("echo Error: Internal Sanitizer Error; exit 99", None, "Internal Sanitizer Error"),
         ("sleep 60; true", None, "took more than"),
+        ('case "$*" in *kernel-name*) echo no such option; exit 1;; esac', True, ""),
+        ('case "$*" in *substring=dq_kernel*) exit 0;; esac; exit 99', True, ""),
     ],
 )
 def test_only_what_the_sanitizer_finds_is_red(tmp_path, monkeypatch, script, passed, why):
@@ -227,8 +238,23 @@ def test_only_what_the_sanitizer_finds_is_red(tmp_path, monkeypatch, script, pas
     assert row["passed"] is passed and why in row.get("why", "")
 
 
-def test_a_missing_sanitizer_is_said(monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_the_sanitizer_runs_is_every_kernel(monkeypatch):
+    launched = set()
+    for name, launcher in launch._LAUNCHERS.items():
+        monkeypatch.setitem(
+            launch._LAUNCHERS, name,
+            lambda *arguments, name=name, launcher=launcher: [
+                launched.add(f"{name}_kernel"), launcher(*arguments)
+            ],
+        )  # fmt: skip
+    gpu_sanitizer.run_kernels("cpu")
+    assert launched == set(compile_cache.KERNELS)
+
+
+def test_a_missing_sanitizer_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(gpu_sanitizer, "_PLACE", tmp_path / "nowhere")
     assert "not installed" in gpu_sanitizer.sanitize("memcheck", 5.0)["why"]
 
 
