@@ -41,6 +41,7 @@ def results_of(
     *,
     end: float,
     limit: float,
+    is_pointless: Callable[[Any], bool] = lambda task: False,
 ) -> Iterator[tuple[Any, Any]]:
     """Each task with what `function` returned, as they finish, or a `Failure`.
 
@@ -49,9 +50,12 @@ def results_of(
         jobs: processes; 0 calls `function` in this one, where nothing protects it.
         end: `time.monotonic()` when nothing is begun any more, and what runs is given up.
         limit: seconds that one task may take.
+        is_pointless: asked of a task before it begins; one that is so is left out.
     """
     if jobs == 0:
         for task in tasks:
+            if is_pointless(task):
+                continue
             late = time.monotonic() > end
             yield task, Failure(OUT_OF_TIME) if late else _call(function, task)
         return
@@ -61,6 +65,9 @@ def results_of(
     try:
         while todo or busy:
             while todo and len(busy) < jobs and time.monotonic() < end:
+                if is_pointless(todo[0]):
+                    todo.popleft()
+                    continue
                 worker = idle.pop() if idle else None
                 if worker is None or not worker.process.is_alive():
                     worker = _Worker(function)

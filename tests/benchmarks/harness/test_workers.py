@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from benchmarks.harness import workers
 from tests.benchmarks.harness.worker_tasks import Unreadable, double_or
 
@@ -29,3 +31,14 @@ def test_a_process_that_dies_before_it_reads_its_task_costs_that_task_alone():
     end = time.monotonic() + 100.0
     found = dict(workers.results_of(Unreadable(), [1, 2], 1, end=end, limit=30.0))
     assert found == dict.fromkeys((1, 2), workers.Failure("its process died, exit status 8"))
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_a_task_that_has_become_pointless_is_left_out(jobs):
+    end, pointless, found = time.monotonic() + 100.0, set(), {}
+    for task, result in workers.results_of(
+        double_or, [1, 2, 3], jobs, end=end, limit=30.0, is_pointless=pointless.__contains__
+    ):
+        found[task] = result
+        pointless.add(2)
+    assert found == {1: 2, 3: 6}
