@@ -142,10 +142,10 @@ def test_never(): pass
 """
 
 
-def pytest_rows(tmp_path, monkeypatch, seconds, *options):
-    """The rows of `TESTS`, by the test's name."""
+def pytest_rows(tmp_path, monkeypatch, seconds, *options, text=TESTS):
+    """The rows of these tests, by the test's name."""
     file = tmp_path / "test_made_up.py"
-    file.write_text(TESTS)
+    file.write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.pytest_rows"]
     command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(file), *options]
     monkeypatch.setattr(gpu_tests, "_command", lambda passed, jobs: command)
@@ -177,6 +177,26 @@ def test_pytest_in_several_processes_tells_each_test_once(tmp_path, monkeypatch)
     rows = pytest_rows(tmp_path, monkeypatch, 60.0, "-n", "2", "-k", "right or wrong or skipped")
     assert len(rows) == 4 and "some failed" in rows["tests"]["why"]
     assert rows["test_wrong"]["passed"] is False
+
+
+LOSING = """
+import pytest
+
+def test_loses_it(): raise RuntimeError("Triton Error [CUDA]: an illegal memory access")
+@pytest.mark.parametrize("number", range(4))
+def test_behind(number):
+    import benchmarks.gpu.pytest_rows as plugin
+    assert not plugin._state["lost"]
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which answers")
+def test_a_process_that_lost_its_gpu_makes_no_other_test_wrong(tmp_path, monkeypatch):
+    pytest.importorskip("xdist")
+    rows = pytest_rows(tmp_path, monkeypatch, 60.0, "-n", "1", text=LOSING)
+    verdicts = [rows[f"test_behind[{number}]"]["passed"] for number in range(4)]
+    assert rows["test_loses_it"]["passed"] is False
+    assert verdicts == [None, True, True, True]  # the first did not run: it is done again
 
 
 def test_a_pytest_that_does_not_run_says_why(tmp_path, monkeypatch):
