@@ -27,13 +27,15 @@ wrong; what was not made says why.
 Every result is a row with its provenance, written as it comes to `gpu_check.jsonl` in `$OUT` or
 benchmarks/results/, so that a run that is cut short loses nothing. Started again with the same
 file, or with it as `--from`, on such a machine, by the same versions and commit, it goes on: what
-was wrong first, then what is missing, and complete phases are left out. The exit status is 1 for
+was wrong first, then what is missing, and complete phases are left out. For a second call before
+which $OUT is emptied, a copy of the rows stays in build/gpu_check.jsonl. The exit status is 1 for
 wrong results alone, 2 where no GPU answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import signal
 import sys
@@ -45,11 +47,14 @@ from benchmarks.gpu import compile_cache
 from benchmarks.gpu.gpu_phases import Phase, Run
 from benchmarks.gpu.gpu_rows import latest
 from benchmarks.gpu.gpu_summary import summary
-from benchmarks.harness.origin import out_folder
+from benchmarks.harness.origin import ROOT, out_folder
+from benchmarks.harness.rows import RowFile
 
 SECONDS = 540.0
 RESERVE = 9.0
 """Of the seconds, for what follows the last phase: killing it, if it has to be; the summary."""
+KEPT = ROOT / "build" / "gpu_check.jsonl"
+"""A copy of the rows, for a second call on the same machine; $OUT may be empty again by then."""
 _MODULE = "benchmarks.gpu"
 _INTERPRETED = {"TRITON_INTERPRET": "1"}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -133,7 +138,15 @@ def _carry_out(run: Run, chosen: Sequence[str]) -> int:
     run.leave_out_complete()
     while run.todo:
         run.next()
+        if run.device != "cpu":
+            _keep(run)
     return 0
+
+
+def _keep(run: Run) -> None:
+    """Copy the rows to `KEPT`, those of the run that this one goes on from before them."""
+    with contextlib.suppress(OSError):  # then a second call has to be given the file
+        RowFile(KEPT).write(run.record().rows)
 
 
 def _stop(*_: object) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("triton")
 from benchmarks.gpu import gpu_check
+from benchmarks.harness.rows import RowFile
 from tests import ROOT
+from tests.benchmarks.gpu.phases_to_run import ORIGIN, run_of
 
 ABSENT = ("safetensors", "transformers", "tqdm", "matplotlib", "pandas", "pytest")
 
@@ -89,3 +91,19 @@ def test_the_phases_fill_nine_minutes_in_the_order_of_the_table():
     rows = [line.split() for line in gpu_check.__doc__.splitlines() if line[:7].strip().isdigit()]
     assert {row[1]: int(row[0]) for row in rows} == ends
     assert end == gpu_check.SECONDS
+
+
+def test_a_copy_of_the_rows_stays_where_a_second_call_finds_them(tmp_path, monkeypatch):
+    kept = tmp_path / "build" / "gpu_check.jsonl"
+    monkeypatch.setattr(gpu_check, "KEPT", kept)
+    first = run_of([], tmp_path / "a", seconds=9.0)
+    first.record().add({"check": "machine", "passed": True, **ORIGIN, "run": "first"})
+    gpu_check._keep(first)
+    second = run_of([], tmp_path / "b", seconds=9.0, run="second", earlier=kept)
+    second.record().add({"check": "tests", "passed": True, "run": "second"})
+    gpu_check._keep(second)
+    assert [(row["check"], row["run"]) for row in RowFile(kept).read()] == [
+        ("machine", "first"), ("tests", "second"),
+    ]  # fmt: skip
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"KEPT := {gpu_check.KEPT.name}" in text.replace("build/", "")
