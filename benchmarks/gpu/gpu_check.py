@@ -29,7 +29,7 @@ benchmarks/results/, so that a run that is cut short loses nothing. Started agai
 file, or with it as `--from`, on such a machine, by the same versions and commit, it goes on: what
 was wrong first, then what is missing, and complete phases are left out. For a second call before
 which $OUT is emptied, a copy of the rows stays in build/gpu_check.jsonl. The exit status is 1 for
-wrong results alone, 2 where no GPU answers.
+wrong results alone, 2 where no GPU answers or the tree is not clean (see --anyway).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ PHASES = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all phases; the exit status is 0, 1 if a result was wrong, 2 without a GPU."""
+    """Run all phases; the exit status is 0, 1 if a result was wrong, 2 if nothing was run."""
     start = time.monotonic()
     options = _options(arguments)
     signal.signal(signal.SIGTERM, _stop)
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         environment=_INTERPRETED if options.smoke else _ONE_THREAD | compile_cache.environment(),
     )
     try:
-        status = _carry_out(run, options.phases)
+        status = _carry_out(run, options.phases, anyway=options.anyway)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here")
         status = 0
@@ -115,6 +115,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--from", dest="earlier", type=Path, metavar="FILE", help="rows of an earlier run"
     )
     parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
+    parser.add_argument(
+        "--anyway", action="store_true", help="though the tree is dirty, or of no known commit"
+    )
     names = [phase.name for phase in PHASES]
     parser.add_argument("--phases", nargs="+", choices=names, default=names, metavar="PHASE")
     options = parser.parse_args(arguments)
@@ -123,13 +126,21 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _carry_out(run: Run, chosen: Sequence[str]) -> int:
-    """All phases, where the first finds a GPU."""
+def _carry_out(run: Run, chosen: Sequence[str], *, anyway: bool) -> int:
+    """All phases, where the first finds a GPU and, but for `anyway`, a clean tree."""
     run.next()
     own = [row for row in run.record().rows if row.get("run") == run.origin["run"]]
     machine = next((row for row in own if row["check"] == "machine"), {"why": "no answer"})
     if machine.get("passed") is not True:
         print(f"gpu_check: {machine['why']}; --smoke tries it without a GPU")
+        return 2
+    if run.device != "cpu" and machine.get("tree") != "clean" and not anyway:
+        print(
+            f"gpu_check: the tree must be clean, and is {machine.get('tree')} (commit "
+            f"{machine.get('commit')}): no run goes on from such rows and nothing publishes them; "
+            "commit first, and where there is no git take build/gpu_cache along, which `make "
+            "gpu-cache` stamps with the commit; or --anyway"
+        )
         return 2
     if run.earlier is not None:
         count = len(run.record().rows) - len(own)

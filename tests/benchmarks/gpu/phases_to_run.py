@@ -28,6 +28,11 @@ def run_of(phases, folder, *, seconds, run="first", origin=ORIGIN, earlier=None)
     )  # fmt: skip
 
 
+def dirty(seconds, record):
+    """A GPU, and changes that no commit has."""
+    record.add({"check": "machine", "passed": True, "tree": "dirty"})
+
+
 def fine(seconds, record):
     record.add({"check": "a", "passed": True, "seconds": seconds})
 

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from benchmarks.gpu import gpu_check
 from benchmarks.harness.rows import RowFile
 from tests import ROOT
+from tests.benchmarks.gpu import phases_to_run
 from tests.benchmarks.gpu.phases_to_run import ORIGIN, run_of
 
 ABSENT = ("safetensors", "transformers", "tqdm", "matplotlib", "pandas", "pytest")
@@ -107,3 +108,16 @@ def test_a_copy_of_the_rows_stays_where_a_second_call_finds_them(tmp_path, monke
     ]  # fmt: skip
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"KEPT := {gpu_check.KEPT.name}" in text.replace("build/", "")
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+def test_rows_that_nobody_could_publish_are_not_made_unasked(tmp_path, monkeypatch, capfd, anyway):
+    monkeypatch.setattr(gpu_check, "KEPT", tmp_path / "kept.jsonl")
+    run = run_of([phases_to_run.phase(name) for name in ("dirty", "fine")], tmp_path, seconds=60.0)
+    try:
+        status = gpu_check._carry_out(run, ["fine"], anyway=anyway)
+    finally:
+        run.stop()
+    assert status == (0 if anyway else 2)
+    assert ("must be clean, and is dirty" in capfd.readouterr().out) is not anyway
+    assert any(row["check"] == "a" for row in run.record().rows) is anyway
