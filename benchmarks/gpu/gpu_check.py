@@ -19,10 +19,11 @@ which each ends; the same parts of fewer minutes:
     450  wide      every height, head size, dtype and feature
     540  repeats   a thousand times the same bits; compute-sanitizer; whole models
 
-A phase that ends early leaves its time to the others, one that overruns is killed. In every case
-new memory is filled with NaN, and every element must lie within its bound (`sparsebert.testing`).
-A timing is made only if its own plan was found right and no case that runs the same kernels was
-wrong; what was not made says why.
+A phase that ends early leaves its time to the others, one that overruns is killed. If the gate
+finds plans wrong and none right, the run ends there: one fault in everything is soon found, and
+the time is left for the run after it. In every case new memory is filled with NaN, and every
+element must lie within its bound (`sparsebert.testing`). A timing is made only if its own plan was
+found right and no case that runs the same kernels was wrong; what was not made says why.
 
 Every result is a row with its provenance, written as it comes to `gpu_check.jsonl` in `$OUT` or
 benchmarks/results/, so that a run that is cut short loses nothing. Started again with the same
@@ -45,10 +46,10 @@ from pathlib import Path
 
 from benchmarks.gpu import compile_cache
 from benchmarks.gpu.gpu_phases import Phase, Run
-from benchmarks.gpu.gpu_rows import latest
+from benchmarks.gpu.gpu_rows import BY_TIME, latest
 from benchmarks.gpu.gpu_summary import summary
 from benchmarks.harness.origin import ROOT, out_folder
-from benchmarks.harness.rows import RowFile
+from benchmarks.harness.rows import Row, RowFile
 
 SECONDS = 540.0
 RESERVE = 9.0
@@ -116,7 +117,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--smoke", action="store_true", help="tiny, in the interpreter")
     parser.add_argument(
-        "--anyway", action="store_true", help="though the tree is dirty, or of no known commit"
+        "--anyway",
+        action="store_true",
+        help="go on though the tree is dirty, or of no known commit, or no plan is right",
     )
     names = [phase.name for phase in PHASES]
     parser.add_argument("--phases", nargs="+", choices=names, default=names, metavar="PHASE")
@@ -148,10 +151,24 @@ def _carry_out(run: Run, chosen: Sequence[str], *, anyway: bool) -> int:
     run.todo = [phase for phase in run.todo if phase.name in chosen]
     run.leave_out_complete()
     while run.todo:
+        phase = run.todo[0]
         run.next()
         if run.device != "cpu":
             _keep(run)
+        if phase.name == "gate" and not anyway and _is_hopeless(run.record().rows):
+            print(
+                "gpu_check: no plan that would be timed is right, so the rest waits for one that "
+                "is, and leaves its time to another run; or --anyway"
+            )
+            return 1
     return 0
+
+
+def _is_hopeless(rows: Sequence[Row]) -> bool:
+    """Whether plans were found wrong, and none right that runs kernels."""
+    last = latest(row for row in rows if row["check"] == "correct" and row["plan"] == BY_TIME)
+    is_right = any(row["passed"] is True and row["heights"] for row in last.values())
+    return not is_right and any(row["passed"] is False for row in last.values())
 
 
 def _keep(run: Run) -> None:

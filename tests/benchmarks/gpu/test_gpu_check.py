@@ -110,14 +110,35 @@ def test_a_copy_of_the_rows_stays_where_a_second_call_finds_them(tmp_path, monke
     assert f"KEPT := {gpu_check.KEPT.name}" in text.replace("build/", "")
 
 
-@pytest.mark.parametrize("anyway", [False, True])
-def test_rows_that_nobody_could_publish_are_not_made_unasked(tmp_path, monkeypatch, capfd, anyway):
-    monkeypatch.setattr(gpu_check, "KEPT", tmp_path / "kept.jsonl")
-    run = run_of([phases_to_run.phase(name) for name in ("dirty", "fine")], tmp_path, seconds=60.0)
+def carried_out(monkeypatch, folder, *names, anyway):
+    """The exit status, and the rows, of phases of `phases_to_run`, the first about the GPU."""
+    monkeypatch.setattr(gpu_check, "KEPT", folder / "kept.jsonl")
+    run = run_of([phases_to_run.phase(name) for name in names], folder, seconds=60.0)
     try:
-        status = gpu_check._carry_out(run, ["fine"], anyway=anyway)
+        status = gpu_check._carry_out(run, names[1:], anyway=anyway)
     finally:
         run.stop()
+    return status, run.record().rows
+
+
+@pytest.mark.parametrize(
+    ("folder", "anyway", "goes_on"),
+    [("wrong", False, False), ("wrong", True, True), ("right", False, True)],
+)
+def test_where_no_plan_is_right_the_time_is_left_for_another_run(
+    tmp_path, monkeypatch, capfd, folder, anyway, goes_on
+):
+    status, rows = carried_out(
+        monkeypatch, tmp_path / folder, "clean", "gate", "fine", anyway=anyway
+    )
+    assert status == (0 if goes_on else 1)
+    assert ("no plan that would be timed is right" in capfd.readouterr().out) is not goes_on
+    assert any(row["check"] == "a" for row in rows) is goes_on
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+def test_rows_that_nobody_could_publish_are_not_made_unasked(tmp_path, monkeypatch, capfd, anyway):
+    status, rows = carried_out(monkeypatch, tmp_path, "dirty", "fine", anyway=anyway)
     assert status == (0 if anyway else 2)
     assert ("must be clean, and is dirty" in capfd.readouterr().out) is not anyway
-    assert any(row["check"] == "a" for row in run.record().rows) is anyway
+    assert any(row["check"] == "a" for row in rows) is anyway
