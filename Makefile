@@ -21,6 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
+KEPT := build/gpu_check.jsonl
 GPU_TRITON := build/triton-3.6.0
 GPU_PACKAGES := build/gpu_cache/packages
 CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h $(foreach d,tests/native tests/native/selftest benchmarks/attention,$(d)/*.cpp $(d)/*.h))
@@ -92,8 +93,8 @@ gpu-cache: $(INSTALLED) $(GPU_TRITON)/.installed $(GPU_PACKAGES)/.installed  ## 
 gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with PYTHON's own torch
 	$(PYTHON) -m benchmarks.gpu.gpu_check $(GPU_ARGS)
 
-gpu-again:  ## what a first run left, in 4 minutes: make gpu-again FROM=out/gpu_check.jsonl
-	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 $(addprefix --from ,$(FROM)) $(GPU_ARGS)
+gpu-again:  ## what a first run left, in 4 minutes; elsewhere: make gpu-again FROM=out/gpu_check.jsonl
+	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 $(addprefix --from ,$(or $(FROM),$(wildcard $(KEPT)))) $(GPU_ARGS)
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist kernels/cpu/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

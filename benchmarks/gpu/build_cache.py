@@ -53,9 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"build_cache: needs Triton {WANTED}, found {triton.__version__}; make gpu-cache")
         return 2
     os.environ["TRITON_CACHE_DIR"] = str(_MADE)  # the processes inherit it
-    calls = specialisations.first_run()
-    calls += specialisations.wide_matrix() if options.everything else []
+    needed = specialisations.first_run()
+    calls = needed + (specialisations.wide_matrix() if options.everything else [])
     rests: dict[str, str] = {}
+    first: set[str] = set()
     failed = 0
     start = time.monotonic()
     results = workers.results_of(
@@ -67,10 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"FAILED: {call}: {found.why}", flush=True)
         else:
             rests |= found
+            first.update(found if call in needed else ())
         if number % 50 == 0 or number == len(calls):
             spent = time.monotonic() - start
             print(f"{number} of {len(calls)} calls, {len(rests)} forms, {spent:.0f} s", flush=True)
-    count = compile_cache.pack(_MADE, rests, compile_cache.ARCHIVE)
+    count = compile_cache.pack(_MADE, rests, compile_cache.ARCHIVE, first=first)
     size = compile_cache.ARCHIVE.stat().st_size
     print(f"{count} forms, {size / 2**20:.1f} MiB, in {compile_cache.ARCHIVE}")
     print(checkout_stamp.write(CARRIED, ROOT, RESULTS.relative_to(ROOT).as_posix()))

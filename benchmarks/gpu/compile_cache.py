@@ -21,7 +21,7 @@ import os
 import pathlib
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.harness.errors import in_words
@@ -119,19 +119,30 @@ def keys_asked_for() -> Iterator[dict[str, str]]:
         compiler.get_cache_key = original
 
 
-def pack(folder: pathlib.Path, rests: Mapping[str, str], archive: pathlib.Path) -> int:
+def pack(
+    folder: pathlib.Path,
+    rests: Mapping[str, str],
+    archive: pathlib.Path,
+    *,
+    first: Collection[str] = (),
+) -> int:
     """Write the compiled forms of a cache into one file; how many they are.
 
     Args:
         folder: Triton's cache.
         rests: name of a form's folder in it -> its key without Triton's own part.
         archive: the file, replaced.
+        first: names of those that are unpacked first, while there is time.
 
     Raises ValueError for a form without metadata or binary.
     """
     found = {name: _kept_files(folder / name) for name in rests}
-    # Like beside like: it packs a third smaller.
-    order = sorted(found, key=lambda name: [(p.name, p.stat().st_size) for p in found[name]])
+
+    def place(name: str) -> tuple[bool, list[tuple[str, int]]]:
+        # Like beside like: it packs a third smaller.
+        return name not in first, [(path.name, path.stat().st_size) for path in found[name]]
+
+    order = sorted(found, key=place)
     entries, members = [], []
     for number, name in enumerate(order):
         names = [path.name for path in found[name]]

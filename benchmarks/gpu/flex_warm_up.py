@@ -8,14 +8,13 @@ shapes that will be timed.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 
-from benchmarks.attention.cases import BOTH, build_mask
+from benchmarks.attention.cases import DIRECTIONS, build_mask
 from benchmarks.attention.contender import CaseSetup
 from benchmarks.attention.inputs import call_of, tensors_of
 from benchmarks.attention.rivals import FLEX, FLEX_FORMULA, FLEX_TUNED, RIVALS
@@ -47,7 +46,6 @@ def warm_up(
         if compiled is None and not torch.cuda.is_available():
             record.add({"check": "flex warm-up", "passed": None, "why": "no CUDA or ROCm device"})
             return
-        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # each process is one of several
         if todo is None:
             todo = [timing for timing, _ in missing(all_timings(), record)]
         todo = compilations(todo)
@@ -81,14 +79,19 @@ def compilations(timings: Sequence[Timing]) -> list[Timing]:
 
 
 def compile_once(timing: Timing, device: str = "cuda") -> float:
-    """Compile and call forward alone, then with backward; the seconds that it took."""
+    """Compile and call forward alone, then with backward; the seconds that it took.
+
+    Just as the timings do it: what torch keeps of a graph is known by whether its inputs want
+    gradients, too.
+    """
     begin = time.monotonic()
-    case = timing.case(BOTH)
     rival = next(rival for rival in RIVALS if rival.name == timing.contender)
-    tensors = tensors_of(case, device)
     no_plan = cast(Any, None)  # FlexAttention takes the mask
-    ready = rival.prepare(CaseSetup(case, build_mask(case), no_plan, tensors[:3], None))
-    for trains in (False, True):
-        call_of(ready.attention, itertools.repeat(tensors), trains)()
-    torch.cuda.synchronize()
+    for direction in DIRECTIONS:
+        case = timing.case(direction)
+        tensors = tensors_of(case, device)
+        ready = rival.prepare(CaseSetup(case, build_mask(case), no_plan, tensors[:3], None))
+        call_of(ready.attention, itertools.repeat(tensors), case.trains)()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.monotonic() - begin

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 
 from benchmarks.attention import cases
 from benchmarks.attention.cases import BERT_BASE, PAPER, TOKENS
+from benchmarks.gpu.gpu_rows import BY_TIME
 from benchmarks.harness import named_masks
 from benchmarks.harness.named_masks import LEARNED_LOOKING, LEARNED_PREFIX, NO_DIAGONAL
 from benchmarks.harness.rows import Row
 from sparsebert.tiles.format import HEIGHTS
 
-TIME, AREA = "by time", "by area"
+TIME, AREA = BY_TIME, "by area"
 PLAIN, KEY_MASK, DROPOUT, GQA = "plain", "key mask", "dropout", "gqa"
 LARGE = "large scores"
 ALL = "key mask, dropout, gqa, LSE"

@@ -13,15 +13,15 @@ from benchmarks.gpu.gpu_record import Record
 from benchmarks.gpu.gpu_rows import identity, latest
 from benchmarks.gpu.gpu_tests import run_tests
 from benchmarks.harness import workers
+from benchmarks.harness.errors import is_crowded
 
 CASES_SHARE = 0.7
 """Of a phase's time, what the cases may take; the rest is for the tests."""
 CASE_SECONDS = 25.0
 _MARGIN = 1.0
 """Seconds in which what still runs is ended and its rows are written."""
-_NO_MEMORY = "out of memory"
 _CROWDED = 3
-"""Processes for cases that found no memory beside `Record.jobs` others."""
+"""Processes for cases that found no room beside `Record.jobs` others."""
 
 
 def gate(seconds: float, record: Record) -> None:
@@ -61,7 +61,7 @@ def check_cases(record: Record, cases: Sequence[KernelCase], end: float) -> None
 def _checked(
     record: Record, cases: Sequence[KernelCase], end: float, jobs: int
 ) -> list[KernelCase]:
-    """Add a row for each case, but for those that it returns: they found no memory."""
+    """Add a row for each case, but for those that it returns: they found no room."""
     # Without a GPU nothing can be lost but time, and the interpreter takes little of it.
     jobs = 0 if record.device == "cpu" else jobs
     check = functools.partial(check_row, device=record.device)
@@ -72,7 +72,7 @@ def _checked(
         why = result.get("why", "")
         if why == workers.OUT_OF_TIME:
             late.append(result)
-        elif jobs > _CROWDED and _NO_MEMORY in why:
+        elif jobs > _CROWDED and is_crowded(why):
             crowded.append(case)
         else:
             record.add(result)

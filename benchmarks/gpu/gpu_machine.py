@@ -18,7 +18,9 @@ _PACKAGES = (
     "triton", "numpy", "transformers", "safetensors", "pytest", "pytest-xdist", "hypothesis",
 )  # fmt: skip
 _TOOLS = ("ncu", "nsys", "compute-sanitizer", "ptxas", "cuobjdump", "git", "gcc")
-_NVIDIA_SMI = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+_NVIDIA_SMI = (
+    "driver_version,compute_mode,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+)
 
 
 def machine(seconds: float, record: Record) -> None:

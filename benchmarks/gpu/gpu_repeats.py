@@ -24,8 +24,9 @@ from benchmarks.kernels.band import DTYPES
 from sparsebert.plan import compile_for
 
 TIMES = 1000
-_REPEATS_SHARE, _SANITIZER_SHARE = 0.35, 0.35
-"""Of the phase; the whole models get what is left."""
+_REPEATS_END = 0.35
+_SANITIZER_ENDS = (("memcheck", 0.58), ("racecheck", 0.75))
+"""Shares of the phase by which each has ended; the whole models get what is left."""
 _TASK_SECONDS = 30.0
 _LEAST = 15.0
 """Seconds without which whole models are not begun."""
@@ -65,17 +66,16 @@ def repeats(seconds: float, record: Record) -> None:
     todo = [repeat for repeat in wanted if not record.is_right(repeat.row)]
     check = functools.partial(check_repeat, device=record.device)
     jobs = 0 if record.device == "cpu" else 1
-    end = start + _REPEATS_SHARE * seconds
+    end = start + _REPEATS_END * seconds
     for repeat, result in workers.results_of(check, todo, jobs, end=end, limit=_TASK_SECONDS):
         if isinstance(result, workers.Failure):
             result = {"passed": False if result.wrong else None, "why": result.why}
         record.add(repeat.row | result)
-    for tool, share in (("memcheck", 0.6), ("racecheck", 0.4)):
+    for tool, share in _SANITIZER_ENDS:
         if not record.is_right({"check": tool}):
-            left = share * _SANITIZER_SHARE * seconds
             found = {"passed": None, "why": "no GPU"}
             if record.device == "cuda":
-                found = gpu_sanitizer.sanitize(tool, left)
+                found = gpu_sanitizer.sanitize(tool, start + share * seconds - time.monotonic())
             record.add({"check": tool, **found}, final="not installed" in found.get("why", ""))
     if not record.is_right({"check": "end to end"}):
         record.add({"check": "end to end", **whole_models(seconds, start + seconds, record)})

@@ -13,6 +13,8 @@ IDENTITY = (
     "has_dropout", "block_m", "block_n", "num_warps", "num_stages", "maxnreg",
 )  # fmt: skip
 """Columns that say what was checked or measured, not what was found."""
+BY_TIME = "by time"
+"""In the column "plan": the compiler's plan for the card, as a user gets it."""
 _ONE_A_PHASE = ("phase", "compile cache")
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 

@@ -138,7 +138,7 @@ def _run(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
     """Exit status and output; no status if it took longer, and what it started is ended."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        process_group=0,
+        errors="replace", process_group=0,
     )  # fmt: skip
     try:
         said, _ = process.communicate(timeout=max(0.1, seconds))

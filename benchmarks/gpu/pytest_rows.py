@@ -1,6 +1,8 @@
 """A plugin of pytest that tells each result at once, through a pipe, as JSON lines.
 
-pytest's own report comes when all tests are done, and would be lost if one of them hangs.
+pytest's own report comes when all tests are done, and would be lost if one of them hangs. And a
+process that has lost its GPU ends before its next test, which would fail for no fault of its own:
+pytest-xdist then starts another one.
 """
 
 from __future__ import annotations
@@ -9,9 +11,14 @@ import json
 import os
 from typing import Any
 
+from benchmarks.harness.errors import is_crowded, is_fatal
+
 PIPE = "SPARSEBERT_TEST_RESULTS"
 """The environment variable with the file descriptor to write to."""
 _WORDS = 300
+_LOST = 70
+"""Exit status of a process that has lost its GPU."""
+_state = {"lost": False}
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
@@ -27,7 +34,7 @@ def pytest_runtest_logreport(report: Any) -> None:
     if report.when == "teardown" or (report.when == "setup" and report.passed):
         return
     why = "" if report.passed else _reason(report)
-    wrong = report.failed and report.when == "call" and "out of memory" not in why
+    wrong = report.failed and report.when == "call" and not is_crowded(why)
     row: dict[str, Any] = {
         "test": report.nodeid,
         "passed": True if report.passed else False if wrong else None,
@@ -35,6 +42,26 @@ def pytest_runtest_logreport(report: Any) -> None:
         "final": report.skipped,
     }
     _tell(row | ({"why": why} if why else {}))
+
+
+def pytest_exception_interact(call: Any) -> None:
+    """A test failed in this process."""
+    _state["lost"] = is_fatal(call.excinfo.value) and not _answers()
+
+
+def pytest_runtest_setup() -> None:
+    """The next test begins in this process."""
+    if _state["lost"]:
+        os._exit(_LOST)
+
+
+def _answers() -> bool:
+    import torch
+
+    try:
+        return float(torch.ones(8, device="cuda").sum()) == 8.0
+    except Exception:
+        return False
 
 
 def _reason(report: Any) -> str:

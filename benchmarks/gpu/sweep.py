@@ -47,6 +47,8 @@ LENGTHS = (4096, 2048, 512)
 _CHECKS_SHARE = 0.3
 _CHECK_SECONDS = 30.0
 _TIMED_MS = 30.0
+_TIME_SECONDS = 25.0
+"""Of one plan; the first in a process imports torch and compiles its plan, too."""
 _UNDECIDED = ("out of time", "no result")  # how `workers.Failure` begins for want of time
 
 # Of bf16 and D = 64 without key mask and dropout: by kernel, tile height, then the fields of
@@ -150,7 +152,7 @@ def rows(
         todo: what is tried.
         end: `time.monotonic()` when nothing is begun any more.
         seconds: for everything; checks may take a part of it.
-        jobs: processes for the checks, 0 for this one.
+        jobs: processes for the checks, one of which times afterwards; 0 means this one.
         known: rows of an earlier sweep.
         check: a candidate -> why it must not be timed, or ""; None means `check_right`.
         timed: a candidate, a mask's name and a length -> its times; None means `time_pass`.
@@ -176,22 +178,43 @@ def rows(
             yield candidate.row | {"passed": False if is_red else None, "why": why}
         else:
             right.add(candidate)
-    for n, candidate, mask in itertools.product(LENGTHS, todo, PAPER):
-        if candidate not in right or (candidate, mask, n) in was_timed:
-            continue
+    lost: set[Candidate] = set()
+    plans = [
+        (candidate, mask, n)
+        for n, candidate, mask in itertools.product(LENGTHS, todo, PAPER)
+        if candidate in right and (candidate, mask, n) not in was_timed
+    ]
+    results = workers.results_of(
+        functools.partial(_timed, timed or time_pass), plans, min(1, jobs), end=end,
+        limit=_TIME_SECONDS, is_pointless=lambda plan: plan[0] in lost,
+    )  # fmt: skip
+    for (candidate, mask, n), result in results:
         row = candidate.row | {"mask": mask, "n": n, "passed": None}
-        if time.monotonic() > end:
+        if isinstance(result, workers.Failure) and result.why == workers.OUT_OF_TIME:
             why = f"out of time at N = {n}"
             yield {"check": "sweep", "passed": None, "why": why}
             return
-        try:
-            result = (timed or time_pass)(candidate, mask, n)
-            if result:  # a plan without tiles of this height says nothing
-                yield row | {"passed": True, "why": f"{result['ms_50']} ms"} | result
-        except Exception as error:  # does not fit this GPU, say
-            yield row | {"why": in_words(error)}
-            if is_fatal(error):
-                return
+        if isinstance(result, workers.Failure):  # it hangs, or the GPU is lost: so it would again
+            lost.add(candidate)
+            yield row | {"why": result.why}
+        elif "ms_50" in result:
+            yield row | {"passed": True, "why": f"{result['ms_50']} ms"} | result
+        elif result:
+            yield row | result
+        # Else a plan without tiles of this height, which says nothing.
+
+
+def _timed(timed: Callable[[Candidate, str, int], Row], plan: tuple[Candidate, str, int]) -> Row:
+    """Its times, or why there are none.
+
+    Raises LostDevice when nothing else can run in this process.
+    """
+    try:
+        return timed(*plan)
+    except Exception as error:  # does not fit this GPU, say
+        if is_fatal(error):
+            raise workers.LostDevice(in_words(error)) from error
+        return {"why": in_words(error)}
 
 
 def check_right(candidate: Candidate) -> str:
@@ -230,7 +253,7 @@ class _Work:
 def _work(mask: str, n: int) -> _Work:
     heads, dim = BERT_BASE.heads, BERT_BASE.dim
     made = named_masks.build(mask, n, heads)
-    plan, _ = compiled_plan(made, "cuda", dim, heads)  # there already, if it was timed before
+    plan, _ = compiled_plan(made, "cuda", dim, heads)
     program = calls.build_program(plan).to("cuda")
     q, k, v = (
         torch.randn(TOKENS // n, n, heads, dim, device="cuda", dtype=torch.bfloat16).transpose(

@@ -13,12 +13,17 @@ def in_a_line(error: Exception) -> str:
     return in_words(error).splitlines()[0][:160]
 
 
+_LOST = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]")
+"""What torch and Triton's launchers begin with when a driver's call failed. Which of them says it
+depends on who asks the driver next."""
+_CROWDED = ("out of memory", "busy or unavailable")
+
+
 def is_fatal(error: Exception) -> bool:
     """The GPU is lost to this process, say after a kernel wrote where it must not."""
-    lost = "CUDA error" in str(error) or "HIP error" in str(error)
-    return lost and not is_crowded(error)
+    return any(mark in str(error) for mark in _LOST) and not is_crowded(error)
 
 
-def is_crowded(error: Exception) -> bool:
-    """There was no room in a GPU's memory, which others may have taken; torch says it so."""
-    return "out of memory" in str(error)
+def is_crowded(error: Exception | str) -> bool:
+    """There was no room on a GPU, which others may have taken: in its memory, or at all."""
+    return any(mark in str(error) for mark in _CROWDED)

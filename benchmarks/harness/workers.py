@@ -6,12 +6,15 @@ A process that dies, hangs or loses its GPU costs its task alone: another proces
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from benchmarks.harness.errors import in_words, is_fatal
 
 OUT_OF_TIME = "out of time"
 """Why a task has no result, if it was not begun, or not done at the end."""
@@ -38,6 +41,7 @@ def results_of(
     *,
     end: float,
     limit: float,
+    is_pointless: Callable[[Any], bool] = lambda task: False,
 ) -> Iterator[tuple[Any, Any]]:
     """Each task with what `function` returned, as they finish, or a `Failure`.
 
@@ -46,9 +50,12 @@ def results_of(
         jobs: processes; 0 calls `function` in this one, where nothing protects it.
         end: `time.monotonic()` when nothing is begun any more, and what runs is given up.
         limit: seconds that one task may take.
+        is_pointless: asked of a task before it begins; one that is so is left out.
     """
     if jobs == 0:
         for task in tasks:
+            if is_pointless(task):
+                continue
             late = time.monotonic() > end
             yield task, Failure(OUT_OF_TIME) if late else _call(function, task)
         return
@@ -58,6 +65,9 @@ def results_of(
     try:
         while todo or busy:
             while todo and len(busy) < jobs and time.monotonic() < end:
+                if is_pointless(todo[0]):
+                    todo.popleft()
+                    continue
                 worker = idle.pop() if idle else None
                 if worker is None or not worker.process.is_alive():
                     worker = _Worker(function)
@@ -110,14 +120,15 @@ class _Worker:
 
     def begin(self, task: Any) -> None:
         self.task, self.started = task, time.monotonic()
-        self.pipe.send(task)
+        with contextlib.suppress(OSError):  # it died; `result` says so
+            self.pipe.send(task)
 
     def result(self) -> tuple[Any, bool]:
         """The result, and whether the process can take another task."""
         try:
             result = self.pipe.recv()
-        except EOFError:
-            self.process.join()
+        except (EOFError, OSError):  # the latter where it died before it read its task
+            self.process.join(_PATIENCE)
             return Failure(f"its process died, exit status {self.process.exitcode}"), False
         return result, not (isinstance(result, Failure) and result.wrong)
 
@@ -137,3 +148,5 @@ def _call(function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
     except LostDevice as error:
         return Failure(str(error), wrong=True)
+    except Exception as error:  # which the function should have caught
+        return Failure(in_words(error), wrong=is_fatal(error))

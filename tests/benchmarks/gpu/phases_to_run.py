@@ -28,6 +28,27 @@ def run_of(phases, folder, *, seconds, run="first", origin=ORIGIN, earlier=None)
     )  # fmt: skip
 
 
+def clean(seconds, record):
+    """A GPU, and no change."""
+    record.add({"check": "machine", "passed": True})
+
+
+def gate(seconds, record):
+    """One plan is wrong, one was not checked, one needs no kernel; in a folder "right" one is."""
+    case = {"check": "correct", "plan": "by time", "dim": 64, "dtype": "bf16", "features": ""}
+    dense = {"mask": "dense", "n": 3, "passed": True, "heights": []}
+    record.add({**case, "mask": "star", "n": 1, "passed": False, "why": "o is wrong"})
+    record.add({**case, "mask": "star", "n": 2, "passed": None, "why": "out of time"})
+    record.add({**case, **dense})
+    if record.file.path.parent.name == "right":
+        record.add({**case, "mask": "star", "n": 4, "passed": True, "heights": [64]})
+
+
+def dirty(seconds, record):
+    """A GPU, and changes that no commit has."""
+    record.add({"check": "machine", "passed": True, "tree": "dirty"})
+
+
 def fine(seconds, record):
     record.add({"check": "a", "passed": True, "seconds": seconds})
 

@@ -77,7 +77,9 @@ def test_forms_are_found_under_the_key_of_another_build_of_triton(tmp_path):
     assert names.isdisjoint(path.name for path in (tmp_path / "here").iterdir())
 
 
-def made_up(folder: pathlib.Path, archive: pathlib.Path, count: int = 3) -> None:
+def made_up(
+    folder: pathlib.Path, archive: pathlib.Path, count: int = 3, first: tuple[str, ...] = ()
+) -> None:
     """An archive of forms that no compiler made."""
     rests = {}
     for number in range(count):
@@ -88,7 +90,7 @@ def made_up(folder: pathlib.Path, archive: pathlib.Path, count: int = 3) -> None
             (of_form / name).write_text(f"{name} {number}")
         (of_form / "__grp__merge_kernel.json").write_text("{}")
         rests[of_form.name] = rest
-    assert compile_cache.pack(folder, rests, archive) == count
+    assert compile_cache.pack(folder, rests, archive, first=first) == count
 
 
 @pytest.fixture
@@ -99,6 +101,17 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(compile_cache, "FOLDER", tmp_path / "cache")
     monkeypatch.setattr(compile_cache, "ARCHIVE", tmp_path / "kernels.tar.xz")
     return tmp_path / "cache"
+
+
+def test_what_is_needed_first_is_unpacked_first(cache, tmp_path):
+    made_up(tmp_path / "made", compile_cache.ARCHIVE, first=("FORM2",))
+    with tarfile.open(compile_cache.ARCHIVE) as file:
+        first, *members = file.getmembers()
+        manifest = json.loads(file.extractfile(first).read())
+    folders = [member.name.partition("/")[0] for member in members]
+    rests = {entry["folder"]: entry["rest"] for entry in manifest["entries"]}
+    order = [rests[folder] for folder in dict.fromkeys(folders)]
+    assert order == [f"-made-up-{number}" for number in (2, 0, 1)]
 
 
 def test_the_phase_unpacks_and_counts_what_nobody_foresaw(cache, tmp_path):

@@ -11,7 +11,10 @@ import pytest
 
 pytest.importorskip("triton")
 from benchmarks.gpu import gpu_check
+from benchmarks.harness.rows import RowFile
 from tests import ROOT
+from tests.benchmarks.gpu import phases_to_run
+from tests.benchmarks.gpu.phases_to_run import ORIGIN, run_of
 
 ABSENT = ("safetensors", "transformers", "tqdm", "matplotlib", "pandas", "pytest")
 
@@ -89,3 +92,53 @@ def test_the_phases_fill_nine_minutes_in_the_order_of_the_table():
     rows = [line.split() for line in gpu_check.__doc__.splitlines() if line[:7].strip().isdigit()]
     assert {row[1]: int(row[0]) for row in rows} == ends
     assert end == gpu_check.SECONDS
+
+
+def test_a_copy_of_the_rows_stays_where_a_second_call_finds_them(tmp_path, monkeypatch):
+    kept = tmp_path / "build" / "gpu_check.jsonl"
+    monkeypatch.setattr(gpu_check, "KEPT", kept)
+    first = run_of([], tmp_path / "a", seconds=9.0)
+    first.record().add({"check": "machine", "passed": True, **ORIGIN, "run": "first"})
+    gpu_check._keep(first)
+    second = run_of([], tmp_path / "b", seconds=9.0, run="second", earlier=kept)
+    second.record().add({"check": "tests", "passed": True, "run": "second"})
+    gpu_check._keep(second)
+    assert [(row["check"], row["run"]) for row in RowFile(kept).read()] == [
+        ("machine", "first"), ("tests", "second"),
+    ]  # fmt: skip
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"KEPT := {gpu_check.KEPT.name}" in text.replace("build/", "")
+
+
+def carried_out(monkeypatch, folder, *names, anyway):
+    """The exit status, and the rows, of phases of `phases_to_run`, the first about the GPU."""
+    monkeypatch.setattr(gpu_check, "KEPT", folder / "kept.jsonl")
+    run = run_of([phases_to_run.phase(name) for name in names], folder, seconds=60.0)
+    try:
+        status = gpu_check._carry_out(run, names[1:], anyway=anyway)
+    finally:
+        run.stop()
+    return status, run.record().rows
+
+
+@pytest.mark.parametrize(
+    ("folder", "anyway", "goes_on"),
+    [("wrong", False, False), ("wrong", True, True), ("right", False, True)],
+)
+def test_where_no_plan_is_right_the_time_is_left_for_another_run(
+    tmp_path, monkeypatch, capfd, folder, anyway, goes_on
+):
+    status, rows = carried_out(
+        monkeypatch, tmp_path / folder, "clean", "gate", "fine", anyway=anyway
+    )
+    assert status == (0 if goes_on else 1)
+    assert ("no plan that would be timed is right" in capfd.readouterr().out) is not goes_on
+    assert any(row["check"] == "a" for row in rows) is goes_on
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+def test_rows_that_nobody_could_publish_are_not_made_unasked(tmp_path, monkeypatch, capfd, anyway):
+    status, rows = carried_out(monkeypatch, tmp_path, "dirty", "fine", anyway=anyway)
+    assert status == (0 if anyway else 2)
+    assert ("must be clean, and is dirty" in capfd.readouterr().out) is not anyway
+    assert any(row["check"] == "a" for row in rows) is anyway

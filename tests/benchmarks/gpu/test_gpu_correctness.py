@@ -75,11 +75,17 @@ def test_errors_of_a_case_are_told_apart(monkeypatch, error, passed):
 
 
 @pytest.mark.parametrize(
-    ("words", "is_lost"), [("misaligned address", True), ("out of memory", False)]
+    ("words", "is_lost"),
+    [
+        ("CUDA error: misaligned address", True),
+        ("Triton Error [CUDA]: misaligned address", True),  # of the launch after the fault
+        ("CUDA error: out of memory", False),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", False),
+    ],
 )
 def test_a_lost_gpu_ends_the_process(monkeypatch, words, is_lost):
     def fail(*arguments):
-        raise RuntimeError(f"CUDA error: {words}")
+        raise RuntimeError(words)
 
     monkeypatch.setattr(gpu_correctness.kernels, "forward", fail)
     if is_lost:
@@ -88,3 +94,15 @@ def test_a_lost_gpu_ends_the_process(monkeypatch, words, is_lost):
     else:
         assert gpu_correctness.check_row(SMALL, "cpu")["passed"] is None
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_lost_gpu_that_cannot_free_its_memory_is_lost_all_the_same(monkeypatch):
+    """Else the process would die of that, and a wrong kernel be one that was not checked."""
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(gpu_correctness, "_checked", fail)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    with pytest.raises(workers.LostDevice, match="illegal memory access"):
+        gpu_correctness.check_row(SMALL, "cuda")

@@ -6,12 +6,21 @@ import sys
 import time
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
-from benchmarks.gpu import gpu_cases, gpu_gate, gpu_repeats, gpu_sanitizer, gpu_tests
+from benchmarks.gpu import (
+    compile_cache,
+    gpu_cases,
+    gpu_gate,
+    gpu_repeats,
+    gpu_sanitizer,
+    gpu_tests,
+)
 from benchmarks.gpu.gpu_cases import BAND, PLAIN, KernelCase
 from benchmarks.gpu.gpu_record import Record
 from benchmarks.gpu.gpu_summary import summary
+from sparsebert.kernels import launch
 from tests.benchmarks.gpu.phases_to_run import ORIGIN
 
 CASES = [KernelCase("16", BAND, n, 64, "bfloat16", PLAIN) for n in (1, 2, 3, 4)]
@@ -133,10 +142,10 @@ def test_never(): pass
 """
 
 
-def pytest_rows(tmp_path, monkeypatch, seconds, *options):
-    """The rows of `TESTS`, by the test's name."""
+def pytest_rows(tmp_path, monkeypatch, seconds, *options, text=TESTS):
+    """The rows of these tests, by the test's name."""
     file = tmp_path / "test_made_up.py"
-    file.write_text(TESTS)
+    file.write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.pytest_rows"]
     command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(file), *options]
     monkeypatch.setattr(gpu_tests, "_command", lambda passed, jobs: command)
@@ -168,6 +177,26 @@ def test_pytest_in_several_processes_tells_each_test_once(tmp_path, monkeypatch)
     rows = pytest_rows(tmp_path, monkeypatch, 60.0, "-n", "2", "-k", "right or wrong or skipped")
     assert len(rows) == 4 and "some failed" in rows["tests"]["why"]
     assert rows["test_wrong"]["passed"] is False
+
+
+LOSING = """
+import pytest
+
+def test_loses_it(): raise RuntimeError("Triton Error [CUDA]: an illegal memory access")
+@pytest.mark.parametrize("number", range(4))
+def test_behind(number):
+    import benchmarks.gpu.pytest_rows as plugin
+    assert not plugin._state["lost"]
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which answers")
+def test_a_process_that_lost_its_gpu_makes_no_other_test_wrong(tmp_path, monkeypatch):
+    pytest.importorskip("xdist")
+    rows = pytest_rows(tmp_path, monkeypatch, 60.0, "-n", "1", text=LOSING)
+    verdicts = [rows[f"test_behind[{number}]"]["passed"] for number in range(4)]
+    assert rows["test_loses_it"]["passed"] is False
+    assert verdicts == [None, True, True, True]  # the first did not run: it is done again
 
 
 def test_a_pytest_that_does_not_run_says_why(tmp_path, monkeypatch):
@@ -220,6 +249,8 @@ def sanitizer(tmp_path, monkeypatch, script):
         ("echo Device not supported; exit 1", None, "status 1: Device not supported"),
         ("echo Error: Internal Sanitizer Error; exit 99", None, "Internal Sanitizer Error"),
         ("sleep 60; true", None, "took more than"),
+        ('case "$*" in *kernel-name*) echo no such option; exit 1;; esac', True, ""),
+        ('case "$*" in *substring=dq_kernel*) exit 0;; esac; exit 99', True, ""),
     ],
 )
 def test_only_what_the_sanitizer_finds_is_red(tmp_path, monkeypatch, script, passed, why):
@@ -227,8 +258,23 @@ def test_only_what_the_sanitizer_finds_is_red(tmp_path, monkeypatch, script, pas
     assert row["passed"] is passed and why in row.get("why", "")
 
 
-def test_a_missing_sanitizer_is_said(monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_the_sanitizer_runs_is_every_kernel(monkeypatch):
+    launched = set()
+    for name, launcher in launch._LAUNCHERS.items():
+        monkeypatch.setitem(
+            launch._LAUNCHERS, name,
+            lambda *arguments, name=name, launcher=launcher: [
+                launched.add(f"{name}_kernel"), launcher(*arguments)
+            ],
+        )  # fmt: skip
+    gpu_sanitizer.run_kernels("cpu")
+    assert launched == set(compile_cache.KERNELS)
+
+
+def test_a_missing_sanitizer_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(gpu_sanitizer, "_PLACE", tmp_path / "nowhere")
     assert "not installed" in gpu_sanitizer.sanitize("memcheck", 5.0)["why"]
 
 

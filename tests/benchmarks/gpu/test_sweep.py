@@ -83,11 +83,16 @@ def test_a_plan_without_such_tiles_has_no_row_and_a_failure_has_one():
     assert all(row["passed"] is None and "shared memory" in row["why"] for row in found)
 
 
-def test_it_stops_when_the_gpu_is_lost():
-    def timed(*what):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_a_candidate_that_loses_the_gpu_is_not_tried_again_and_the_others_are():
+    def timed(candidate, mask, n):
+        if candidate == TODO[0]:
+            raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+        return {"ms_50": 1.0}
 
-    assert len(swept(timed=timed)) == 1
+    first, *others = swept(timed=timed, todo=TODO[:2])
+    assert Candidate.of(first) == TODO[0] and "illegal memory access" in first["why"]
+    assert {Candidate.of(row) for row in others} == {TODO[1]}
+    assert len(others) == len(PAPER) * len(LENGTHS)
 
 
 def test_it_ends_in_time_and_goes_on_where_it_stopped():
