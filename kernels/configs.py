@@ -2,11 +2,11 @@
 
 Nothing here was timed. The numbers were chosen from the compilers' own output, Triton 3.6 and 3.9
 (`python -m benchmarks.kernels.codegen_report`, benchmarks/results/kernels_survey.csv): a
-configuration spills no registers in its loops (but on RDNA), fits into shared memory, has the next
-step's rows under way while it multiplies, and then takes few instructions per score and leaves
-room for other programs on its processor. Whoever has a GPU runs `python -m
-benchmarks.gpu.tune_kernels` and puts the rows that it prints into `MEASURED`, which goes before
-the rest.
+configuration spills no registers in its loops or hardly any (RDNA 3 and wide fp32 heads on CDNA
+apart), fits into shared memory, has the next step's rows under way while it multiplies, and then
+takes few instructions per score and leaves room for other programs on its processor. Whoever has a
+GPU runs `python -m benchmarks.gpu.tune_kernels` and puts the rows that it prints into `MEASURED`,
+which goes before the rest.
 """
 
 from __future__ import annotations
