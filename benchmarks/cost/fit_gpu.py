@@ -32,6 +32,7 @@ from benchmarks.cost.gpu_covers import Covered, covers
 from benchmarks.harness.options import positive
 from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import Row, RowFile
+from benchmarks.kernels.compiled_rows import kernels_fingerprint
 from benchmarks.predictions.call_model import (
     Side,
     backward_seconds,
@@ -240,7 +241,7 @@ def count(jobs: int) -> list[Row]:
         for spec in report.selection([arch], DIMS, ["bf16"]):
             if not spec.has_key_mask and not spec.has_dropout:
                 specs[report.identity(spec).__repr__()] = spec
-    made = {"triton": report.triton.__version__, "kernels": report.kernels_fingerprint()}
+    made = {"triton": report.triton.__version__, "kernels": kernels_fingerprint()}
     return [row | made for row in report.compile_all(list(specs.values()), jobs)]
 
 

@@ -31,10 +31,8 @@ not come to is a row that says so.
 from __future__ import annotations
 
 import argparse
-import ast
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -53,12 +51,13 @@ import torch
 import triton
 
 from benchmarks.harness.options import duration, positive
-from benchmarks.harness.origin import RESULTS, ROOT, origin
+from benchmarks.harness.origin import RESULTS, origin
 from benchmarks.harness.rows import RowFile
 from benchmarks.kernels.band import DTYPES
+from benchmarks.kernels.compiled_rows import is_bad, kernels_fingerprint
 from sparsebert.kernels import codegen
 from sparsebert.kernels.codegen import Code, Loop, Specialisation
-from sparsebert.kernels.configs import TILE_KERNELS, shared_limit
+from sparsebert.kernels.configs import TILE_KERNELS
 from sparsebert.tiles.format import HEIGHTS
 
 SURVEY = RESULTS / "kernels_survey.csv"
@@ -78,16 +77,6 @@ SURVEYED = (
 NEEDS_NEWER = ("sm103", "sm110", "sm121")
 """Architectures that the tools of Triton 3.6 do not know."""
 NOT_COMPILED = "not compiled: out of time"
-MOST_SPILLS = 1 / 500
-"""Of a program's instructions, those that move registers in its loops. So few cost less than the
-configurations that move none.
-"""
-
-_SOURCES = (
-    *("layout", "philox", "softmax", "primitives", "work_item"),
-    *TILE_KERNELS,
-    "merge",
-)
 
 
 def representative() -> list[Specialisation]:
@@ -189,14 +178,6 @@ def _of_loops(code: Code, number: Callable[[Loop], int | None]) -> str:
     return " / ".join("-" if value is None else str(value) for value in numbers)
 
 
-def is_bad(row: dict[str, Any]) -> bool:
-    """Whether it does not compile or fit, spills much in its loops, or has a hazard."""
-    if row["error"] or int(row["hazards"]) > 0:
-        return True
-    spills = int(row["loop_spills"]) > MOST_SPILLS * int(row["instructions"])
-    return spills or int(row["shared_bytes"]) > shared_limit(row["arch"])
-
-
 def as_line(row: dict[str, Any]) -> str:
     """One line of the printed table."""
     features = "".join(
@@ -222,19 +203,6 @@ HEADER = (
     "kernel  arch      tile rows    D  dtype    kd   m    n  w  s  max         regs  spill loop"
     "  shared /sm   tc   cp  per 1,000   flight barriers"
 )
-
-
-def kernels_fingerprint() -> str:
-    """A hash of what the kernels do: of their syntax trees without docstrings."""
-    digest = hashlib.sha256()
-    for name in _SOURCES:
-        tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            if documented and ast.get_docstring(node):
-                node.body = node.body[1:]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
 
 
 def compile_all(specs: list[Specialisation], jobs: int, end: float = math.inf) -> Any:

@@ -30,6 +30,7 @@ from benchmarks.harness.markdown import table
 from benchmarks.harness.options import positive
 from benchmarks.harness.origin import origin
 from benchmarks.harness.rows import Row, RowFile
+from benchmarks.kernels.compiled_rows import kernels_fingerprint
 from benchmarks.predictions.kernel_counts import STEPS
 from benchmarks.predictions.step_prediction import predicted_us
 from sparsebert.kernels.configs import TILE_KERNELS
@@ -58,7 +59,7 @@ def count(step: str, jobs: int) -> list[Row]:
     ]
     where = origin("cpu")
     made_from = {name: where[name] for name in ("commit", "tree", "date")}
-    made_from |= {"kernels": report.kernels_fingerprint(), "triton": report.triton.__version__}
+    made_from |= {"kernels": kernels_fingerprint(), "triton": report.triton.__version__}
     return [
         {**dict.fromkeys(_COLUMNS, ""), **row, **made_from, "step": step, "rows": spec.height}
         for spec, row in zip(specs, report.compile_all(specs, jobs), strict=True)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.cost import fit_gpu
 from benchmarks.cost.gpu_covers import Covered, covers
 from benchmarks.harness.rows import Row, RowFile
-from benchmarks.kernels.codegen_report import is_bad, kernels_fingerprint
+from benchmarks.kernels.compiled_rows import is_bad, kernels_fingerprint
 from benchmarks.predictions.call_model import (
     backward_seconds,
     call_of,

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks.kernels.codegen_report import is_bad
+from benchmarks.kernels.compiled_rows import is_bad
 from sparsebert.kernels.configs import LaunchConfig, launch_config, shared_limit
 from tests import ROOT
 
