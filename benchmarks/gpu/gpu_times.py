@@ -196,4 +196,9 @@ def _shares_kernels(row: Row, case: KernelCase, heights: set[int]) -> bool:
     same = (row["dim"], row["dtype"]) == (case.dim, case.dtype)
     if not same or row["features"] not in (PLAIN, GQA, LARGE):
         return False
-    return not row.get("heights") or not heights.isdisjoint(row["heights"])
+    its = row.get("heights")  # none if its plan runs dense
+    if its is None:  # it did not come so far as to say
+        if not row["plan"].isdigit():
+            return True
+        its = [int(row["plan"])]
+    return not heights.isdisjoint(its)

@@ -93,14 +93,21 @@ def test_the_last_verdict_counts(tmp_path, monkeypatch):
         (KernelCase("64", BAND, 300, 64, "bfloat16", "gqa"), [64], True),
         (KernelCase("64", BAND, 300, 64, "bfloat16", "large scores"), [64], True),
         (KernelCase(TIME, "fixed", 512, 64, "bfloat16", PLAIN), None, True),  # of unknown heights
+        (KernelCase(TIME, "dense, no diagonal", 512, 64, "bfloat16", PLAIN), [], False),  # torch's
         (KernelCase("16", BAND, 300, 64, "bfloat16", PLAIN), [16], False),
+        (KernelCase("16", BAND, 300, 64, "bfloat16", PLAIN), None, False),  # its process died
+        (KernelCase("64", BAND, 300, 64, "bfloat16", PLAIN), None, True),
         (KernelCase("64", BAND, 300, 32, "bfloat16", PLAIN), [64], False),
         (KernelCase("64", BAND, 300, 64, "float16", PLAIN), [64], False),
         (KernelCase("64", BAND, 300, 64, "bfloat16", "dropout"), [64], False),
     ],
 )
 def test_a_red_case_stops_timings_that_run_the_same_kernels(wrong, heights, stops):
-    row = wrong.row | {"passed": False, "why": "x"} | ({"heights": heights} if heights else {})
+    row = (
+        wrong.row
+        | {"passed": False, "why": "x"}
+        | ({} if heights is None else {"heights": heights})
+    )
     assert bool(gpu_times.why_not(STAR, [passing(STAR), row])) == stops
 
 
