@@ -23,7 +23,8 @@ A phase that ends early leaves its time to the others, one that overruns is kill
 finds plans wrong and none right, the run ends there: one fault in everything is soon found, and
 the time is left for the run after it. In every case new memory is filled with NaN, and every
 element must lie within its bound (`sparsebert.testing`). A timing is made only if its own plan was
-found right and no case that runs the same kernels was wrong; what was not made says why.
+found right and no case that runs the same kernels was wrong (`--anyway` asks for the former
+alone); what was not made says why.
 
 Every result is a row with its provenance, written as it comes to `gpu_check.jsonl` in `$OUT` or
 benchmarks/results/, so that a run that is cut short loses nothing. Started again with the same
@@ -46,7 +47,7 @@ from pathlib import Path
 
 from benchmarks.gpu import compile_cache
 from benchmarks.gpu.gpu_phases import Phase, Run
-from benchmarks.gpu.gpu_rows import BY_TIME, latest
+from benchmarks.gpu.gpu_rows import ANYWAY, BY_TIME, latest
 from benchmarks.gpu.gpu_summary import summary
 from benchmarks.harness.options import duration
 from benchmarks.harness.origin import ROOT, out_folder
@@ -91,7 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
         end=start + options.seconds - RESERVE,
         device="cpu" if options.smoke else "cuda",
         earlier=options.earlier,
-        environment=_INTERPRETED if options.smoke else _ONE_THREAD | compile_cache.environment(),
+        environment={
+            **(_INTERPRETED if options.smoke else _ONE_THREAD | compile_cache.environment()),
+            ANYWAY: str(int(options.anyway)),
+        },
     )
     try:
         status = _carry_out(run, options.phases, anyway=options.anyway)
@@ -120,7 +124,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--anyway",
         action="store_true",
-        help="go on though the tree is dirty, or of no known commit, or no plan is right",
+        help="go on though the tree is dirty, or of no known commit, or no plan is right; time "
+        "right plans whose kernels are red elsewhere, too (such rows are not for publishing)",
     )
     names = [phase.name for phase in PHASES]
     parser.add_argument("--phases", nargs="+", choices=names, default=names, metavar="PHASE")

@@ -49,18 +49,23 @@ def check_row(case: KernelCase, device: str = "cuda") -> Row:
 
     Raises LostDevice when no other case can run in this process.
     """
+    row = case.row
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return case.row | _checked(case, device)
+            mask, work, row["heights"] = _to_run(case, device)
+            return row | check_case(
+                mask, case.dim, getattr(torch, case.dtype), case.features, device, work,
+                case.heads, case.batch,
+            )  # fmt: skip
     except (named_masks.NoSuchMask, ImportError) as error:
-        return case.row | {"passed": None, "why": in_words(error)}
+        return row | {"passed": None, "why": in_words(error)}
     except Exception as error:  # the compiler's own errors have no common class
         if is_fatal(error):
             raise LostDevice(in_words(error)) from error
-        return case.row | {"passed": None if is_crowded(error) else False, "why": in_words(error)}
+        return row | {"passed": None if is_crowded(error) else False, "why": in_words(error)}
     finally:
         torch.use_deterministic_algorithms(False)
         if device == "cuda":
@@ -68,22 +73,16 @@ def check_row(case: KernelCase, device: str = "cuda") -> Row:
                 torch.cuda.empty_cache()  # other processes check beside this one
 
 
-def _checked(case: KernelCase, device: str) -> Row:
+def _to_run(case: KernelCase, device: str) -> tuple[sb.AttentionMask, Any, list[int]]:
+    """Its mask, what runs the mask, and the heights of the tiles that run."""
     if case.mask == BAND:
+        height = int(case.plan)
         mask = sb.AttentionMask.from_dense(torch.from_numpy(band(case.n, 40)))
-        work: Any = band_program(case.n, (int(case.plan),), half_width=40, parts=case.parts)
-        heights = [int(case.plan)]
-    else:
-        mask = named_masks.build(case.mask, case.n, case.heads)
-        work = _plan(mask, case.plan, case.dim, case.heads, device)
-        heights = heights_of(work)
-        if case.plan == AREA:
-            work = kernels.build_program(work)
-    found = check_case(
-        mask, case.dim, getattr(torch, case.dtype), case.features, device, work, case.heads,
-        case.batch,
-    )  # fmt: skip
-    return {"heights": heights, **found}
+        return mask, band_program(case.n, (height,), half_width=40, parts=case.parts), [height]
+    mask = named_masks.build(case.mask, case.n, case.heads)
+    plan = _plan(mask, case.plan, case.dim, case.heads, device)
+    work = kernels.build_program(plan) if case.plan == AREA else plan
+    return mask, work, heights_of(plan)
 
 
 @functools.lru_cache(maxsize=8)

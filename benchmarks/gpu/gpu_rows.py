@@ -15,6 +15,10 @@ IDENTITY = (
 """Columns that say what was checked or measured, not what was found."""
 BY_TIME = "by time"
 """In the column "plan": the compiler's plan for the card, as a user gets it."""
+ANYWAY = "GPU_CHECK_ANYWAY"
+"""The environment variable that, as "1", has right plans timed whose kernels are red elsewhere.
+Such rows say so in a column "despite", and are not for publishing.
+"""
 _ONE_A_PHASE = ("phase", "compile cache")
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 

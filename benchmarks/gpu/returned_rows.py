@@ -121,6 +121,9 @@ def _wrong(rows: Sequence[Row]) -> list[str]:
     wrong = [row for row in gate if row.get("passed") is False]
     if wrong:
         return [f"the gate is red, {len(wrong)} rows are wrong: {_shown(wrong)}"]
+    despite = [row for row in rows if row.get("despite")]
+    if despite:
+        return [f"{len(despite)} timings were made though others were red: {_shown(despite)}"]
     return [] if right else ["the gate found nothing right: it was not run, or cut off"]
 
 

@@ -72,6 +72,7 @@ def test_errors_of_a_case_are_told_apart(monkeypatch, error, passed):
     monkeypatch.setattr(gpu_correctness.kernels, "forward", fail)
     row = gpu_correctness.check_row(SMALL, "cpu")
     assert row["passed"] is passed and str(error) in row["why"]
+    assert row["heights"] == [int(SMALL.plan)]  # what shares its kernels is not timed
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_lost_gpu_that_cannot_free_its_memory_is_lost_all_the_same(monkeypatch
     def fail(*arguments):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(gpu_correctness, "_checked", fail)
+    monkeypatch.setattr(gpu_correctness, "check_case", fail)
     monkeypatch.setattr(torch.cuda, "empty_cache", fail)
     with pytest.raises(workers.LostDevice, match="illegal memory access"):
         gpu_correctness.check_row(SMALL, "cuda")

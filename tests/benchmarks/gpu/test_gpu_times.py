@@ -19,6 +19,7 @@ from benchmarks.attention.rivals import (
 from benchmarks.gpu import gpu_stopwatch, gpu_times
 from benchmarks.gpu.gpu_cases import BAND, PLAIN, TIME, KernelCase
 from benchmarks.gpu.gpu_record import Record
+from benchmarks.gpu.gpu_rows import ANYWAY, latest
 from benchmarks.gpu.gpu_times import Task, Timing
 from benchmarks.harness import workers
 from tests.benchmarks.gpu.phases_to_run import ORIGIN
@@ -39,9 +40,13 @@ def test_the_most_telling_timings_come_first():
     assert first == expected
 
 
+def record_of(tmp_path):
+    return Record(tmp_path / "rows.jsonl", {**ORIGIN, "run": "r"}, device="cpu")
+
+
 def timed(tmp_path, monkeypatch, rows, timings, seconds=100.0, run=None):
     """Whether each timing was made, else why not: of the rows that the phase adds."""
-    record = Record(tmp_path / "rows.jsonl", {**ORIGIN, "run": "r"}, device="cpu")
+    record = record_of(tmp_path)
     for row in rows:
         record.add(row)
     before = len(record.rows)
@@ -80,6 +85,24 @@ def test_a_red_case_stops_what_depends_on_it_and_nothing_else(tmp_path, monkeypa
     assert [f for f in found if f[0] == OURS] == [(OURS, red)] * 2 + [(OURS, True)] * 2
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_what_is_right_is_timed_anyway_where_that_is_asked_for(tmp_path, monkeypatch, own):
+    band = KernelCase("64", BAND, 300, 64, "bfloat16", "large scores").row
+    rows = [passing(STAR, passed=own, why=""), band | {"passed": False, "why": "1.1 x its bound"}]
+    monkeypatch.setenv(ANYWAY, "1")
+    found = timed(tmp_path, monkeypatch, rows, [STAR])
+    mine = [row for row in record_of(tmp_path).rows if row.get("contender") == OURS]
+    assert [row.get("ms_50") for row in mine] == [1.0 if own else None] * 2
+    assert all(("red in band" in row.get("despite", "")) is own for row in mine)
+    assert len(found) == 6
+    if own:
+        again = timed(tmp_path, monkeypatch, [], [STAR])
+        monkeypatch.delenv(ANYWAY)
+        at_last = timed(tmp_path, monkeypatch, [band | {"passed": True}], [STAR])
+        assert not again and len(at_last) == 6
+        assert not any("despite" in row for row in latest(record_of(tmp_path).rows).values())
+
+
 def test_the_last_verdict_counts(tmp_path, monkeypatch):
     rows = [passing(STAR, passed=False), passing(STAR)]
     assert (OURS, True) in timed(tmp_path, monkeypatch, rows, [STAR])
@@ -93,14 +116,21 @@ def test_the_last_verdict_counts(tmp_path, monkeypatch):
         (KernelCase("64", BAND, 300, 64, "bfloat16", "gqa"), [64], True),
         (KernelCase("64", BAND, 300, 64, "bfloat16", "large scores"), [64], True),
         (KernelCase(TIME, "fixed", 512, 64, "bfloat16", PLAIN), None, True),  # of unknown heights
+        (KernelCase(TIME, "dense, no diagonal", 512, 64, "bfloat16", PLAIN), [], False),  # torch's
         (KernelCase("16", BAND, 300, 64, "bfloat16", PLAIN), [16], False),
+        (KernelCase("16", BAND, 300, 64, "bfloat16", PLAIN), None, False),  # its process died
+        (KernelCase("64", BAND, 300, 64, "bfloat16", PLAIN), None, True),
         (KernelCase("64", BAND, 300, 32, "bfloat16", PLAIN), [64], False),
         (KernelCase("64", BAND, 300, 64, "float16", PLAIN), [64], False),
         (KernelCase("64", BAND, 300, 64, "bfloat16", "dropout"), [64], False),
     ],
 )
 def test_a_red_case_stops_timings_that_run_the_same_kernels(wrong, heights, stops):
-    row = wrong.row | {"passed": False, "why": "x"} | ({"heights": heights} if heights else {})
+    row = (
+        wrong.row
+        | {"passed": False, "why": "x"}
+        | ({} if heights is None else {"heights": heights})
+    )
     assert bool(gpu_times.why_not(STAR, [passing(STAR), row])) == stops
 
 

@@ -213,6 +213,7 @@ def test_rows_without_provenance_are_refused(tmp_path, scratch, name, value):
         (10, {"commit": "1111111"}, "several runs: commit"),
         (10, {"processor": "NVIDIA H200"}, "several runs: processor"),
         (3, {"passed": False, "why": "o is wrong"}, "the gate is red, 1 rows.*star"),
+        (10, {"despite": "red in band"}, "1 timings were made though others were red"),
         (1, {"capability": ""}, "no row of a machine"),
         (1, {"passed": None}, "no row of a machine"),
     ],
