@@ -44,8 +44,10 @@ class Record:
         self.phase, self.device = phase, device
         self.jobs = max(1, min(MOST_JOBS, (os.cpu_count() or 1) - 1))
         self.is_complete = True
-        files = [RowFile(earlier)] if earlier is not None and earlier != path else []
-        found = [row for file in (*files, self.file) for row in _rows_of(file)]
+        before = _rows_of(RowFile(earlier)) if earlier is not None and earlier != path else []
+        # An earlier file may be where this run's rows are copied to, see `gpu_check.KEPT`.
+        before = [row for row in before if row.get("run") != self.file.origin.get("run")]
+        found = before + _rows_of(self.file)
         self.rows = [row for row in found if counts(row, self.file.origin)]
         self.file.append([])  # a folder that cannot be written to is an error now, not later
 
