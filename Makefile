@@ -93,7 +93,9 @@ gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with P
 	$(PYTHON) -m benchmarks.gpu.gpu_check $(GPU_ARGS)
 
 gpu-again:  ## what a first run left, in 4 minutes: make gpu-again FROM=out/gpu_check.jsonl
-	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 $(addprefix --from ,$(FROM)) $(GPU_ARGS)
+	@test -n "$(FROM)" || { echo "make gpu-again: say FROM=FILE, the rows of the first run," \
+	  "such as FROM=out/gpu_check.jsonl" >&2; exit 2; }
+	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 --from "$(FROM)" $(GPU_ARGS)
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist kernels/cpu/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,13 +28,14 @@ Every result is a row with its provenance, written as it comes to `gpu_check.jso
 benchmarks/results/, so that a run that is cut short loses nothing. Started again with the same
 file, or with it as `--from`, on such a machine, by the same versions and commit, it goes on: what
 was wrong first, then what is missing, and complete phases are left out. The exit status is 1 for
-wrong results alone, 2 where no GPU answers.
+wrong results alone, 2 where no GPU answers or an option is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import signal
 import sys
 import time
@@ -43,10 +44,12 @@ from pathlib import Path
 
 from benchmarks.gpu import compile_cache
 from benchmarks.gpu.gpu_phases import Phase, Run
+from benchmarks.gpu.gpu_record import rows_of
 from benchmarks.gpu.gpu_rows import latest
 from benchmarks.gpu.gpu_summary import summary
 from benchmarks.harness.options import duration
 from benchmarks.harness.origin import out_folder
+from benchmarks.harness.rows import RowFile
 
 SECONDS = 540.0
 RESERVE = 9.0
@@ -77,10 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     options = _options(arguments)
     signal.signal(signal.SIGTERM, _stop)
-    name = "gpu_check_smoke.jsonl" if options.smoke else "gpu_check.jsonl"
     run = Run(
         [MACHINE, *PHASES],
-        out_folder() / name,
+        options.rows,
         {"run": datetime.datetime.now().isoformat(timespec="seconds")},
         end=start + options.seconds - RESERVE,
         device="cpu" if options.smoke else "cuda",
@@ -114,9 +116,32 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     names = [phase.name for phase in PHASES]
     parser.add_argument("--phases", nargs="+", choices=names, default=names, metavar="PHASE")
     options = parser.parse_args(arguments)
-    if options.earlier is not None and not options.earlier.is_file():
-        parser.error(f"--from: there is no file {options.earlier}")
+    if options.earlier is not None:
+        if not options.earlier.is_file():
+            parser.error(f"--from: there is no file {options.earlier}")
+        if not _holds_rows(options.earlier):
+            parser.error(
+                f"--from: {options.earlier} holds no row of a run; give the gpu_check.jsonl that "
+                f"came back, or leave --from out"
+            )
+    name = "gpu_check_smoke.jsonl" if options.smoke else "gpu_check.jsonl"
+    options.rows = out_folder() / name
+    try:
+        RowFile(options.rows).append([])
+    except OSError as error:
+        where = f"{out_folder()}, which is $OUT" if os.environ.get("OUT") else out_folder()
+        parser.error(
+            f"rows cannot be written to {where}: {error.strerror}; let OUT be a folder that can "
+            f"be written to"
+        )
     return options
+
+
+def _holds_rows(path: Path) -> bool:
+    try:
+        return bool(rows_of(RowFile(path)))
+    except UnicodeDecodeError:
+        return False
 
 
 def _carry_out(run: Run, chosen: Sequence[str]) -> int:

@@ -45,7 +45,7 @@ class Record:
         self.jobs = max(1, min(MOST_JOBS, (os.cpu_count() or 1) - 1))
         self.is_complete = True
         files = [RowFile(earlier)] if earlier is not None and earlier != path else []
-        found = [row for file in (*files, self.file) for row in _rows_of(file)]
+        found = [row for file in (*files, self.file) for row in rows_of(file)]
         self.rows = [row for row in found if counts(row, self.file.origin)]
         self.file.append([])  # a folder that cannot be written to is an error now, not later
 
@@ -83,7 +83,8 @@ def counts(row: Row, origin: Mapping[str, str]) -> bool:
     return all(row.get(name) == origin.get(name) for name in SAME)
 
 
-def _rows_of(file: RowFile) -> list[Row]:
+def rows_of(file: RowFile) -> list[Row]:
+    """The rows of a run in a file; none of one that is not there."""
     try:
         return [row for row in file.read() if isinstance(row, dict) and "check" in row]
     except FileNotFoundError:
