@@ -94,7 +94,9 @@ gpu:  ## check the Triton kernels on a GPU, then time them, in 9 minutes, with P
 	$(PYTHON) -m benchmarks.gpu.gpu_check $(GPU_ARGS)
 
 gpu-again:  ## what a first run left, in 4 minutes; elsewhere: make gpu-again FROM=out/gpu_check.jsonl
-	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 $(addprefix --from ,$(or $(FROM),$(wildcard $(KEPT)))) $(GPU_ARGS)
+	@test -n "$(or $(FROM),$(wildcard $(KEPT)))" || { echo "make gpu-again: no first run left rows in" \
+	  "$(KEPT); name them, such as FROM=out/gpu_check.jsonl" >&2; exit 2; }
+	$(PYTHON) -m benchmarks.gpu.gpu_check --seconds 240 --from "$(or $(FROM),$(KEPT))" $(GPU_ARGS)
 
 clean:  ## remove results, build artefacts and caches
 	rm -rf out build dist kernels/cpu/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

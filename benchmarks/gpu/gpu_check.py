@@ -31,7 +31,8 @@ benchmarks/results/, so that a run that is cut short loses nothing. Started agai
 file, or with it as `--from`, on such a machine, by the same versions and commit, it goes on: what
 was wrong first, then what is missing, and complete phases are left out. For a second call before
 which $OUT is emptied, a copy of the rows stays in build/gpu_check.jsonl. The exit status is 1 for
-wrong results alone, 2 where no GPU answers or the tree is not clean (see --anyway).
+wrong results alone, 2 where no GPU answers, an option is wrong or the tree is not clean (see
+--anyway).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import os
 import signal
 import sys
 import time
@@ -47,6 +49,7 @@ from pathlib import Path
 
 from benchmarks.gpu import compile_cache
 from benchmarks.gpu.gpu_phases import Phase, Run
+from benchmarks.gpu.gpu_record import rows_of
 from benchmarks.gpu.gpu_rows import ANYWAY, BY_TIME, latest
 from benchmarks.gpu.gpu_summary import summary
 from benchmarks.harness.options import duration
@@ -84,10 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     options = _options(arguments)
     signal.signal(signal.SIGTERM, _stop)
-    name = "gpu_check_smoke.jsonl" if options.smoke else "gpu_check.jsonl"
     run = Run(
         [MACHINE, *PHASES],
-        out_folder() / name,
+        options.rows,
         {"run": datetime.datetime.now().isoformat(timespec="seconds")},
         end=start + options.seconds - RESERVE,
         device="cpu" if options.smoke else "cuda",
@@ -130,9 +132,32 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     names = [phase.name for phase in PHASES]
     parser.add_argument("--phases", nargs="+", choices=names, default=names, metavar="PHASE")
     options = parser.parse_args(arguments)
-    if options.earlier is not None and not options.earlier.is_file():
-        parser.error(f"--from: there is no file {options.earlier}")
+    if options.earlier is not None:
+        if not options.earlier.is_file():
+            parser.error(f"--from: there is no file {options.earlier}")
+        if not _holds_rows(options.earlier):
+            parser.error(
+                f"--from: {options.earlier} holds no row of a run; give the gpu_check.jsonl that "
+                f"came back, or leave --from out"
+            )
+    name = "gpu_check_smoke.jsonl" if options.smoke else "gpu_check.jsonl"
+    options.rows = out_folder() / name
+    try:
+        RowFile(options.rows).append([])
+    except OSError as error:
+        where = f"{out_folder()}, which is $OUT" if os.environ.get("OUT") else out_folder()
+        parser.error(
+            f"rows cannot be written to {where}: {error.strerror}; let OUT be a folder that can "
+            f"be written to"
+        )
     return options
+
+
+def _holds_rows(path: Path) -> bool:
+    try:
+        return bool(rows_of(RowFile(path)))
+    except UnicodeDecodeError:
+        return False
 
 
 def _carry_out(run: Run, chosen: Sequence[str], *, anyway: bool) -> int:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 
 import torch
 
@@ -39,6 +40,9 @@ def machine(seconds: float, record: Record) -> None:
     elif not torch.cuda.is_available():
         record.add(row | {"passed": None, "why": "no CUDA or ROCm device"})
     else:
+        if (found := float(torch.ones(1000, device="cuda").sum())) != 1000.0:
+            record.add(row | {"passed": None, "why": f"the GPU adds 1,000 ones to {found}"})
+            return
         record.add(row | {"passed": True} | _card() | _nvidia_smi())
 
 
@@ -50,20 +54,26 @@ def _version(package: str) -> str:
 
 
 def _card() -> Row:
+    """What torch says of the GPU; what it cannot say is None, for a run can do without."""
     about = torch.cuda.get_device_properties(0)
-    free, _ = torch.cuda.mem_get_info(0)
-    # It answers only if it computes something, too.
-    assert float(torch.ones(1000, device="cuda").sum()) == 1000.0
-    return {
-        "gpus": torch.cuda.device_count(),
-        "capability": f"{about.major}.{about.minor}",
-        "processors": about.multi_processor_count,
-        "memory_gb": round(about.total_memory / 1e9, 1),
-        "free_gb": round(free / 1e9, 1),
-        "l2_mb": round(about.L2_cache_size / 2**20, 1),
-        "cuda": torch.version.cuda or torch.version.hip,
-        "cudnn": torch.backends.cudnn.version(),
+    facts: dict[str, Callable[[], object]] = {
+        "gpus": torch.cuda.device_count,
+        "capability": lambda: f"{about.major}.{about.minor}",
+        "processors": lambda: about.multi_processor_count,
+        "memory_gb": lambda: round(about.total_memory / 1e9, 1),
+        "free_gb": lambda: round(torch.cuda.mem_get_info(0)[0] / 1e9, 1),
+        "l2_mb": lambda: round(about.L2_cache_size / 2**20, 1),
+        "cuda": lambda: torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version,
     }
+    return {name: _or_none(fact) for name, fact in facts.items()}
+
+
+def _or_none(fact: Callable[[], object]) -> object:
+    try:
+        return fact()
+    except Exception:  # such as a cuDNN that is not the one torch was built with
+        return None
 
 
 def _nvidia_smi() -> Row:
@@ -73,5 +83,5 @@ def _nvidia_smi() -> Row:
         said = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    first = said.stdout.splitlines()[0].split(", ")
-    return dict(zip(_NVIDIA_SMI.split(","), first, strict=False))
+    values = said.stdout.partition("\n")[0].split(", ")
+    return dict(zip(_NVIDIA_SMI.split(","), values, strict=False))

@@ -167,7 +167,8 @@ class Run:
     def _complete_origin(self) -> None:
         if "commit" not in self.origin:
             for row in self.record().rows:
-                if row["check"] == "machine" and row["run"] == self.origin["run"]:
+                mine = row["check"] == "machine" and row["run"] == self.origin["run"]
+                if mine and "commit" in row:  # else the phase failed before it knew
                     self.origin |= {name: row[name] for name in (*COLUMNS, "triton")}
 
 

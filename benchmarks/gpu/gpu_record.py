@@ -44,10 +44,10 @@ class Record:
         self.phase, self.device = phase, device
         self.jobs = max(1, min(MOST_JOBS, (os.cpu_count() or 1) - 1))
         self.is_complete = True
-        before = _rows_of(RowFile(earlier)) if earlier is not None and earlier != path else []
+        before = rows_of(RowFile(earlier)) if earlier is not None and earlier != path else []
         # An earlier file may be where this run's rows are copied to, see `gpu_check.KEPT`.
         before = [row for row in before if row.get("run") != self.file.origin.get("run")]
-        found = before + _rows_of(self.file)
+        found = before + rows_of(self.file)
         self.rows = [row for row in found if counts(row, self.file.origin)]
         self.file.append([])  # a folder that cannot be written to is an error now, not later
 
@@ -85,7 +85,8 @@ def counts(row: Row, origin: Mapping[str, str]) -> bool:
     return all(row.get(name) == origin.get(name) for name in SAME)
 
 
-def _rows_of(file: RowFile) -> list[Row]:
+def rows_of(file: RowFile) -> list[Row]:
+    """The rows of a run in a file; none of one that is not there."""
     try:
         return [row for row in file.read() if isinstance(row, dict) and "check" in row]
     except FileNotFoundError:

@@ -31,8 +31,12 @@ class Refused(ValueError):
 def read(folder: Path) -> list[Row]:
     """The last row about each thing, of all JSON lines in a folder, in the order of the runs.
 
-    Raises FileNotFoundError if there are no such files.
+    Raises FileNotFoundError if there are no such files, NotADirectoryError for one of them.
     """
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file; give the folder that came back, such as {folder.parent}"
+        )
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         raise FileNotFoundError(f"{folder}: no *.jsonl there; give the folder that came back")

@@ -46,8 +46,8 @@ def take(folder: Path, results: Path, readme: Path) -> list[str]:
         results: where CSV files, report and plots go.
         readme: the file with the marks of `gpu_readme`.
 
-    Raises Refused, FileNotFoundError, or ValueError for a file without marks, and has then written
-    nothing.
+    Raises Refused, FileNotFoundError, NotADirectoryError, or ValueError for a file without marks,
+    and has then written nothing.
     """
     gpu_readme.around(readme)
     in_repository = any(ROOT in path.resolve().parents for path in (results / REPORT, readme))
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give the FOLDER that came back, or --report")
     try:
         print("\n".join(take(options.folder, results, readme)))
-    except (returned_rows.Refused, FileNotFoundError) as error:
+    except (returned_rows.Refused, FileNotFoundError, NotADirectoryError) as error:
         print(f"take_results: refused\n{error}", file=sys.stderr)
         return 1
     return 0

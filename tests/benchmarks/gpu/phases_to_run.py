@@ -15,9 +15,9 @@ ORIGIN = {
 }  # fmt: skip
 
 
-def phase(name, seconds=1.0, **options):
-    """The phase that is the function of this name here."""
-    return Phase(name, seconds, f"{MODULE}:{name}", **options)
+def phase(name, seconds=1.0, function="", **options):
+    """The phase that is the function of this name here, or another of them."""
+    return Phase(name, seconds, f"{MODULE}:{function or name}", **options)
 
 
 def run_of(phases, folder, *, seconds, run="first", origin=ORIGIN, earlier=None):

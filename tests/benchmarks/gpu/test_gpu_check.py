@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from benchmarks.gpu import gpu_check
@@ -74,12 +77,69 @@ def test_a_run_keeps_to_its_seconds(tmp_path):
     }  # fmt: skip
 
 
-def test_without_a_gpu_it_says_so_at_once(tmp_path, monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_at_once(tmp_path):
     process = start(tmp_path)
     said = process.communicate(timeout=60)[0]
-    if process.returncode != 2:
-        pytest.skip("there is one")
-    assert "no CUDA or ROCm device" in said
+    assert process.returncode == 2
+    assert "no CUDA or ROCm device" in said and said.count("not run") == 1
+
+
+@pytest.mark.parametrize("name", ["raises", "loses", "dies"])
+def test_a_machine_that_cannot_be_asked_is_no_gpu(tmp_path, monkeypatch, capfd, name):
+    """Not status 1, which says that results are wrong."""
+    stand_in = phases_to_run.phase("machine", 10.0, function=name, limit=60.0)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(gpu_check, "MACHINE", stand_in)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert gpu_check.main([]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    said = capfd.readouterr().out
+    whys = {"raises": "no such thing here", "loses": "illegal memory", "dies": "no answer"}
+    assert re.search(f"gpu_check: .*{whys[name]}", said) and "rows, in" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", "holds no row"), ("[1]\n{}\nhalf a", "holds no row"), (None, "there is no file")],
+)
+def test_a_file_to_go_on_from_must_hold_rows(tmp_path, monkeypatch, capsys, text, why):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    file = tmp_path / "earlier.jsonl"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main(["--from", str(file)])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "--from" in said and why in said and str(file) in said
+
+
+def test_rows_that_have_nowhere_to_go_are_an_error_that_names_the_folder(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OUT", str(tmp_path / "file" / "folder"))
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main(["--smoke"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "$OUT" in said and str(tmp_path / "file" / "folder") in said
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
+def test_make_gpu_again_wants_the_rows_to_go_on_from():
+    done = subprocess.run(
+        ["make", "gpu-again", "PYTHON=echo"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "FROM" in done.stderr and "gpu_check " not in done.stdout
+    done = subprocess.run(
+        ["make", "gpu-again", "PYTHON=echo", "FROM=a.jsonl"], cwd=ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "--from a.jsonl" in done.stdout
 
 
 def test_the_phases_fill_nine_minutes_in_the_order_of_the_table():
