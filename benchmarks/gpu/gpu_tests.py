@@ -16,6 +16,7 @@ from typing import IO, Any
 from benchmarks.gpu import pytest_rows
 from benchmarks.gpu.gpu_record import Record
 from benchmarks.gpu.gpu_rows import latest
+from benchmarks.harness.errors import is_crowded
 from benchmarks.harness.origin import CARRIED, ROOT
 from benchmarks.harness.rows import Row
 from benchmarks.harness.sessions import kill_group
@@ -47,7 +48,10 @@ def run_tests(record: Record, end: float) -> None:
     with tempfile.TemporaryFile() as said:
         before = len(record.rows)
         status = _run_pytest(_command(passed, record.jobs), said, record, end)
-        if status in _GREEN:
+        crowded = any(is_crowded(row.get("why", "")) for row in record.rows[before:])
+        if status in _GREEN and crowded:
+            record.add(_about_tests("some found no memory"))
+        elif status in _GREEN:
             record.add({"check": "tests", "passed": True})
         elif status == _FAILED and len(record.rows) > before:
             record.add(_about_tests("some failed or could not run"))

@@ -29,17 +29,19 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 def pytest_runtest_logreport(report: Any) -> None:
     """A test is done, or could not begin.
 
-    It is wrong if it failed in its own body, but for memory that others had taken.
+    It is wrong if it failed in its own body, but for memory that others had taken. One that was
+    skipped is done with, but for that reason.
     """
     if report.when == "teardown" or (report.when == "setup" and report.passed):
         return
     why = "" if report.passed else _reason(report)
-    wrong = report.failed and report.when == "call" and not is_crowded(why)
+    crowded = is_crowded(why)
+    wrong = report.failed and report.when == "call" and not crowded
     row: dict[str, Any] = {
         "test": report.nodeid,
         "passed": True if report.passed else False if wrong else None,
         "seconds": round(report.duration, 2),
-        "final": report.skipped,
+        "final": report.skipped and not crowded,
     }
     _tell(row | ({"why": why} if why else {}))
 

@@ -133,6 +133,7 @@ def test_right(): pass
 def test_wrong(): assert 1 == 2, "it is not"
 @pytest.mark.skip(reason="one device only")
 def test_skipped(): pass
+def test_large(): pytest.skip("out of memory: needs 34.4 GB")
 @pytest.fixture
 def broken(): raise RuntimeError("no fixture")
 def test_not_set_up(broken): pass
@@ -144,6 +145,7 @@ def test_never(): pass
 
 def pytest_rows(tmp_path, monkeypatch, seconds, *options, text=TESTS):
     """The rows of these tests, by the test's name."""
+    tmp_path.mkdir(exist_ok=True)
     file = tmp_path / "test_made_up.py"
     file.write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.pytest_rows"]
@@ -164,7 +166,7 @@ def test_each_test_is_a_row_at_once_and_a_hanging_one_costs_those_behind_it(tmp_
     verdicts = {name: row["passed"] for name, row in rows.items()}
     assert verdicts == {
         "test_right": True, "test_wrong": False, "test_skipped": None, "test_not_set_up": None,
-        "test_crowded": None, "test_hangs": None, "tests": None,
+        "test_large": None, "test_crowded": None, "test_hangs": None, "tests": None,
     }  # fmt: skip
     assert "it is not" in rows["test_wrong"]["why"]
     assert rows["test_skipped"]["why"].endswith("one device only")
@@ -197,6 +199,14 @@ def test_a_process_that_lost_its_gpu_makes_no_other_test_wrong(tmp_path, monkeyp
     verdicts = [rows[f"test_behind[{number}]"]["passed"] for number in range(4)]
     assert rows["test_loses_it"]["passed"] is False
     assert verdicts == [None, True, True, True]  # the first did not run: it is done again
+
+
+def test_a_test_that_found_no_memory_is_run_again(tmp_path, monkeypatch):
+    """One that was skipped for another reason is not: another run would not get further."""
+    rows = pytest_rows(tmp_path, monkeypatch, 60.0, "-k", "right or large or skipped")
+    assert rows["tests"]["passed"] is None and "no memory" in rows["tests"]["why"]
+    rows = pytest_rows(tmp_path / "b", monkeypatch, 60.0, "-k", "right or skipped")
+    assert rows["tests"]["passed"] is True
 
 
 def test_a_pytest_that_does_not_run_says_why(tmp_path, monkeypatch):

@@ -323,6 +323,14 @@ def test_an_empty_folder_is_an_error(tmp_path, capsys):
     assert "no *.jsonl" in capsys.readouterr().err
 
 
+def test_a_file_in_place_of_its_folder_is_an_error_that_says_so(tmp_path, capsys):
+    folder = written(tmp_path / "back", made_up_rows())
+    (file,) = folder.glob("*.jsonl")
+    assert take_results.main([str(file)]) == 1
+    said = capsys.readouterr().err
+    assert f"{file} is a file; give the folder" in said and str(folder) in said
+
+
 def test_csv_files_hold_what_was_measured(tmp_path, scratch):
     take(tmp_path, scratch, made_up_rows())
     with (scratch[0] / "gpu_times.csv").open() as file:
