@@ -126,7 +126,7 @@ def timings(seconds: float, record: Record) -> None:
     wanted = smoke_timings() if record.device == "cpu" else all_timings()
     refused = {timing: why_not(timing, record.rows) for timing in wanted}
     despite: dict[Timing, str] = {}
-    if os.environ.get(ANYWAY) == "1":
+    if _anyway():
         despite = {t: why for t, why in refused.items() if why and _own_is_right(t, record.rows)}
         refused |= dict.fromkeys(despite, "")
     for timing, direction in missing(wanted, record):
@@ -160,11 +160,10 @@ def missing(wanted: Iterable[Timing], record: Record) -> list[tuple[Timing, str]
     but where such are asked for.
     """
     last = latest(record.rows)
-    anyway = os.environ.get(ANYWAY) == "1"
 
     def is_made(timing: Timing, direction: str) -> bool:
         row = last.get(identity(timing.row | {"direction": direction}), {})
-        return "ms_50" in row and (anyway or "despite" not in row)
+        return "ms_50" in row and (_anyway() or "despite" not in row)
 
     return [
         (timing, direction)
@@ -202,6 +201,10 @@ def why_not(timing: Timing, rows: Iterable[Row]) -> str:
             what = f"{row['mask']}, N = {row['n']}, plan {row['plan']}, {row['features']}"
             return f"not timed: red in {what}"
     return ""
+
+
+def _anyway() -> bool:
+    return os.environ.get(ANYWAY) == "1"
 
 
 def _own_is_right(timing: Timing, rows: Iterable[Row]) -> bool:

@@ -296,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     bad = sum(map(is_bad, rows))
     print(
         f"Triton {triton.__version__}: {len(rows)} specialisations, {bad} of them do not compile, "
-        "do not fit, spill much in a loop or have a hazard"
+        "do not fit, spill in a loop or have a hazard"
     )
     return 1 if bad else 0
 

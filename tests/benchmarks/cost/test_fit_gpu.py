@@ -8,7 +8,7 @@ import pytest
 from benchmarks.cost import fit_gpu
 from benchmarks.cost.gpu_covers import Covered, covers
 from benchmarks.harness.rows import Row, RowFile
-from benchmarks.kernels.compiled_rows import is_bad, kernels_fingerprint
+from benchmarks.kernels.compiled_rows import kernels_fingerprint
 from benchmarks.predictions.call_model import (
     backward_seconds,
     call_of,
@@ -132,10 +132,15 @@ def test_the_counts_are_of_the_kernels_that_ship(counted: list[Row]) -> None:
 
 
 def test_no_height_that_is_offered_spills_in_its_loops(counted: list[Row]) -> None:
-    """So the search need not leave any out, for D of 64 and 128 in 16 bits without a key mask."""
+    """So the search need not leave any out, for D of 64 and 128 in 16 bits without a key mask.
+
+    But for one instruction of dk/dv with 64 rows on sm_80: what spills none takes a quarter more.
+    """
     assert {row["arch"] for row in counted} == set(BY_ARCH)
     for row in counted:
-        assert not is_bad(row), row
+        one = (row["kernel"], row["arch"], row["rows"], row["head_dim"])
+        spills = 1 if one == ("dkdv", "sm80", "64 128", "64") else 0
+        assert row["error"] == "" and int(row["loop_spills"]) == spills, row
     for target in BY_ARCH:
         for dim in fit_gpu.DIMS:
             heights = {height for _, height in current_counts(target, dim)}

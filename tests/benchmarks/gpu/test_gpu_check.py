@@ -130,16 +130,16 @@ def test_rows_that_have_nowhere_to_go_are_an_error_that_names_the_folder(
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
-def test_make_gpu_again_wants_the_rows_to_go_on_from():
-    done = subprocess.run(
-        ["make", "gpu-again", "PYTHON=echo"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_make_gpu_again_wants_the_rows_to_go_on_from(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    command = ["make", "gpu-again", "PYTHON=echo", f"KEPT={kept}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "FROM" in done.stderr and "gpu_check " not in done.stdout
-    done = subprocess.run(
-        ["make", "gpu-again", "PYTHON=echo", "FROM=a.jsonl"], cwd=ROOT, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    done = subprocess.run([*command, "FROM=a.jsonl"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--from a.jsonl" in done.stdout
+    kept.touch()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and f"--from {kept}" in done.stdout
 
 
 def test_the_phases_fill_nine_minutes_in_the_order_of_the_table():
