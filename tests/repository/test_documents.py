@@ -22,11 +22,13 @@ from tests.compiler.plans import singles_plan, tiles_plan
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMPILER = (ROOT / "docs" / "compiler.md").read_text(encoding="utf-8")
 LEARNING = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
+THEORY = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
 PAGES = {
     "README.md": README,
     "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     "docs/compiler.md": COMPILER,
     "docs/learning.md": LEARNING,
+    "docs/theory.md": THEORY,
     "docs/cpu_kernels.md": (ROOT / "docs" / "cpu_kernels.md").read_text(encoding="utf-8"),
     "docs/gpu_kernels.md": (ROOT / "docs" / "gpu_kernels.md").read_text(encoding="utf-8"),
     "benchmarks/README.md": (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"),
@@ -109,6 +111,18 @@ total_steps, batches = 1, [{"input_ids": ids, "labels": ids}]
     assert run.returncode == 0, run.stderr
     assert "MasksNotSavedWarning" not in run.stderr
     assert (tmp_path / "folder" / "sparsebert_masks.safetensors").is_file()
+
+
+def test_the_blocks_of_the_page_on_theory_run() -> None:
+    for block in blocks(THEORY, "python"):
+        exec(block, {})
+
+
+def test_the_tests_that_the_page_on_theory_names_are_there() -> None:
+    files = (ROOT / "tests" / "theory").glob("test_*.py")
+    code = "".join(file.read_text(encoding="utf-8") for file in files)
+    for name in re.findall(r"`(test_\w+)`", THEORY):
+        assert f"def {name}(" in code, name
 
 
 def test_every_command_that_a_page_names_is_there() -> None:
