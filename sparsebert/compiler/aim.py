@@ -132,9 +132,16 @@ class Aim:
         self, q_len: int, kv_len: int
     ) -> Callable[[np.ndarray, Callable[[], None]], Cover]:
         """The search for the cover of one head's bits."""
-        by_area, model = self.objective == "area", self.model
         if self.singles:
-            groups: GroupPricing = GroupArea() if by_area else GroupTime(model, q_len, kv_len)
+            groups = self.group_pricing(q_len, kv_len)
             return lambda packed, go_on: best_groups(packed, kv_len, groups, go_on)
-        pricing: Pricing = Area() if by_area else Time(model, q_len, kv_len)
+        pricing = self.pricing(q_len, kv_len)
         return lambda packed, go_on: best_cover(packed, kv_len, pricing, go_on)
+
+    def pricing(self, q_len: int, kv_len: int) -> Pricing:
+        """The prices of tiles, where no entries stand alone."""
+        return Area() if self.objective == "area" else Time(self.model, q_len, kv_len)
+
+    def group_pricing(self, q_len: int, kv_len: int) -> GroupPricing:
+        """The prices of tiles and of entries that stand alone."""
+        return GroupArea() if self.objective == "area" else GroupTime(self.model, q_len, kv_len)

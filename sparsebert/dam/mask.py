@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sparsebert.dam.binarize import binary_mask
 from sparsebert.dam.penalties import KINDS, executed_area
+from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.dam.structure import STRUCTURES, Layout, parameter_index
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
@@ -115,7 +116,7 @@ class DifferentiableAttentionMask(nn.Module):
         )
         self.hard = bool(hard)
         self.noise = bool(noise)
-        index = torch.from_numpy(parameter_index(self._layout))
+        index = torch.from_numpy(parameter_index(self.layout))
         count = int(index.max()) + 1
         shape = (self.num_layers, self.num_heads, count)
         start = math.log(init_probability / (1.0 - init_probability))
@@ -139,7 +140,8 @@ class DifferentiableAttentionMask(nn.Module):
         self._last: torch.Tensor | None = None
 
     @property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """How the positions of a head share parameters."""
         return Layout(self.structure, self.seq_len, self.symmetric, self.block_size)
 
     def set_temperature(self, temperature: float) -> None:
@@ -251,6 +253,7 @@ class DifferentiableAttentionMask(nn.Module):
         *,
         sample: torch.Tensor | None = None,
         tile_rows: int = 16,
+        tiles: PricedTiles | None = None,
         reduction: str = "sum",
     ) -> torch.Tensor:
         """What to add to the loss, times a weight, to make the mask sparse.
@@ -259,15 +262,18 @@ class DifferentiableAttentionMask(nn.Module):
             kind: "l1", the paper's norm of the sampled mask; "expected_l1", its expectation, the
                 sum of the probabilities; "executed_area", the expected number of scores that
                 tiles of `tile_rows` rows compute, in which a column costs a tile
-                1 - prod over its rows of (1 - probability), times its rows.
+                1 - prod over its rows of (1 - probability), times its rows; "plan", what the mask
+                is expected to cost in the `tiles` of a plan, see `PricedTiles`.
             sample: for "l1": the mask [L, H, n, n] to count; None takes the one that `forward`
                 used last.
             tile_rows: for "executed_area": rows of a tile, consecutive.
+            tiles: for "plan": of this mask's shape, see `MaskSearch`, which makes them.
             reduction: "sum" over layers, heads and positions, as in the paper, or "mean", a
                 share of the L * H * N * N scores.
 
         Raises:
-            ValueError: an unknown kind or reduction; "l1" before any forward pass.
+            ValueError: an unknown kind or reduction; "l1" before any forward pass; "plan" without
+                tiles.
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(
@@ -277,12 +283,21 @@ class DifferentiableAttentionMask(nn.Module):
             raise ValueError(f"{_NAME}.penalty: kind must be one of {KINDS}, got {kind!r}")
         if sample is not None and kind != "l1":
             raise ValueError(f"{_NAME}.penalty: kind={kind!r} takes no sample; only 'l1' does")
+        if (kind == "plan") != (tiles is not None):
+            raise ValueError(
+                f"{_NAME}.penalty: kind={kind!r} with tiles={type(tiles).__name__}; the kind "
+                "'plan' needs the tiles of a plan, the others take none (MaskSearch(dam, ..., "
+                "penalty='plan') makes them)"
+            )
         size = self.num_layers * self.num_heads * self.seq_len**2
-        if kind == "executed_area":
+        if kind in ("executed_area", "plan"):
             tile_rows = checks.integer(f"{_NAME}.penalty", "tile_rows", tile_rows, 1)
             # log(1 - sigmoid(alpha)), without 1 - p, which would round to 0 for sure positions.
             log_dropped = self.expand(functional.logsigmoid(-self.alpha))
-            total = executed_area(log_dropped, self._layout, tile_rows)
+            if tiles is None:
+                total = executed_area(log_dropped, self.layout, tile_rows)
+            else:
+                total = tiles.expected(log_dropped)
         elif kind == "expected_l1":
             total = (torch.sigmoid(self.alpha) * self.counts).sum()
         elif sample is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
+from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.dam.structure import Layout, first_in_tile
 
-KINDS = ("l1", "expected_l1", "executed_area")
+KINDS = ("l1", "expected_l1", "executed_area", "plan")
 
 
 def executed_area(log_dropped: torch.Tensor, layout: Layout, tile_rows: int) -> torch.Tensor:
@@ -25,13 +25,15 @@ def executed_area(log_dropped: torch.Tensor, layout: Layout, tile_rows: int) -> 
         layout: how the positions share parameters.
         tile_rows: rows of a tile.
     """
-    n = log_dropped.shape[-1]
-    if layout.structure != "full":
-        first = torch.from_numpy(first_in_tile(layout, tile_rows)).to(log_dropped.device)
-        log_dropped = log_dropped.masked_fill(~first, 0.0)
-    tiles = -(-n // tile_rows)
-    padded = functional.pad(log_dropped, (0, 0, 0, tiles * tile_rows - n))  # no row: log 1
-    none_kept = padded.unflatten(-2, (tiles, tile_rows)).sum(-2)  # [L, H, tiles, N]
-    rows = torch.full((tiles, 1), float(tile_rows), device=padded.device, dtype=padded.dtype)
-    rows[-1] = n - (tiles - 1) * tile_rows
-    return -(torch.expm1(none_kept) * rows).sum()
+    n, device = log_dropped.shape[-1], log_dropped.device
+    tile = torch.arange(n, device=device) // tile_rows
+    first = None
+    if layout.structure != "full":  # where positions of one column never share a parameter
+        first = torch.from_numpy(first_in_tile(layout, tile_rows)).to(device)[None]
+    starts = torch.arange(0, n, tile_rows, device=device, dtype=log_dropped.dtype)
+    tiles = PricedTiles(
+        group=tile[None, :, None].expand(1, n, n),
+        first=first,
+        column=(n - starts).clamp(max=tile_rows)[None],
+    )
+    return tiles.expected(log_dropped)

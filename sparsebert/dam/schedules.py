@@ -71,6 +71,10 @@ class SparsityController:
             if not 0.0 < value < math.inf:
                 raise ValueError(f"{_NAME}: {name} must be above 0 and finite, got {value}")
 
+    def wanted(self, progress: float) -> float:
+        """The sparsity that should be reached by now."""
+        return ramp(self.sparsity, progress, start=min(0.5, self.sparsity))
+
     def update(self, density: float, progress: float = 1.0) -> float:
         """The weight for the next step.
 
@@ -78,7 +82,7 @@ class SparsityController:
             density: expected density of the mask now, in (0, 1].
             progress: share of the way to the goal, by `ramp`, that should be reached by now.
         """
-        wanted = 1.0 - ramp(self.sparsity, progress, start=min(0.5, self.sparsity))
+        wanted = 1.0 - self.wanted(progress)
         density = min(max(density, 1e-6), 1.0 - 1e-6)
         distance = math.log(density / (1.0 - density) * (1.0 - wanted) / wanted)
         distance = min(max(distance, -2.0), 2.0)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebert.dam.followed_plan import FollowedPlan
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.penalties import KINDS
 from sparsebert.dam.schedules import SparsityController, annealed
@@ -44,11 +45,16 @@ class MaskSearch:
         weight: of the penalty: fixed where sparsity is None; else the one to begin with (None:
             0.1). The penalty is a mean over all scores, so this is the paper's lambda times
             L * H * N * N.
-        penalty: "expected_l1", "l1" or "executed_area", see `DifferentiableAttentionMask.penalty`.
-            To the executed area the expected L1 is added, at the same weight: a position in a
-            column that its tile gathers anyway costs nothing there, so it would stay whether it
-            is of use or not, and outrank others when the mask is binarized.
+        penalty: "expected_l1", "l1", "executed_area" or "plan", see
+            `DifferentiableAttentionMask.penalty`. To the last two the expected L1 is added, at
+            the same weight: a position in a column that its tile gathers anyway costs nothing
+            there, so it would stay whether it is of use or not, and outrank others when the mask
+            is binarized.
         tile_rows: for "executed_area".
+        target: for "plan": the machine whose plans give the prices, as for `compile_plan`; None
+            means the one at hand.
+        refresh: for "plan": steps from one plan to the next. Each binarizes the mask at the
+            sparsity that it should have by then, and compiles it.
         temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
             paper.
         warmup: share of the steps before the penalty begins, in which the mask sees what the
@@ -70,6 +76,8 @@ class MaskSearch:
         weight: float | None = None,
         penalty: str = "expected_l1",
         tile_rows: int = 16,
+        target: str | None = None,
+        refresh: int = 50,
         temperature: tuple[float, float] = (1.0, 1.0),
         warmup: float = 0.1,
         settle: float = 0.3,
@@ -103,6 +111,7 @@ class MaskSearch:
         self.total_steps = checks.integer(_NAME, "total_steps", total_steps, 1)
         self.kind = penalty
         self.tile_rows = checks.integer(_NAME, "tile_rows", tile_rows, 1)
+        self.plan = FollowedPlan(dam, target, refresh) if penalty == "plan" else None
         self.temperature = temperature
         self.warmup = warmup
         self.settle = settle
@@ -115,21 +124,26 @@ class MaskSearch:
     def begin_step(self, step: int) -> None:
         """Before the forward passes of optimizer step `step`, counted from 0."""
         done = step / self.total_steps
+        progress = (done - self.warmup) / (1.0 - self.warmup - self.settle)
         self.dam.set_temperature(annealed(*self.temperature, done))
         if done < self.warmup:
             self.weight = 0.0
         elif self.controller is None:
             self.weight = self._fixed
         else:
-            progress = (done - self.warmup) / (1.0 - self.warmup - self.settle)
             self.weight = self.controller.update(self.dam.expected_density, progress)
+        if self.plan is not None and self.weight != 0.0:
+            goal = self.controller
+            now = 1.0 - self.dam.expected_density if goal is None else goal.wanted(progress)
+            self.plan.begin_step(step, now)
 
     def penalty(self) -> torch.Tensor:
         """What to add to the task's loss, a scalar."""
         if self.weight == 0.0:
             return self.dam.alpha.new_zeros(())
-        cost = self.dam.penalty(self.kind, tile_rows=self.tile_rows, reduction="mean")
-        if self.kind == "executed_area":
+        tiles = None if self.plan is None else self.plan.tiles
+        cost = self.dam.penalty(self.kind, tile_rows=self.tile_rows, tiles=tiles, reduction="mean")
+        if self.kind in ("executed_area", "plan"):
             cost = cost + self.dam.penalty("expected_l1", reduction="mean")
         return self.weight * cost
 
@@ -172,13 +186,22 @@ class MaskSearch:
                 "mask_penalty_weight": self.weight,
             }
 
-    def state_dict(self) -> dict[str, float]:
-        """What a resumed search needs beside the DAM's own state."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search needs beside the DAM's own state, JSON-able."""
         weight = self._fixed if self.controller is None else self.controller.weight
-        return {"weight": self.weight, "controller_weight": weight}
+        state: dict[str, Any] = {"weight": self.weight, "controller_weight": weight}
+        if self.plan is not None:
+            state["plan"] = self.plan.state()
+        return state
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        With the penalty "plan" the mask that was compiled last is compiled again; its prices are
+        the same where the target is, and the instruction set of a CPU.
+        """
+        if self.plan is not None:
+            self.plan.load_state(state.get("plan"))
         self.weight = state["weight"]
         if self.controller is not None:
             self.controller.weight = state["controller_weight"]

@@ -46,20 +46,24 @@ def parameter_index(layout: Layout) -> npt.NDArray[np.int64]:
     return pairs  # the rows of the upper triangle, one by one
 
 
+def first_in_group(layout: Layout, group: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Where no row above in the same group and column has the same parameter: bool, as `group`.
+
+    Positions that share a parameter are kept or dropped together, so what gathers a column for a
+    group of rows must count them once. `group` is the group of each position, int64 [N, N].
+    """
+    n = layout.seq_len
+    parameters = parameter_index(layout).T  # a column lies together
+    groups, count = int(group.max()) + 1, int(parameters.max()) + 1
+    key = (np.arange(n)[:, None] * groups + group.T) * count + parameters
+    _, places = np.unique(key, return_index=True)  # of each key the uppermost row
+    first = np.zeros(n * n, dtype=bool)
+    first[places] = True
+    return first.reshape(n, n).T
+
+
 @remember
 def first_in_tile(layout: Layout, tile_rows: int) -> npt.NDArray[np.bool_]:
-    """bool [N, N]: in its tile of rows and its column, no row above has the same parameter.
-
-    Positions that share a parameter are kept or dropped together, so a tile's column must count
-    them once.
-    """
-    index = parameter_index(layout)
-    first = np.ones(index.shape, dtype=bool)
-    for start in range(0, layout.seq_len, tile_rows):
-        rows = index[start : start + tile_rows]
-        order = np.argsort(rows, axis=0, kind="stable")
-        ordered = np.take_along_axis(rows, order, axis=0)
-        repeated = np.zeros(rows.shape, dtype=bool)
-        repeated[1:] = ordered[1:] == ordered[:-1]
-        np.put_along_axis(first[start : start + tile_rows], order, ~repeated, axis=0)
-    return first
+    """`first_in_group` for groups of `tile_rows` rows in order."""
+    rows = np.arange(layout.seq_len) // tile_rows
+    return first_in_group(layout, np.broadcast_to(rows[:, None], (len(rows), len(rows))))

@@ -76,7 +76,7 @@ def hand_written(dam: Any, model: Any, penalty: str, max_grad_norm: float) -> li
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("penalty", ["expected_l1", "executed_area"])
+@pytest.mark.parametrize("penalty", ["expected_l1", "executed_area", "plan"])
 def test_equals_a_hand_written_loop(tmp_path: Path, penalty: str, accumulation: int) -> None:
     """Also with accumulated batches: neither loss nor penalty is added up instead of averaged.
 
@@ -305,6 +305,8 @@ def test_callback_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
         ({"sparsity": None}, "give sparsity .* or weight"),
         ({"mask_learning_rate": 0.0}, "mask_learning_rate must be above 0"),
         ({"penalty": "l2"}, "penalty must be one of"),
+        ({"penalty": "plan", "target": "gpu"}, "target must be 'cpu'"),
+        ({"penalty": "plan", "refresh": 0}, "refresh=0"),
         ({"gate": "hard"}, "gate must be one of"),
         ({"special_tokens": (N,)}, "special_tokens"),
         ({"predictions": -1}, "predictions=-1"),

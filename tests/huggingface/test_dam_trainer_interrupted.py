@@ -43,7 +43,8 @@ from tests.huggingface.trainings import (
 # ------------------------------------------------------------------- interruptions, accidents
 
 
-def test_resumes_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("penalty", ["expected_l1", "plan"])
+def test_resumes_exactly(tmp_path: Path, penalty: str) -> None:
     """Parameters, optimizer, DAM, search and history, bit for bit, in fp32 with dropout."""
 
     def trainer() -> sb.DAMTrainer:
@@ -51,6 +52,9 @@ def test_resumes_exactly(tmp_path: Path) -> None:
             tmp_path,
             model=build(dropout=0.3, dtype=torch.float32),
             dam=build_dam(torch.float32),
+            penalty=penalty,
+            target="cpu",
+            refresh=4,  # the plan that goes on is of a step before the checkpoint
             temperature=(2.0, 0.5),
             save_strategy="steps",
             save_steps=3,

@@ -29,7 +29,8 @@ LAYERS = (
     ("sparsebert.backends",),
     (
         "sparsebert.plan", "sparsebert.plan_cache", "sparsebert.calibration",
-        "sparsebert.autograd", "sparsebert.arguments",
+        "sparsebert.autograd", "sparsebert.arguments", "sparsebert.dam.plan_prices",
+        "sparsebert.dam.followed_plan", "sparsebert.dam.search",
     ),
     ("sparsebert.mask_plans", "sparsebert.api"),
     ("sparsebert.modules",),

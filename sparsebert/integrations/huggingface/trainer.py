@@ -47,8 +47,8 @@ class DAMTrainer(Trainer):
         dam: the mask to learn, attached to the model if it is not yet. None: the model's own.
         gate: see `attach_dam`. None: the model's own, or "softmax".
         sparsity: the goal, in (0, 1). None: no goal, the penalty has the weight `penalty_weight`.
-        penalty, penalty_weight, tile_rows, temperature, warmup, settle: see `MaskSearch` (there
-            `weight`).
+        penalty, penalty_weight, tile_rows, target, refresh, temperature, warmup, settle: see
+            `MaskSearch` (there `weight`).
         mask_learning_rate: of the mask's parameters, which have no weight decay. It follows the
             schedule `args.lr_scheduler_type` like the model's: a mask that still moves in the
             last steps is one that the model has not seen.
@@ -120,6 +120,8 @@ class DAMTrainer(Trainer):
         penalty: str = "expected_l1",
         penalty_weight: float | None = None,
         tile_rows: int = 16,
+        target: str | None = None,
+        refresh: int = 50,
         mask_learning_rate: float = 0.05,
         temperature: tuple[float, float] = (1.0, 1.0),
         warmup: float = 0.1,
@@ -146,6 +148,8 @@ class DAMTrainer(Trainer):
             weight=penalty_weight,
             penalty=penalty,
             tile_rows=tile_rows,
+            target=target,
+            refresh=refresh,
             temperature=temperature,
             warmup=warmup,
             settle=settle,
