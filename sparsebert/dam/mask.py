@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sparsebert.dam.binarize import binary_mask
+from sparsebert.dam.binarize import SCOPES, binary_mask
 from sparsebert.dam.penalties import KINDS, executed_area
 from sparsebert.dam.priced_tiles import PricedTiles
+from sparsebert.dam.sampling import SAMPLINGS, gumbel_sigmoid, top_share
 from sparsebert.dam.structure import STRUCTURES, Layout, parameter_index
+from sparsebert.dam.warm_start import logits_of_scores
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
 
@@ -25,7 +27,8 @@ class DifferentiableAttentionMask(nn.Module):
 
     A position is kept with probability sigmoid(alpha). In training a mask is drawn from the
     Gumbel-sigmoid (binary concrete) distribution, sigmoid((alpha + G1 - G2) / temperature) with
-    G1, G2 ~ Gumbel(0, 1), which lets gradients reach alpha; `binarize` makes the final mask.
+    G1, G2 ~ Gumbel(0, 1), which lets gradients reach alpha; or it is made of the likeliest
+    positions (sampling="top"). `binarize` makes the final mask.
 
     Args:
         num_layers: L, 1 for one mask that all layers share (as the paper's authors do) or the
@@ -41,6 +44,14 @@ class DifferentiableAttentionMask(nn.Module):
             (straight-through), as in the paper; else they lie between.
         noise: samples are drawn; without, every "sample" is the probabilities themselves (or,
             with hard, their rounding), as in the paper's importance analysis (hard=False).
+        sampling: "gumbel", as in the paper, or "top": every mask keeps the likeliest positions,
+            as many as `set_density` says, and its gradient goes straight through to alpha. No
+            noise, no temperature, and no penalty is needed to make it sparse: the model trains
+            under the masks that `binarize` would make. For a search that starts warm
+            (`start_from`).
+        density: share of the positions that "top" keeps, to begin with; see `set_density`.
+        scope: what a share of the positions is of: each "head" alike, or "global", all layers and
+            heads together. Of sampling="top", `start_from` and `binarize`.
         init_probability: of being kept, at the beginning, in (0, 1).
         init_std: standard deviation of the noise that is added to the initial alpha.
         seed: of the noise stream that `forward` draws from; None takes one from torch's
@@ -83,6 +94,9 @@ class DifferentiableAttentionMask(nn.Module):
         temperature: float = 1.0,
         hard: bool = True,
         noise: bool = True,
+        sampling: str = "gumbel",
+        density: float = 1.0,
+        scope: str = "head",
         init_probability: float = 0.5,
         init_std: float = 1e-3,
         seed: int | None = None,
@@ -107,7 +121,19 @@ class DifferentiableAttentionMask(nn.Module):
             )
         if not 0.0 <= init_std < math.inf:
             raise ValueError(f"{_NAME}: init_std must be finite and not negative, got {init_std}")
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"{_NAME}: sampling must be one of {SAMPLINGS}, got {sampling!r}")
+        if scope not in SCOPES:
+            raise ValueError(f"{_NAME}: scope must be one of {SCOPES}, got {scope!r}")
+        if sampling == "top" and not (hard and noise):
+            raise ValueError(
+                f"{_NAME}: hard={hard} and noise={noise} are of sampling='gumbel'; masks of the "
+                "likeliest positions are hard and have no noise: leave both out"
+            )
         self.structure = structure
+        self.sampling = sampling
+        self.scope = scope
+        self.set_density(density)
         self.symmetric = bool(symmetric)
         self.block_size = (
             1
@@ -154,6 +180,47 @@ class DifferentiableAttentionMask(nn.Module):
             raise ValueError(f"{_NAME}: temperature must be above 0 and finite, got {temperature}")
         self.temperature.fill_(temperature)
 
+    def set_density(self, density: float) -> None:
+        """Set the share of the positions that masks keep with sampling="top".
+
+        Raises:
+            ValueError: not in (0, 1].
+        """
+        if not 0.0 < density <= 1.0:
+            raise ValueError(f"{_NAME}: density must be in (0, 1], got {density}")
+        self.density = float(density)
+
+    def start_from(
+        self, scores: torch.Tensor, sparsity: float, *, spread: float = 1.0
+    ) -> DifferentiableAttentionMask:
+        """Start warm: set alpha by what is known of the positions; in place.
+
+        Before any training `binarize(sparsity=sparsity)` then keeps the positions with the
+        highest scores: what the search finds has to beat that. Their probabilities are above one
+        half, the others' below.
+
+        Args:
+            scores: [L or 1, H or 1, N, N], not negative, the higher the more a position matters:
+                average attention, or better `position_scores` with kind="drop". Positions that
+                share a parameter count by their mean; layers and heads that share a mask, too.
+            sparsity: share of zeros, in (0, 1), as for `binarize`; in the module's `scope`.
+            spread: standard deviation of alpha: how sure the start is.
+
+        Raises:
+            ValueError: scores of another shape, negative, infinite or NaN; values out of range.
+        """
+        alpha = logits_of_scores(
+            scores,
+            self.index,
+            shape=(self.num_layers, self.num_heads),
+            sparsity=sparsity,
+            spread=spread,
+            scope=self.scope,
+        )
+        with torch.no_grad():
+            self.alpha.copy_(alpha)
+        return self
+
     # ------------------------------------------------------------------- the mask as a tensor
 
     def probabilities(self, length: int | None = None) -> torch.Tensor:
@@ -188,10 +255,11 @@ class DifferentiableAttentionMask(nn.Module):
         In training mode a sample from the module's own noise stream, whose place is saved with
         the parameters and is the same in all processes of a distributed training, whatever else
         draws random numbers there. In evaluation mode no noise: the kept positions (probability
-        above one half) with hard, else the probabilities.
+        above one half) with hard, else the probabilities. With sampling="top" both are the same.
         """
-        if self.training:
-            values = self._sampled(self._next_generator() if self.noise else None)
+        if self.training or self.sampling == "top":
+            noisy = self.noise and self.sampling == "gumbel"
+            values = self._sampled(self._next_generator() if noisy else None)
         else:
             values = torch.sigmoid(self.alpha)
             if self.hard:
@@ -209,17 +277,13 @@ class DifferentiableAttentionMask(nn.Module):
 
     def _sampled(self, generator: torch.Generator | None) -> torch.Tensor:
         """Sampled values of the parameters, [L, H, P]."""
-        soft = torch.sigmoid(self.alpha)
+        if self.sampling == "top":
+            kept = top_share(self.alpha, self.counts, self.density, self.scope)
+            return kept + (self.alpha - self.alpha.detach())
         if self.noise:
-            # log u - log(1 - u) is distributed as the difference of two Gumbel variables.
-            uniform = torch.rand(
-                self.alpha.shape,
-                generator=generator,
-                device=self.alpha.device,
-                dtype=torch.float32,
-            )
-            logistic = torch.logit(uniform, eps=2.0**-25).to(self.alpha.dtype)
-            soft = torch.sigmoid((self.alpha + logistic) / self.temperature.to(self.alpha.dtype))
+            soft = gumbel_sigmoid(self.alpha, self.temperature, generator)
+        else:
+            soft = torch.sigmoid(self.alpha)
         if not self.hard:
             return soft
         return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
@@ -324,7 +388,7 @@ class DifferentiableAttentionMask(nn.Module):
         threshold: float | None = None,
         sparsity: float | None = None,
         *,
-        scope: str = "head",
+        scope: str | None = None,
         without_diagonal: bool = False,
         keep_tokens: Sequence[int] = (),
         allow_empty_rows: bool = False,
@@ -336,7 +400,8 @@ class DifferentiableAttentionMask(nn.Module):
             sparsity: keep as many positions as leave at least this share of zeros, in [0, 1).
                 Positions that share a parameter stay together, so a little more may be dropped.
                 With neither, threshold is 0.5.
-            scope: sparsity in each "head" alike, or "global", over all layers and heads.
+            scope: sparsity in each "head" alike, or "global", over all layers and heads; None
+                means the module's own.
             without_diagonal: drop the positions (i, i).
             keep_tokens: positions (negative ones count from the end) whose whole row and column
                 are kept, for special tokens.
@@ -352,7 +417,7 @@ class DifferentiableAttentionMask(nn.Module):
             self.index,
             threshold=threshold,
             sparsity=sparsity,
-            scope=scope,
+            scope=self.scope if scope is None else scope,
             without_diagonal=without_diagonal,
             keep_tokens=keep_tokens,
             allow_empty_rows=allow_empty_rows,
@@ -370,6 +435,9 @@ class DifferentiableAttentionMask(nn.Module):
             "block_size": self.block_size if self.structure == "block" else None,
             "hard": self.hard,
             "noise": self.noise,
+            "sampling": self.sampling,
+            "density": self.density,
+            "scope": self.scope,
         }
 
     def __getstate__(self) -> dict[str, Any]:

@@ -28,23 +28,24 @@ from torch import nn
 from sparsebert.dam.followed_plan import FollowedPlan
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.penalties import KINDS
-from sparsebert.dam.schedules import SparsityController, annealed
+from sparsebert.dam.schedules import SparsityController, annealed, ramp
 from sparsebert.support import checks
 
 _NAME = "MaskSearch"
 
 
 class MaskSearch:
-    """Temperature, penalty weight and optimizer groups of a mask that is being learned.
+    """Temperature, density, penalty weight and optimizer groups of a mask that is being learned.
 
     Args:
         dam: the mask.
         total_steps: optimizer steps of the training.
         sparsity: the goal, in (0, 1): the weight of the penalty is found on the way
-            (`SparsityController`). None to use a fixed `weight`.
-        weight: of the penalty: fixed where sparsity is None; else the one to begin with (None:
-            0.1). The penalty is a mean over all scores, so this is the paper's lambda times
-            L * H * N * N.
+            (`SparsityController`), or, of a DAM with sampling="top", the density of its masks
+            goes there by itself, from `first_sparsity` on. None to use a fixed `weight`.
+        weight: of the penalty: fixed where sparsity is None or sampling is "top" (None: 0, no
+            penalty); else the one to begin with (None: 0.1). The penalty is a mean over all
+            scores, so this is the paper's lambda times L * H * N * N.
         penalty: "expected_l1", "l1", "executed_area" or "plan", see
             `DifferentiableAttentionMask.penalty`. To the last two the expected L1 is added, at
             the same weight: a position in a column that its tile gathers anyway costs nothing
@@ -57,6 +58,8 @@ class MaskSearch:
             sparsity that it should have by then, and compiles it.
         temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
             paper.
+        first_sparsity: with sampling="top": sparsity of the masks until `warmup` is over; from
+            there it rises to the goal. None: they have the goal's from the first step on.
         warmup: share of the steps before the penalty begins, in which the mask sees what the
             task needs.
         settle: share of the steps at the end in which the sparsity no longer changes: the goal
@@ -79,6 +82,7 @@ class MaskSearch:
         target: str | None = None,
         refresh: int = 50,
         temperature: tuple[float, float] = (1.0, 1.0),
+        first_sparsity: float | None = None,
         warmup: float = 0.1,
         settle: float = 0.3,
     ) -> None:
@@ -88,6 +92,17 @@ class MaskSearch:
             )
         if penalty not in KINDS:
             raise ValueError(f"{_NAME}: penalty must be one of {KINDS}, got {penalty!r}")
+        top = dam.sampling == "top"
+        if top and sparsity is None:
+            raise ValueError(
+                f"{_NAME}: the DAM's masks keep a given share of the positions (sampling='top'); "
+                "give sparsity, the goal"
+            )
+        if first_sparsity is not None and not (top and 0.0 <= first_sparsity <= (sparsity or 0)):
+            raise ValueError(
+                f"{_NAME}: first_sparsity must be from 0 to sparsity={sparsity}, and of a DAM "
+                f"with sampling='top', got {first_sparsity} and sampling={dam.sampling!r}"
+            )
         if sparsity is None and weight is None:
             raise ValueError(f"{_NAME}: give sparsity (the goal) or weight (of the penalty)")
         most = 1.0 - 1.0 / dam.seq_len
@@ -117,8 +132,10 @@ class MaskSearch:
         self.settle = settle
         self.weight = 0.0
         self._fixed = 0.0 if weight is None else weight
+        self.sparsity = sparsity
+        self.first_sparsity = sparsity if first_sparsity is None else first_sparsity
         self.controller = (
-            None if sparsity is None else SparsityController(sparsity, weight=weight or 0.1)
+            None if sparsity is None or top else SparsityController(sparsity, weight=weight or 0.1)
         )
 
     def begin_step(self, step: int) -> None:
@@ -126,6 +143,9 @@ class MaskSearch:
         done = step / self.total_steps
         progress = (done - self.warmup) / (1.0 - self.warmup - self.settle)
         self.dam.set_temperature(annealed(*self.temperature, done))
+        if self.dam.sampling == "top":
+            assert self.sparsity is not None and self.first_sparsity is not None
+            self.dam.set_density(1.0 - ramp(self.sparsity, progress, self.first_sparsity))
         if done < self.warmup:
             self.weight = 0.0
         elif self.controller is None:
@@ -133,9 +153,15 @@ class MaskSearch:
         else:
             self.weight = self.controller.update(self.dam.expected_density, progress)
         if self.plan is not None and self.weight != 0.0:
-            goal = self.controller
-            now = 1.0 - self.dam.expected_density if goal is None else goal.wanted(progress)
-            self.plan.begin_step(step, now)
+            self.plan.begin_step(step, self._wanted(progress))
+
+    def _wanted(self, progress: float) -> float:
+        """The sparsity that the mask should have at this place of the way to the goal."""
+        if self.dam.sampling == "top":
+            return 1.0 - self.dam.density
+        if self.controller is not None:
+            return self.controller.wanted(progress)
+        return 1.0 - self.dam.expected_density
 
     def penalty(self) -> torch.Tensor:
         """What to add to the task's loss, a scalar."""
@@ -179,9 +205,12 @@ class MaskSearch:
         with torch.no_grad():
             kept = (self.dam.alpha > 0) * self.dam.counts
             scores = self.dam.num_layers * self.dam.num_heads * self.dam.seq_len**2
+            expected, hard = 1.0 - self.dam.expected_density, 1.0 - float(kept.sum()) / scores
+            if self.dam.sampling == "top":
+                expected = hard = 1.0 - self.dam.density
             return {
-                "mask_sparsity": 1.0 - self.dam.expected_density,
-                "mask_hard_sparsity": 1.0 - float(kept.sum()) / scores,
+                "mask_sparsity": expected,
+                "mask_hard_sparsity": hard,
                 "mask_temperature": float(self.dam.temperature),
                 "mask_penalty_weight": self.weight,
             }

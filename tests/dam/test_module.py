@@ -22,6 +22,9 @@ def test_defaults() -> None:
         "block_size": None,
         "hard": True,
         "noise": True,
+        "sampling": "gumbel",
+        "density": 1.0,
+        "scope": "head",
     }
     assert dam.alpha.shape == (2, 3, 8 * 9 // 2)
     assert dam.temperature.item() == 1.0

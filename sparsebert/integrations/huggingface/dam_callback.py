@@ -143,8 +143,7 @@ class DAMCallback(TrainerCallback):
             **{f"importance_{group}": value for group, value in importance.items()},
         }
         if state.is_world_process_zero and self._prediction_is_due(state):
-            goal = None if search.controller is None else search.controller.sparsity
-            values["predicted_speedup"] = predicted_speedup(dam.binarize(sparsity=goal))
+            values["predicted_speedup"] = predicted_speedup(dam.binarize(sparsity=search.sparsity))
         return values
 
     def _prediction_is_due(self, state: TrainerState) -> bool:

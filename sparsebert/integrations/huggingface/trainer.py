@@ -7,6 +7,7 @@ mask and makes the model sparse with it; an ordinary `transformers.Trainer` trai
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ except ImportError as error:
         "pip install 'sparsebert[train]'"
     ) from error
 
+from sparsebert.dam.distillation import hidden_distance
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.huggingface.api import save_masks, sparsify
@@ -52,6 +54,11 @@ class DAMTrainer(Trainer):
         mask_learning_rate: of the mask's parameters, which have no weight decay. It follows the
             schedule `args.lr_scheduler_type` like the model's: a mask that still moves in the
             last steps is one that the model has not seen.
+        distillation: weight of the distance between the model's last hidden states and those of
+            the dense model, as it was when the trainer was built (`hidden_distance`): the model
+            learns to compute under the mask what it did without. In training, added to the
+            task's loss; a model whose output has no loss, or data without labels, learn by it
+            alone. 0: none.
         special_tokens, predictions: what to log, see `DAMCallback`.
         **kwargs: everything else that transformers.Trainer takes, by keyword: `train_dataset`,
             `data_collator`, `eval_dataset`, `compute_metrics`, `callbacks`, ...
@@ -124,8 +131,10 @@ class DAMTrainer(Trainer):
         refresh: int = 50,
         mask_learning_rate: float = 0.05,
         temperature: tuple[float, float] = (1.0, 1.0),
+        first_sparsity: float | None = None,
         warmup: float = 0.1,
         settle: float = 0.3,
+        distillation: float = 0.0,
         special_tokens: Sequence[int] = (0, -1),
         predictions: int = 10,
         **kwargs: Any,
@@ -139,6 +148,10 @@ class DAMTrainer(Trainer):
             raise ValueError(
                 f"{_NAME}: mask_learning_rate must be above 0 and finite, got {mask_learning_rate}"
             )
+        if not 0.0 <= distillation < math.inf:
+            raise ValueError(
+                f"{_NAME}: distillation must be finite and not negative, got {distillation}"
+            )
         attach = dam is not None and not _holds(model, dam)
         self.dam = dam if dam is not None else attached(model).dam
         self.search = MaskSearch(
@@ -151,11 +164,14 @@ class DAMTrainer(Trainer):
             target=target,
             refresh=refresh,
             temperature=temperature,
+            first_sparsity=first_sparsity,
             warmup=warmup,
             settle=settle,
         )
         callback = DAMCallback(self.search, special_tokens=special_tokens, predictions=predictions)
         self.mask_learning_rate = mask_learning_rate
+        self.distillation = distillation
+        self._teacher = _dense_copy(model) if distillation else None
         if attach:
             attach_dam(model, self.dam, gate=gate or "softmax")
         elif gate not in (None, attached(model).gate):
@@ -177,6 +193,7 @@ class DAMTrainer(Trainer):
         callbacks.insert(0, callbacks.pop())
         self._task_loss = torch.zeros(())
         self._finite: torch.Tensor | None = None
+        self._distance: torch.Tensor | None = None
 
     # --------------------------------------------------------------------------- the training
 
@@ -230,18 +247,53 @@ class DAMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The task's loss, in training with the penalty."""
-        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """The task's loss, in training with the distance to the dense model and the penalty."""
         if not model.training:
-            return result
-        task: torch.Tensor = result[0] if return_outputs else result
-        penalty = self.search.penalty()
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        task: Any
+        outputs, penalty = None, self.search.penalty()
+        if self._teacher is not None:
+            task, outputs, distance = self._distilled(model, inputs, num_items_in_batch)
+            penalty = penalty + self.distillation * distance
+        elif return_outputs:
+            task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        else:
+            task = super().compute_loss(model, inputs, False, num_items_in_batch)
         share = 1.0 / self.current_gradient_accumulation_steps
         if self.compute_loss_func is None:
             self._task_loss = task.detach() * share  # as transformers will scale the sum
         else:  # transformers takes its result for a share of the whole already
             self._task_loss, penalty = task.detach(), penalty * share
-        return (task + penalty, result[1]) if return_outputs else task + penalty
+        return (task + penalty, outputs) if return_outputs else task + penalty
+
+    def _distilled(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """The task's loss (0 without labels), the outputs, and the distance to the dense model."""
+        assert self._teacher is not None
+        self._teacher.to(self.args.device)
+        asked = {**inputs, "output_hidden_states": True}
+        unlabelled = {k: v for k, v in asked.items() if k not in self.label_names}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            wanted = self._teacher(**unlabelled).hidden_states[-1]
+        if len(unlabelled) < len(asked):
+            task, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
+        else:
+            outputs = model(**asked)
+            task = wanted.new_zeros((), dtype=torch.float32)
+        hidden = outputs["hidden_states"][-1]
+        distance = hidden_distance(hidden, wanted, inputs.get("attention_mask"))
+        self._distance = distance.detach()
+        return task, outputs, distance
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As transformers.Trainer does; training logs have the last "distance", if distilled."""
+        if self._distance is not None and "loss" in logs:
+            logs["distance"] = float(self._distance)
+        super().log(logs, *args, **kwargs)
 
     def training_step(
         self,
@@ -346,12 +398,20 @@ class DAMTrainer(Trainer):
             ValueError: the search is finished already, or what `binarize` refuses (the model
                 still has its DAM then).
         """
-        if sparsity is None and threshold is None and self.search.controller is not None:
-            sparsity = self.search.controller.sparsity
+        if sparsity is None and threshold is None:
+            sparsity = self.search.sparsity
         attached(self.model)
         mask = self.dam.binarize(threshold, sparsity, **options)
         sparsify(detach_dam(self.model), mask, backend=backend)
         return mask
+
+
+def _dense_copy(model: nn.Module) -> nn.Module:
+    """A frozen copy of the model with its own dense attention, in evaluation mode."""
+    teacher = copy.deepcopy(model)
+    if any(isinstance(module, DifferentiableAttentionMask) for module in teacher.modules()):
+        detach_dam(teacher)
+    return teacher.eval().requires_grad_(False)
 
 
 def _holds(model: nn.Module, dam: DifferentiableAttentionMask) -> bool:
