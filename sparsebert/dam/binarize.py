@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sparsebert.dam.priced_tiles import PricedTiles
+from sparsebert.dam.within_budget import within_budget
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
 
@@ -22,6 +24,8 @@ def binary_mask(
     *,
     threshold: float | None,
     sparsity: float | None,
+    executed: float | None,
+    tiles: PricedTiles | None,
     scope: str,
     without_diagonal: bool,
     keep_tokens: Sequence[int],
@@ -37,13 +41,19 @@ def binary_mask(
 
     The rest, and the errors: see `DifferentiableAttentionMask.binarize`.
     """
-    if threshold is not None and sparsity is not None:
-        raise ValueError(f"{_NAME}: give threshold or sparsity, not both")
+    limits = {"threshold": threshold, "sparsity": sparsity, "executed": executed}
+    if sum(value is not None for value in limits.values()) > 1:
+        raise ValueError(f"{_NAME}: give threshold, sparsity or executed, not several")
+    if (executed is None) != (tiles is None):
+        raise ValueError(
+            f"{_NAME}: executed={executed} with tiles={type(tiles).__name__}; executed is a share "
+            "of what tiles compute, so give both (MaskSearch has them as `tiles`), or none"
+        )
     if scope not in SCOPES:
         raise ValueError(f"{_NAME}: scope must be one of {SCOPES}, got {scope!r}")
-    if threshold is None and sparsity is None:
+    if threshold is None and sparsity is None and executed is None:
         threshold = 0.5
-    for name, value in (("threshold", threshold), ("sparsity", sparsity)):
+    for name, value in limits.items():
         if value is not None and not 0.0 <= value < 1.0:
             raise ValueError(f"{_NAME}: {name} must be in [0, 1), got {value}")
     n = len(index)
@@ -63,7 +73,8 @@ def binary_mask(
     forced[:, tokens] = True
     forced &= open_
     heads = alpha.reshape(-1, alpha.shape[-1])
-    must = np.broadcast_to(forced, (len(heads), n, n)).copy()
+    tokens_stay = np.broadcast_to(forced, (len(heads), n, n))
+    must = tokens_stay.copy()
     if not allow_empty_rows:
         for head, values in zip(must, heads, strict=True):
             _add_likeliest(head, values[positions], open_)
@@ -74,17 +85,27 @@ def binary_mask(
         kept = above.reshape(len(heads), -1)[:, positions] & open_
         kept |= must
     else:
-        assert sparsity is not None
         groups = [[head] for head in range(len(heads))]
         if scope == "global":
             groups = [list(range(len(heads)))]
         kept = np.empty_like(must)
         for group in groups:
-            kept[group] = _most_probable(heads[group], positions, open_, must[group], sparsity)
+            some, needed = heads[group], must[group]
+            if sparsity is not None:
+                kept[group] = _most_probable(some, positions, open_, needed, sparsity)
+            else:
+                assert executed is not None and tiles is not None
+                # Its sum over a column is -log of the chance that no row needs the column.
+                worth = np.logaddexp(0.0, some[:, positions])
+                budget, own = executed * worth.size, tiles.of_heads(group)
+                kept[group] = within_budget(
+                    worth, tokens_stay[group], needed, open_, own, budget, allow_empty_rows
+                )
     chosen: dict[str, Any] = {
         "dam": settings,
         "threshold": threshold,
         "sparsity": sparsity,
+        **({} if executed is None else {"executed": executed}),
         "scope": scope,
         "without_diagonal": bool(without_diagonal),
         "keep_tokens": tokens,

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 
 from sparsebert.compiler.compile import check_target
+from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.plan_prices import price_tiles
 from sparsebert.dam.priced_tiles import PricedTiles
@@ -23,14 +24,24 @@ class FollowedPlan:
     Args:
         dam: the mask in the making.
         target: the machine to plan for, as for `compile_plan`; None means the one at hand.
+        objective: "time" or "area".
         refresh: steps from one compilation to the next.
 
     Raises:
-        TypeError, ValueError: what is no target, or no positive number of steps.
+        TypeError, ValueError: what is no target or objective, or no positive number of steps.
     """
 
-    def __init__(self, dam: DifferentiableAttentionMask, target: str | None, refresh: int) -> None:
+    def __init__(
+        self,
+        dam: DifferentiableAttentionMask,
+        target: str | None,
+        objective: str,
+        refresh: int,
+    ) -> None:
         self.target = check_target(target)
+        if objective not in OBJECTIVES:
+            raise ValueError(f"{_NAME}: objective must be one of {OBJECTIVES}, got {objective!r}")
+        self.objective = objective
         self.refresh = checks.integer(_NAME, "refresh", refresh, 1)
         self._dam = dam
         self._tiles: PricedTiles | None = None
@@ -61,7 +72,7 @@ class FollowedPlan:
             self._compile(mask)
 
     def _compile(self, mask: AttentionMask) -> None:
-        self._tiles = price_tiles(mask, self._dam.layout, self.target)
+        self._tiles = price_tiles(mask, self._dam.layout, self.target, self.objective)
 
     def state(self) -> str | None:
         """The mask that was compiled last, packed into text; None before the first."""

@@ -388,6 +388,8 @@ class DifferentiableAttentionMask(nn.Module):
         threshold: float | None = None,
         sparsity: float | None = None,
         *,
+        executed: float | None = None,
+        tiles: PricedTiles | None = None,
         scope: str | None = None,
         without_diagonal: bool = False,
         keep_tokens: Sequence[int] = (),
@@ -399,24 +401,36 @@ class DifferentiableAttentionMask(nn.Module):
             threshold: keep the positions whose probability is above it, in [0, 1).
             sparsity: keep as many positions as leave at least this share of zeros, in [0, 1).
                 Positions that share a parameter stay together, so a little more may be dropped.
-                With neither, threshold is 0.5.
-            scope: sparsity in each "head" alike, or "global", over all layers and heads; None
-                means the module's own.
+                With none of the three, threshold is 0.5.
+            executed: cost at most this share of what all positions would in full `tiles`, in
+                [0, 1): columns of tiles are chosen instead of positions, those that are needed
+                the most for their price: by the sum of log(1 + exp(alpha)), which says how
+                unlikely it is that no row needs the column. Every position of a column that a
+                tile gathers is kept, for it costs nothing more; so the mask is not very sparse,
+                but as good as that cost allows. Positions that share a parameter may part.
+            tiles: for executed: of a search, see `MaskSearch`, whose machine and groups of rows
+                give the prices.
+            scope: sparsity, or cost, in each "head" alike, or "global", over all layers and heads;
+                None means the module's own.
             without_diagonal: drop the positions (i, i).
             keep_tokens: positions (negative ones count from the end) whose whole row and column
                 are kept, for special tokens.
-            allow_empty_rows: else every row keeps its likeliest position at least.
+            allow_empty_rows: else every row keeps its likeliest position at least, or, where that
+                would cost more than executed allows, one in a column that other rows need.
 
-        With sparsity, what keep_tokens and the last rule keep counts, too.
+        With sparsity or executed, what keep_tokens and the last rule keep counts, too.
 
         Raises:
-            ValueError: both or values out of range; more must be kept than sparsity allows.
+            ValueError: several limits or values out of range; more must be kept than sparsity or
+                executed allows; executed without tiles.
         """
         return binary_mask(
             self.alpha,
             self.index,
             threshold=threshold,
             sparsity=sparsity,
+            executed=executed,
+            tiles=tiles,
             scope=self.scope if scope is None else scope,
             without_diagonal=without_diagonal,
             keep_tokens=keep_tokens,

@@ -25,15 +25,18 @@ def executed_area(log_dropped: torch.Tensor, layout: Layout, tile_rows: int) -> 
         layout: how the positions share parameters.
         tile_rows: rows of a tile.
     """
-    n, device = log_dropped.shape[-1], log_dropped.device
-    tile = torch.arange(n, device=device) // tile_rows
+    return consecutive_tiles(layout, tile_rows).to(log_dropped.device).expected(log_dropped)
+
+
+def consecutive_tiles(layout: Layout, tile_rows: int) -> PricedTiles:
+    """Tiles of `tile_rows` rows in order, the same for all heads; a column costs its rows."""
+    n = layout.seq_len
     first = None
     if layout.structure != "full":  # where positions of one column never share a parameter
-        first = torch.from_numpy(first_in_tile(layout, tile_rows)).to(device)[None]
-    starts = torch.arange(0, n, tile_rows, device=device, dtype=log_dropped.dtype)
-    tiles = PricedTiles(
-        group=tile[None, :, None].expand(1, n, n),
+        first = torch.from_numpy(first_in_tile(layout, tile_rows))[None]
+    rows = torch.arange(n)
+    return PricedTiles(
+        group=(rows // tile_rows)[None, :, None].expand(1, n, n),
         first=first,
-        column=(n - starts).clamp(max=tile_rows)[None],
+        column=(n - rows[::tile_rows]).clamp(max=tile_rows)[None].double(),
     )
-    return tiles.expected(log_dropped)

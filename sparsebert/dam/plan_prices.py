@@ -24,7 +24,9 @@ _COLUMNS = 1024
 """Over so many columns the price of one is taken, a multiple of all steps and chunks."""
 
 
-def price_tiles(mask: AttentionMask, layout: Layout, target: str) -> PricedTiles:
+def price_tiles(
+    mask: AttentionMask, layout: Layout, target: str, objective: str = "time"
+) -> PricedTiles:
     """The tiles that plans of the mask's layers would have, with the prices of their columns.
 
     A position that a tile of its row gathers belongs to that tile: an entry of the mask to the
@@ -40,9 +42,9 @@ def price_tiles(mask: AttentionMask, layout: Layout, target: str) -> PricedTiles
     Args:
         mask: [L, H, N, N].
         layout: how the positions share parameters.
-        target: as for `compile_plan`, checked.
+        target, objective: as for `compile_plan`, checked.
     """
-    parts = [_layer(mask.layer(layer), target) for layer in range(mask.num_layers)]
+    parts = [_layer(mask.layer(layer), target, objective) for layer in range(mask.num_layers)]
     group = np.concatenate([part[0] for part in parts])
     groups = int(group.max()) + 1
     column = np.zeros((len(group), groups))
@@ -62,10 +64,10 @@ def price_tiles(mask: AttentionMask, layout: Layout, target: str) -> PricedTiles
 
 
 def _layer(
-    mask: AttentionMask, target: str
+    mask: AttentionMask, target: str, objective: str
 ) -> tuple[np.ndarray, list[np.ndarray], float, float | None, float]:
     """Groups [H, N, N] and columns' prices of one layer's heads; unit and prices of entries."""
-    request = complete(mask, target, "time", DEFAULT_HEAD_DIM, 1, None, planned_for(target))
+    request = complete(mask, target, objective, DEFAULT_HEAD_DIM, 1, None, planned_for(target))
     packed, lengths = mask.bits[0], (mask.q_len, mask.kv_len)
     seen: dict[bytes, int] = {}
     distinct = [seen.setdefault(bits.tobytes(), len(seen)) for bits in packed]

@@ -43,6 +43,15 @@ class PricedTiles:
             self, group=self.group.to(device), first=first, column=self.column.to(device)
         )
 
+    def of_heads(self, heads: list[int]) -> PricedTiles:
+        """Those of some heads, if they are not the same for all."""
+        if len(self.group) == 1:
+            return self
+        first = None if self.first is None else self.first[heads]
+        return dataclasses.replace(
+            self, group=self.group[heads], first=first, column=self.column[heads]
+        )
+
     def expected(self, log_dropped: torch.Tensor) -> torch.Tensor:
         """The expected cost of masks whose positions are kept by chance, a scalar.
 

@@ -27,7 +27,8 @@ from torch import nn
 
 from sparsebert.dam.followed_plan import FollowedPlan
 from sparsebert.dam.mask import DifferentiableAttentionMask
-from sparsebert.dam.penalties import KINDS
+from sparsebert.dam.penalties import KINDS, consecutive_tiles
+from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.dam.schedules import SparsityController, annealed, ramp
 from sparsebert.support import checks
 
@@ -54,6 +55,8 @@ class MaskSearch:
         tile_rows: for "executed_area".
         target: for "plan": the machine whose plans give the prices, as for `compile_plan`; None
             means the one at hand.
+        objective: for "plan": "time", or "area", which counts what tiles compute, whatever that
+            takes; as for `compile_plan`.
         refresh: for "plan": steps from one plan to the next. Each binarizes the mask at the
             sparsity that it should have by then, and compiles it.
         temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
@@ -80,6 +83,7 @@ class MaskSearch:
         penalty: str = "expected_l1",
         tile_rows: int = 16,
         target: str | None = None,
+        objective: str = "time",
         refresh: int = 50,
         temperature: tuple[float, float] = (1.0, 1.0),
         first_sparsity: float | None = None,
@@ -126,7 +130,9 @@ class MaskSearch:
         self.total_steps = checks.integer(_NAME, "total_steps", total_steps, 1)
         self.kind = penalty
         self.tile_rows = checks.integer(_NAME, "tile_rows", tile_rows, 1)
-        self.plan = FollowedPlan(dam, target, refresh) if penalty == "plan" else None
+        self.plan = None
+        if penalty == "plan":
+            self.plan = FollowedPlan(dam, target, objective, refresh)
         self.temperature = temperature
         self.warmup = warmup
         self.settle = settle
@@ -172,6 +178,16 @@ class MaskSearch:
         if self.kind in ("executed_area", "plan"):
             cost = cost + self.dam.penalty("expected_l1", reduction="mean")
         return self.weight * cost
+
+    @property
+    def tiles(self) -> PricedTiles:
+        """What `binarize(executed=..., tiles=...)` is to go by.
+
+        With the penalty "plan" those of the last plan, else `tile_rows` consecutive rows each.
+        """
+        if self.plan is not None:
+            return self.plan.tiles
+        return consecutive_tiles(self.dam.layout, self.tile_rows)
 
     def parameter_groups(
         self,

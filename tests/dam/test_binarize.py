@@ -102,7 +102,7 @@ def test_binarize_writes_down_where_the_mask_comes_from() -> None:
         ({"sparsity": -0.1}, r"sparsity must be in"),
         ({"sparsity": math.nan}, r"sparsity must be in"),
         ({"threshold": 1.5}, r"threshold must be in"),
-        ({"threshold": 0.5, "sparsity": 0.5}, r"threshold or sparsity, not both"),
+        ({"threshold": 0.5, "sparsity": 0.5}, r"threshold, sparsity or executed, not several"),
         ({"sparsity": 0.9}, r"leaves 4 positions of 49, but 7 must stay.*at most 0.8571"),
         ({"sparsity": 0.8, "keep_tokens": [0]}, r"must stay"),
         ({"keep_tokens": [7]}, r"keep_tokens=7 but must be from -7 to 6"),

@@ -63,6 +63,20 @@ def test_has_l1_beside_it() -> None:
     torch.testing.assert_close(search.penalty(), wanted)
 
 
+@pytest.mark.parametrize("objective", ["time", "area"])
+def test_tiles_of_the_search(objective: str) -> None:
+    """For `binarize(executed=...)`: those of the plan, else rows in order."""
+    search = make(warmup=0.0, target="sm90", objective=objective)
+    search.begin_step(0)
+    mask = search.dam.binarize(sparsity=0.5, allow_empty_rows=True)
+    wanted = price_tiles(mask, search.dam.layout, "sm90", objective)
+    assert torch.equal(search.tiles.group, wanted.group)
+    assert torch.equal(search.tiles.column, wanted.column)
+    in_order = make(penalty="executed_area", tile_rows=5).tiles
+    assert torch.equal(in_order.group[0, :, 3], torch.arange(32) // 5)
+    assert in_order.column.tolist() == [[5.0] * 6 + [2.0]]
+
+
 def test_begins_before_it_is_asked() -> None:
     search = make(sparsity=None, weight=2.0, warmup=0.0)
     search.weight = 2.0

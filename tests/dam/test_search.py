@@ -137,6 +137,7 @@ def test_state() -> None:
         ({"penalty": "l0"}, "penalty must be one of"),
         ({"tile_rows": 0}, "tile_rows=0"),
         ({"penalty": "plan", "target": "h100"}, "h100 is sm90"),
+        ({"penalty": "plan", "objective": "bytes"}, "objective must be one of"),
         ({"penalty": "plan", "refresh": 0}, "refresh=0 but must be at least 1"),
         ({"temperature": (1.0, 0.0)}, "temperature must be above 0"),
         ({"warmup": 0.7, "settle": 0.3}, "leaves? some between them, but both is 1.0"),

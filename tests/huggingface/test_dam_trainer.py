@@ -245,6 +245,15 @@ def test_phase_two_is_an_ordinary_trainer(tmp_path: Path) -> None:
     assert not any("dam" in name for name, _ in trainer.model.named_modules())
 
 
+@pytest.mark.parametrize("penalty", ["expected_l1", "plan"])
+def test_finishes_within_a_cost(tmp_path: Path, penalty: str) -> None:
+    trainer = trainer_of(tmp_path, max_steps=2, warmup=0.0, penalty=penalty, target="cpu")
+    trainer.train()
+    tiles = trainer.search.tiles
+    wanted = trainer.dam.binarize(executed=0.4, tiles=tiles)
+    assert trainer.finish(executed=0.4) == wanted
+
+
 # ------------------------------------------------------------------------- a Trainer of one's own
 
 

@@ -49,8 +49,8 @@ class DAMTrainer(Trainer):
         dam: the mask to learn, attached to the model if it is not yet. None: the model's own.
         gate: see `attach_dam`. None: the model's own, or "softmax".
         sparsity: the goal, in (0, 1). None: no goal, the penalty has the weight `penalty_weight`.
-        penalty, penalty_weight, tile_rows, target, refresh, temperature, warmup, settle: see
-            `MaskSearch` (there `weight`).
+        penalty, penalty_weight, tile_rows, target, objective, refresh, temperature, warmup,
+            settle: see `MaskSearch` (there `weight`).
         mask_learning_rate: of the mask's parameters, which have no weight decay. It follows the
             schedule `args.lr_scheduler_type` like the model's: a mask that still moves in the
             last steps is one that the model has not seen.
@@ -128,6 +128,7 @@ class DAMTrainer(Trainer):
         penalty_weight: float | None = None,
         tile_rows: int = 16,
         target: str | None = None,
+        objective: str = "time",
         refresh: int = 50,
         mask_learning_rate: float = 0.05,
         temperature: tuple[float, float] = (1.0, 1.0),
@@ -162,6 +163,7 @@ class DAMTrainer(Trainer):
             penalty=penalty,
             tile_rows=tile_rows,
             target=target,
+            objective=objective,
             refresh=refresh,
             temperature=temperature,
             first_sparsity=first_sparsity,
@@ -382,14 +384,16 @@ class DAMTrainer(Trainer):
         sparsity: float | None = None,
         *,
         threshold: float | None = None,
+        executed: float | None = None,
         backend: str = "auto",
         **options: Any,
     ) -> AttentionMask:
         """End the search: binarize the DAM, and make the model sparse with that mask, in place.
 
         Args:
-            sparsity: of the mask; None with no threshold means the goal of the search.
-            threshold: instead, see `DifferentiableAttentionMask.binarize`.
+            sparsity: of the mask; with none of the three, the goal of the search.
+            threshold, executed: instead, see `DifferentiableAttentionMask.binarize`; the tiles are
+                those of the search.
             backend: see `sparsify`.
             **options: further arguments of `binarize`: scope, without_diagonal, keep_tokens,
                 allow_empty_rows.
@@ -398,7 +402,9 @@ class DAMTrainer(Trainer):
             ValueError: the search is finished already, or what `binarize` refuses (the model
                 still has its DAM then).
         """
-        if sparsity is None and threshold is None:
+        if executed is not None:
+            options = {**options, "executed": executed, "tiles": self.search.tiles}
+        elif sparsity is None and threshold is None:
             sparsity = self.search.sparsity
         attached(self.model)
         mask = self.dam.binarize(threshold, sparsity, **options)
