@@ -107,6 +107,11 @@ class MaskSearch:
                 f"{_NAME}: first_sparsity must be from 0 to sparsity={sparsity}, and of a DAM "
                 f"with sampling='top', got {first_sparsity} and sampling={dam.sampling!r}"
             )
+        if top and weight is None and penalty in ("executed_area", "plan"):
+            raise ValueError(
+                f"{_NAME}: penalty={penalty!r} of a DAM with sampling='top' has the weight 0 "
+                "unless one is given; give weight"
+            )
         if sparsity is None and weight is None:
             raise ValueError(f"{_NAME}: give sparsity (the goal) or weight (of the penalty)")
         most = 1.0 - 1.0 / dam.seq_len

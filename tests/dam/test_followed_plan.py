@@ -126,3 +126,18 @@ def test_the_machine_at_hand() -> None:
     search = make(target=None)
     assert search.plan is not None
     assert search.plan.target == ("cpu" if not torch.cuda.is_available() else search.plan.target)
+
+
+@pytest.mark.parametrize("penalty", ["executed_area", "plan"])
+def test_masks_of_the_likeliest_positions(penalty: str) -> None:
+    """They need no penalty, so one that is asked for needs a weight."""
+    dam = sb.DifferentiableAttentionMask(1, 2, 32, sampling="top", init_std=1.0)
+    with pytest.raises(ValueError, match="has the weight 0 unless one is given; give weight"):
+        MaskSearch(dam, 100, sparsity=0.9, penalty=penalty, target="cpu")
+    search = MaskSearch(
+        dam, 100, sparsity=0.9, penalty=penalty, target="cpu", weight=0.5, warmup=0.0
+    )
+    search.begin_step(0)
+    search.penalty().backward()
+    assert dam.alpha.grad is not None and dam.alpha.grad.abs().sum() > 0
+    assert dam.binarize(executed=0.5, tiles=search.tiles).sparsity < 0.9
