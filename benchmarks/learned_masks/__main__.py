@@ -1,78 +1,103 @@
-"""Do learned masks beat hand-made ones at equal sparsity? Masked-language modelling, small model.
+"""Do learned masks beat hand-made ones at equal sparsity? A real encoder, and the paper's shape.
 
-    python -m benchmarks.learned_masks --seed 0      # one seed, resumable; repeat with others
-    python -m benchmarks.learned_masks --report      # tables and plots of all seeds so far
+    python -m benchmarks.learned_masks --hours 2                 # all tasks, five seeds, resumable
+    python -m benchmarks.learned_masks --task r8 --seeds 0 1     # one of them, some seeds
+    python -m benchmarks.learned_masks --report                  # tables and plots of all rows
 
-For each seed a small ModernBERT is trained on real text, Python's own English, with dense
-attention. (Rotary positions, no windows of its own. A BERT of this size, with learned positions,
-does not leave the plateau of token frequencies in so few steps: no mask would matter to it.) From
-there every contender trains the same number of further steps, on the same batches:
+Tasks:
 
-* hand-made masks of (nearly) the same sparsity, dense, dense without the diagonal, random masks:
-  the mask fixed;
-* DAM: three quarters of the steps search for the mask, the rest trains with what was found ("one
-  budget"). Then, as in the paper, the found mask is trained with anew from the dense model, like a
-  hand-made one: that is its loss in the first table, of the mask and not of its search.
+* r8: MiniLM fine-tuned on Reuters R8 (N = 128);
+* mlm: masked-language modelling at the paper's shape (N = 128, 12 heads): a small ModernBERT that
+  is trained on Python's own English with dense attention, and trained on with each mask;
+* embeddings: MiniLM distilled into its sparse self, without labels, on passages of presidents'
+  messages (N = 512); how far its embeddings drift from the dense ones, and which neighbours stay.
 
-One mask for each head, shared by all layers, as in the paper. The loss is that of a fixed
-validation set, attention dropout off, with the hard mask through `sparse_attention`. Beside it:
-the executed fraction of the mask's plan (objective "area"), and after the search the soft and the
-hard loss before any training with the fixed mask. Importance of the four groups of positions is
-followed in a run of its own with the paper's soft mask after the softmax (gate "post", no noise).
+Of a seed, every contender starts from the same dense model, sees the same batches and trains for
+the same number of steps. A learned mask is found by a search of its own from that model; then it
+is trained with anew, like a hand-made one (column `loss`). Column `budget_loss` has search and
+training in one budget: the rest of the steps goes on from the search. Beside the learned masks and
+the hand-made patterns stand those of the positions with the highest scores (average attention,
+attention times gradient, squared effect of dropping), and the dense model less one position a row.
+`protocol.py` lists them all; jobs run in its order, seed by seed, each written as soon as it is
+done.
 
-The loop, its learning rates and the validation are those of `sparsebert learn`. Rows of 2026-11-23
-and before are of a loop whose rate fell more slowly; their losses are lower, with and without
-masks: compare rows of one date.
+Needs the real text: make text.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
+from benchmarks.harness.options import duration
 from benchmarks.harness.origin import RESULTS, ROOT
-from benchmarks.learned_masks.learned_masks_report import write_report
-from benchmarks.learned_masks.protocol import QUICK, Setup, row_file
+from benchmarks.learned_masks.protocol import SETUPS, SPARSITIES, row_file
 from sparsebert.machine import threads_for
 
 WORK = ROOT / "out" / "learned_masks"
+_SEEDS = (0, 1, 2, 3, 4)
 
 
 def gather(work: Path, results: Path) -> None:
-    """Put the rows of all seeds into the results; without any, these stay as they are."""
-    files = sorted(work.glob("seed*.csv"))
-    if files:
-        rows = [row for file in files for row in row_file(file).read()]
-        row_file(results / "learned_masks.csv").write(rows)
+    """Put the rows of all tasks and seeds into the results, beside those of elsewhere.
+
+    Rows of this folder take the place of committed ones of the same task and seed.
+    """
+    target = row_file(results / "learned_masks.csv")
+    rows = {_key(row): row for row in (target.read() if target.path.exists() else [])}
+    for path in sorted(work.glob("*-seed*.csv")):
+        rows |= {_key(row): row for row in row_file(path).read()}
+    target.write(rows[key] for key in sorted(rows))
+
+
+def _key(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("task", "asked", "contender", "seed", "step"))
 
 
 def main() -> int:
-    """Run a seed, or report."""
+    """Run what is left of the tasks, or report."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learned_masks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", choices=tuple(SETUPS), help="default: all, one after the other")
+    parser.add_argument("--seeds", type=int, nargs="+", default=_SEEDS)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    parser.add_argument("--hours", type=duration, help="begin no job after so many hours")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--threads", type=int, help="of torch (default: all, fewer on a busy machine)"
     )
-    parser.add_argument("--quick", action="store_true", help="a few steps: does it run at all?")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of what is not finished")
     parser.add_argument("--report", action="store_true", help="only make the report")
     arguments = parser.parse_args()
     if arguments.report:
-        gather(WORK, RESULTS)
+        from benchmarks.learned_masks.learned_masks_report import write_report
+
+        gather(arguments.work, RESULTS)
         print(write_report(RESULTS).read_text(encoding="utf-8"), end="")
         return 0
     from benchmarks.learned_masks.experiment import run_seed  # needs transformers
+    from sparsebert.learn.training import quieten_transformers
 
+    quieten_transformers()
+    until = time.monotonic() + 3600.0 * (arguments.hours or float("inf"))
+    names = [arguments.task] if arguments.task else list(SETUPS)
     with threads_for(given=arguments.threads) as sentence:
         print(sentence, flush=True)
-        if arguments.quick:
-            run_seed(QUICK, arguments.seed, WORK / "quick")
-        else:
-            run_seed(Setup(), arguments.seed, WORK, RESULTS / "learned_masks")
+        for name in names:
+            left = dict.fromkeys(arguments.seeds, 1)
+            # Job by job over the seeds: what is there when time is over can be compared.
+            while any(left.values()) and time.monotonic() < until:
+                for seed in arguments.seeds:
+                    left[seed] = run_seed(
+                        SETUPS[name], seed, arguments.work, device=arguments.device,
+                        masks=RESULTS / "learned_masks" if seed == 0 else None,
+                        sparsities=tuple(arguments.sparsities), until=until, most=1,
+                    )  # fmt: skip
     return 0
 
 

@@ -1,177 +1,299 @@
-"""One seed of the experiment: the phases of ``sparsebert learn``, and a row for each contender."""
+"""The jobs of one seed of a task, each giving rows; a job that is done is not run again."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from safetensors.torch import load_file, save
+from torch import nn
 
 import sparsebert as sb
 from benchmarks.harness.origin import origin
+from benchmarks.learned_masks import fixed_masks, loops
 from benchmarks.learned_masks.protocol import (
     DAMS,
+    DENSE,
+    HAND_MADE,
     IMPORTANCE,
-    START,
+    PAPER,
+    SCORED,
+    SPARSITIES,
+    WITHOUT,
+    Recipe,
     Setup,
-    fixed_masks,
+    contenders,
+    has_sparsity,
     row_file,
     slug,
 )
+from benchmarks.learned_masks.tasks import TASKS
 from sparsebert.dam.importance import GROUPS, group_importance
-from sparsebert.learn.data import train_tokenizer
-from sparsebert.learn.phases import Phases
-from sparsebert.learn.run_folder import claim
-from sparsebert.learn.settings import Settings
-from sparsebert.learn.sources import python_text
-from sparsebert.learn.training import quieten_transformers
+from sparsebert.integrations.huggingface.discovery import find_self_attention
+from sparsebert.integrations.huggingface.scores import position_scores
+from sparsebert.storage import write_atomically
 
 _POINTS = 20  # of the importance over the steps
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One contender at one sparsity; None if it has none."""
+
+    contender: str
+    asked: float | None
+
+
+def jobs(task: str, sparsities: tuple[float, ...] = SPARSITIES) -> list[Job]:
+    """All jobs of a seed, in the order in which they are run."""
+    found: list[Job] = []
+    for asked in sparsities:
+        for name in contenders(task):
+            job = Job(name, asked if has_sparsity(name) else None)
+            if job not in found:
+                found.append(job)
+    return found
+
+
 class Experiment:
-    """One seed: the model trained with dense attention, and what continues it.
+    """One seed of a task.
 
     Args:
-        setup: sizes and lengths.
+        setup: of the task.
         seed: of weights, batches and masks.
-        folder: for phases, which are not run again once they are done.
-        masks: where the learned masks are kept besides; None: nowhere.
+        work: where searches, scores and dense models are kept.
+        device: "cpu" or "cuda".
+        masks: where learned masks are kept besides; None: nowhere.
     """
 
-    def __init__(self, setup: Setup, seed: int, folder: Path, masks: Path | None = None) -> None:
+    def __init__(
+        self, setup: Setup, seed: int, work: Path, device: str = "cpu", masks: Path | None = None
+    ) -> None:
         self.setup, self.seed, self.masks = setup, seed, masks
-        self.fixed = fixed_masks(setup, seed)
-        self.contenders = (START, *self.fixed, *DAMS, IMPORTANCE)
-        text = python_text()
-        fresh = folder / "fresh"
-        settings = Settings(
-            model=str(fresh),
-            seq_len=setup.seq_len,
-            sparsity=setup.sparsity,
-            steps=setup.dense_steps,
-            tune_steps=setup.search_steps + setup.fixed_steps,
-            batch_size=setup.batch,
-            learning_rate=setup.lr,
-            against=(),
-            seed=seed,
-        )
-        claim(folder, settings, text)
-        if not (fresh / "config.json").exists():
-            _write_fresh_model(fresh, text, setup, seed)
-        self.phases = Phases(settings, folder)
-        self.phases.count = len(self.contenders) + len(DAMS)
-        self.data = self.phases.data(text, "Python's own documentation")
+        self.folder = work / setup.task
+        self.task = TASKS[setup.task](setup, seed, self.folder, device)
+        self.precision = loops.precision_of(device)
+        self.device = device
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """What a contender gives: one row, but for the importance over the steps.
-
-        `START`, which trains the dense model, has to come first.
-        """
-        if name == START:
-            losses, _ = self.phases.dense(self.data)
-            return [{"loss": losses.mean().item()}]
+    def rows(self, job: Job) -> list[dict[str, Any]]:
+        """What a job gives: one row, but for the importance over the steps."""
+        name, asked = job.contender, job.asked
+        self._train_dense_start()
         if name == IMPORTANCE:
             return list(self._importance())
+        if name.startswith("lambda "):
+            return [self._of_lambda(float(name.removeprefix("lambda ")))]
         if name in DAMS:
-            return [self._with_dam(name)]
-        return [self._with_fixed_mask(name, self.fixed[name]())]
+            assert asked is not None
+            return [self._learned(name, DAMS[name], asked)]
+        mask = self.fixed_mask(name, asked)
+        return [self._trained(mask) | (_about(mask, self._heads()) if mask else {})]
 
-    def _with_fixed_mask(self, name: str, mask: sb.AttentionMask) -> dict[str, Any]:
-        """Loss after all further steps with the mask; and what its plan executes (all heads)."""
-        tuned = self.phases.tune(slug(name), mask, self.data)
-        plan = sb.compile_plan(mask.layer(0), objective="area", target="cpu")
-        return {
-            "loss": tuned.after.mean().item(),
-            "sparsity": mask.sparsity,
-            "executed": plan.explain().executed_fraction,
-        }
+    def fixed_mask(self, name: str, asked: float | None) -> sb.AttentionMask | None:
+        """The mask of a contender that learns none; None for the dense one."""
+        n, (heads, _) = self.setup.seq_len, self._heads()
+        if name == DENSE:
+            return None
+        if name in WITHOUT:
+            return fixed_masks.without(name, n, heads, self.seed)
+        assert asked is not None
+        if name in HAND_MADE:
+            return fixed_masks.pattern(name, n, asked, heads, self.seed)
+        options = SCORED[name]
+        return fixed_masks.highest(self.scores(options["kind"]), asked, options["share"])
 
-    def _with_dam(self, name: str) -> dict[str, Any]:
-        """Within one budget: the search, and steps with what it found; then the mask from anew."""
-        setup, options = self.setup, DAMS[name]
-        found = self.phases.search(
-            self.data,
-            slug(name),
-            steps=setup.search_steps,
-            further=setup.fixed_steps,
-            dam_options={
-                "structure": options["structure"],
-                "init_probability": setup.init_probability,
-            },
-            trainer_options={
-                "penalty": options["penalty"],
-                "mask_learning_rate": setup.mask_lr,
-            },
-        )
+    def scores(self, kind: str) -> torch.Tensor:
+        """Scores of the positions of the dense start, [L, H, N, N], measured once and kept."""
+        path = self.folder / f"scores-{kind}-seed{self.seed}.safetensors"
+        if not path.exists():
+            batches = (self.task.batch(step) for step in range(self.setup.score_batches))
+            measured = position_scores(
+                self.task.start(), batches, kind=kind,
+                loss=self.task.score_loss, seq_len=self.setup.seq_len,
+            )  # fmt: skip
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically("learned_masks", path, save({"scores": measured}))
+        return load_file(path)["scores"]
+
+    # ------------------------------------------------------------------------- kinds of jobs
+
+    def _train_dense_start(self) -> None:
+        setup, folder = self.setup, getattr(self.task, "dense", None)
+        if folder is None or (folder / "model.safetensors").exists():
+            return
+        model = self.task.untrained()
+        loops.train(
+            self.task, model, begin=-setup.dense_steps, steps=setup.dense_steps,
+            lr=setup.dense_lr, precision=self.precision,
+        )  # fmt: skip
+        model.save_pretrained(folder)
+
+    def _trained(self, mask: sb.AttentionMask | None) -> dict[str, Any]:
+        """Measured after all steps with the mask, and with it swapped into the dense start."""
+        setup, model = self.setup, self.task.start()
+        if mask is not None:
+            sb.sparsify(model, mask)
+        before = self._measured(model)["loss"] if self.task.pretrained else ""
+        self._train(model, begin=0, steps=setup.steps)
+        return {**self._measured(model), "swapped_in": before}
+
+    def _learned(self, name: str, recipe: Recipe, asked: float) -> dict[str, Any]:
+        """In one budget, the search and then steps with what it found; and the mask from anew."""
+        setup, model = self.setup, self.task.start()
+        dam = self._search(model, recipe, asked=asked)
+        mask = dam.binarize(sparsity=asked)
         if self.masks is not None:
             self.masks.mkdir(parents=True, exist_ok=True)
-            found.mask.save(self.masks / f"{slug(name)}-seed{self.seed}.safetensors")
-        groups = group_importance(found.probabilities)
-        kept = group_importance(found.mask.dense().double())
+            mask.save(self.masks / f"{setup.task}-{slug(name, asked)}-seed{self.seed}.safetensors")
+        sb.sparsify(model, mask)
+        searched = self._measured(model)["loss"] if self.task.pretrained else ""
+        self._train(model, begin=setup.search_steps, steps=setup.steps - setup.search_steps)
+        within = self._measured(model)
+        groups = group_importance(dam.probabilities())
         return {
-            "soft_loss": found.soft.mean().item(),
-            "hard_loss": found.hard.mean().item(),
-            "budget_loss": found.further.mean().item(),
-            **self._with_fixed_mask(name, found.mask),
-            **{f"p_{group}": groups[group] for group in GROUPS},
-            **{f"kept_{group}": kept[group] for group in GROUPS},
+            **self._trained(mask),
+            **_about(mask, self._heads()),
+            **groups,
+            "searched": searched,
+            "budget_loss": within["loss"],
+            "budget_accuracy": within.get("accuracy", ""),
+        }
+
+    def _of_lambda(self, weight: float) -> dict[str, Any]:
+        """The paper's way to a sparsity: a weight of the penalty; the mask of what is likely."""
+        recipe = dataclasses.replace(PAPER, penalty="l1")
+        dam = self._search(self.task.start(), recipe, asked=None, paper_lambda=weight)
+        mask = dam.binarize()
+        return {
+            **self._trained(mask),
+            **_about(mask, self._heads()),
+            **group_importance(dam.probabilities()),
         }
 
     def _importance(self) -> Iterator[dict[str, Any]]:
-        """The paper's figure: the four groups of positions over the steps."""
-        steps = self.setup.search_steps
-        history = self.phases.importance(
-            self.data, steps=steps, mask_learning_rate=self.setup.mask_lr
+        """The paper's figure: the four groups of positions over the steps, no mask being drawn."""
+        rows: list[dict[str, Any]] = []
+        every = max(1, self.setup.search_steps // _POINTS)
+
+        def watch(step: int, dam: sb.DifferentiableAttentionMask) -> None:
+            if step % every == 0:
+                rows.append({"step": step, **group_importance(dam.probabilities())})
+
+        recipe = Recipe(warm=False, top=False, distillation=0.0, mask_lr=0.1)
+        self._search(self.task.start(), recipe, asked=None, gate="post", watch=watch)
+        yield from rows
+
+    def _search(
+        self, model: nn.Module, recipe: Recipe, *, asked: float | None, **options: Any
+    ) -> sb.DifferentiableAttentionMask:
+        return loops.search(
+            self.task, model, recipe, self.scores("drop") if recipe.warm else None,
+            asked=asked, setup=self.setup, seed=self.seed, precision=self.precision, **options,
+        )  # fmt: skip
+
+    def _train(self, model: nn.Module, *, begin: int, steps: int) -> None:
+        loops.train(
+            self.task, model, begin=begin, steps=steps, lr=self.setup.lr, precision=self.precision
         )
-        for row in history:
-            step = int(row["step"])
-            if row is history[0] or step % max(1, steps // _POINTS) == 0:
-                yield {"step": step, **{group: row[f"importance_{group}"] for group in GROUPS}}
+
+    def _measured(self, model: nn.Module) -> dict[str, float]:
+        with loops.computing_in(self.precision, self.device):
+            return self.task.evaluate(model.eval())
+
+    def _heads(self) -> tuple[int, int]:
+        """Heads, and numbers in a head."""
+        config = find_self_attention("learned_masks", self.task.start()).owner.config
+        return config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
 
-def _write_fresh_model(folder: Path, text: str, setup: Setup, seed: int) -> None:
-    """A ModernBERT without any training, and a tokenizer for the text."""
-    train_tokenizer(text, setup.vocab).save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = ModernBertConfig(
-        vocab_size=setup.vocab,
-        hidden_size=setup.hidden,
-        num_hidden_layers=setup.layers,
-        num_attention_heads=setup.heads,
-        intermediate_size=2 * setup.hidden,
-        max_position_embeddings=setup.seq_len,
-        global_attn_every_n_layers=1,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
-        **dict.fromkeys(("cls_token_id", "sep_token_id"), 0),
-    )
-    ModernBertForMaskedLM(config).save_pretrained(folder)
+def _about(mask: sb.AttentionMask, heads: tuple[int, int]) -> dict[str, Any]:
+    """What a mask keeps, and what its plans compute and are predicted to gain, over all layers."""
+    layers = [mask.layer(i) for i in range(mask.num_layers)]
+    area = [sb.compile_plan(each, objective="area", target="cpu").explain() for each in layers]
+    predicted = {
+        column: statistics.harmonic_mean(
+            sb.compile_plan(each, target=target, head_dim=heads[1], copies=16 * heads[0])
+            .explain()
+            .predicted_speedup
+            for each in layers
+        )
+        for column, target in (("predicted", "cpu"), ("predicted_sm90", "sm90"))
+    }
+    kept = group_importance(mask.dense().double())
+    return {
+        "sparsity": mask.sparsity,
+        "executed": statistics.fmean(report.executed_fraction for report in area),
+        **predicted,
+        **{f"kept_{group}": kept[group] for group in GROUPS if group in kept},
+    }
 
 
-def run_seed(setup: Setup, seed: int, work: Path, masks: Path | None = None) -> Path:
-    """All contenders of one seed; what an earlier start has finished is not run again.
+def run_seed(
+    setup: Setup,
+    seed: int,
+    work: Path,
+    *,
+    device: str = "cpu",
+    masks: Path | None = None,
+    sparsities: tuple[float, ...] = SPARSITIES,
+    until: float = float("inf"),
+    most: int | None = None,
+) -> int:
+    """Run the jobs of a seed that are not done yet, each noted as soon as it is done.
 
-    Returns the CSV file with their rows.
+    Args:
+        until: of `time.monotonic`; no job begins after it.
+        most: jobs to run at most.
+
+    Returns how many jobs are left.
     """
-    quieten_transformers()
-    file = row_file(work / f"seed{seed}.csv")
-    experiment = Experiment(setup, seed, work / f"seed{seed}", masks)
-    done = {row["contender"] for row in file.read()} if file.path.exists() else set()
-    for name in experiment.contenders:
-        if name in done:
-            continue
+    file = row_file(work / f"{setup.task}-seed{seed}.csv")
+    done = _done(file.read() if file.path.exists() else [], setup)
+    left = [job for job in jobs(setup.task, sparsities) if job not in done]
+    if not left or (most is not None and most <= 0):
+        return len(left)
+    experiment = Experiment(setup, seed, work, device, masks)
+    for place, job in enumerate(left[:most]):
+        if time.monotonic() > until:
+            return len(left) - place
         before = time.perf_counter()
-        rows = experiment.rows(name)
+        rows = experiment.rows(job)
         seconds = time.perf_counter() - before
-        common = {"seed": seed, **dataclasses.asdict(setup), "contender": name, **origin()}
-        common["seconds"] = seconds
+        common = {
+            "seed": seed, **dataclasses.asdict(setup), "contender": job.contender,
+            "asked": "" if job.asked is None else job.asked, "precision": experiment.precision,
+            "seconds": seconds, **origin(device),
+        }  # fmt: skip
         file.append(
-            {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in {**common, **row}.items()}
-            for row in rows
+            {k: f"{v:.5f}" if isinstance(v, float) and k != "asked" else v for k, v in row.items()}
+            for row in ({**common, **row} for row in rows)
         )
-        print(name, {k: round(v, 4) for k, v in rows[-1].items()}, f"{seconds:.0f} s", flush=True)
-    return file.path
+        shown = {k: round(v, 4) for k, v in rows[-1].items() if isinstance(v, float)}
+        print(setup.task, seed, job.contender, job.asked, shown, f"{seconds:.0f} s", flush=True)
+    return max(0, len(left) - (len(left) if most is None else most))
+
+
+def _done(rows: list[dict[str, Any]], setup: Setup) -> set[Job]:
+    """The jobs that have rows.
+
+    Raises:
+        ValueError: rows of another setup.
+    """
+    for row in rows:
+        other = {
+            name: row[name]
+            for name, value in dataclasses.asdict(setup).items()
+            if (float(row[name]) if isinstance(value, float) else row[name])
+            != (value if isinstance(value, float) else str(value))
+        }
+        if other:
+            raise ValueError(
+                f"learned_masks: the rows of seed {row['seed']} are of another setup ({other}); "
+                "give another folder, or delete them to begin anew"
+            )
+    return {Job(row["contender"], float(row["asked"]) if row["asked"] else None) for row in rows}

@@ -1,138 +1,233 @@
-"""Tables and plots of all seeds, from their rows alone."""
+"""The page and the plots of all rows, from these alone."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.learned_masks.protocol import DAMS, DENSE, IMPORTANCE, START, row_file
+from benchmarks.learned_masks import learned_masks_plots as plots
+from benchmarks.learned_masks.paired import Interval, difference
+from benchmarks.learned_masks.protocol import (
+    DAMS,
+    DENSE,
+    HAND_MADE,
+    IMPORTANCE,
+    LAMBDAS,
+    SCORED,
+    WITHOUT,
+    row_file,
+)
 from sparsebert.dam.importance import GROUPS
-from sparsebert.reporting.figures import new_figure, save_figure, without_frame
+
+NUMBERS = (
+    "loss", "accuracy", "recall_1", "recall_10", "swapped_in", "budget_loss", "budget_accuracy",
+    "searched", "sparsity", "executed", "predicted", "predicted_sm90", "asked", "step",
+    *(f"kept_{group}" for group in GROUPS), *GROUPS,
+)  # fmt: skip
+
+_TITLES = {
+    "mlm": "Masked-language modelling at the paper's shape",
+    "r8": "MiniLM fine-tuned on Reuters R8",
+    "embeddings": "MiniLM's embeddings, without labels",
+}
+_MEASURED = {
+    "mlm": {"loss": "validation loss, nats a token"},
+    "r8": {"loss": "test loss, nats a document", "accuracy": "accuracy"},
+    "embeddings": {
+        "loss": "drift, 1 - cosine",
+        "recall_1": "nearest neighbour kept",
+        "recall_10": "recall@10",
+    },
+}
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """All rows, numbers as such; what a row does not have is NaN."""
+    rows = pd.DataFrame(row_file(path).read())
+    rows["seed"] = rows["seed"].astype(int)
+    for name in NUMBERS:
+        rows[name] = pd.to_numeric(rows[name])
+    return rows
 
 
 def write_report(folder: Path) -> Path:
     """Make learned_masks.md and its plots of the folder's learned_masks.csv; returns its path."""
-    rows = pd.DataFrame(row_file(folder / "learned_masks.csv").read())
-    draw_importance(rows, folder / "learned_masks_importance.png")
-    draw_losses(rows, folder / "learned_masks_loss.png")
+    rows = read_rows(folder / "learned_masks.csv")
     path = folder / "learned_masks.md"
-    path.write_text("\n".join(_page(rows)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_page(rows, folder)) + "\n", encoding="utf-8")
     return path
 
 
-def _page(rows: pd.DataFrame) -> list[str]:
-    one = rows.iloc[0]
-    start = rows[rows["contender"] == START]["loss"].astype(float)
-    return [
-        "# Learned and hand-made masks at equal sparsity",
-        "",
-        "Made by `python -m benchmarks.learned_masks --report` from learned_masks.csv; the first",
-        "lines of the script say what is compared. A small experiment on a CPU, not the paper's",
-        "BERT-base.",
-        "",
-        f"{rows['seed'].nunique()} seeds; ModernBERT with {one['layers']} layers, "
-        f"{one['heads']} heads, width {one['hidden']}, N = {one['seq_len']}, "
-        f"batch {one['batch']}, vocabulary {one['vocab']}; "
-        f"{one['dense_steps']} steps with dense attention (loss then {mean_and_spread(start)}), "
-        f"{one['search_steps']} steps of search, {one['fixed_steps']} with the mask fixed. Means "
-        "and standard deviations over seeds; losses in nats a token. "
-        f"torch {one['torch']}, {one['processor']}, commit {one['commit']}, {one['date']}.",
-        "",
-        *loss_table(rows),
-        "",
-        'Executed: share of the scores that the mask\'s plan computes (objective "area").',
-        "",
-        "## The search itself",
-        "",
-        *search_table(rows),
-        "",
-        "Losses after the search with the soft and with the hard mask, and after the rest of one",
-        "budget with the hard mask. Kept: share of each group's positions that the mask keeps.",
-        "",
-        "![Loss above dense](learned_masks_loss.png)",
-        "",
-        "![Importance over the training](learned_masks_importance.png)",
-    ]
-
-
-def mean_and_spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    values = list(values)
-    if len(values) < 2:
-        return f"{values[0]:.4f}"
-    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
-
-
-def losses(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows that ended with a loss, and how much `more` it is than that seed's without a mask."""
-    dense = rows[rows["contender"] == DENSE].set_index("seed")["loss"].astype(float)
-    ended = ~rows["contender"].isin((START, IMPORTANCE)) & rows["seed"].isin(dense.index)
-    kept = rows[ended].astype(dict.fromkeys(("loss", "sparsity", "executed"), float))
-    return kept.assign(more=kept["loss"] - kept["seed"].map(dense))
-
-
-def loss_table(rows: pd.DataFrame) -> list[str]:
-    """A line for each contender, by loss; differences are from dense, seed by seed."""
-    by_name = losses(rows).groupby("contender")
-    order = by_name["loss"].mean().sort_values().index
-    cells = by_name.agg(
-        {"sparsity": "mean", "executed": "mean", "loss": mean_and_spread, "more": mean_and_spread}
+def _page(rows: pd.DataFrame, folder: Path) -> Iterator[str]:
+    yield "# Learned masks against all others, at equal sparsity"
+    yield ""
+    yield (
+        "Made by `python -m benchmarks.learned_masks --report` from learned_masks.csv; the first "
+        "lines of that script say what is compared and how. Every number is a mean over seeds with "
+        "its 95 % interval (Student's t); differences are taken within seeds, so what a seed "
+        "changes for all contenders alike is not in them."
     )
-    return [
-        "| mask | sparsity | executed | validation loss | more than dense |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {sparsity:.3f} | {executed:.3f} | {loss} | {more} |"
-            for name, sparsity, executed, loss, more in cells.loc[order].itertuples()
-        ),
-    ]
+    for task, title in _TITLES.items():
+        mine = rows[rows["task"] == task]
+        if not mine.empty:
+            yield from _section(mine, task, title, folder)
 
 
-def search_table(rows: pd.DataFrame) -> list[str]:
-    """The losses of the search itself; and what kinds of positions were kept."""
-    columns = ["soft_loss", "hard_loss", "budget_loss", *(f"kept_{group}" for group in GROUPS)]
-    mine = rows[rows["contender"].isin(DAMS)].astype(dict.fromkeys(columns, float))
-    cells = mine.groupby("contender")[columns].agg(mean_and_spread)
-    header = ["search", "soft mask", "hard mask", "one budget", *(f"kept {g}" for g in GROUPS)]
-    return [
-        f"| {' | '.join(header)} |",
-        "|---" * len(header) + "|",
-        *(f"| {name} | {' | '.join(cells.loc[name])} |" for name in DAMS if name in cells.index),
-    ]
+def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterator[str]:
+    one = rows.iloc[0]
+    yield f"\n## {title}\n"
+    before = f"{one['dense_steps']} steps with dense attention first; " * bool(
+        int(one["dense_steps"])
+    )
+    yield (
+        f"N = {one['seq_len']}, batch {one['batch']}; {before}then {one['steps']} steps for every "
+        f"contender, of which a search takes {one['search_steps']} in one budget. "
+        f"{_origins(rows)}"
+    )
+    ended = rows[rows["contender"] != IMPORTANCE]
+    yield "\n### The dense model, less one position a row\n"
+    yield from _table(ended[ended["asked"].isna() & ~_is_lambda(ended)], ended, task)
+    for asked in sorted(ended["asked"].dropna().unique()):
+        yield f"\n### {asked:.0%} sparsity\n"
+        yield from _table(ended[ended["asked"] == asked], ended, task)
+    learned = ended[ended["contender"].isin(DAMS)]
+    if not learned.empty:
+        yield "\n### What the searches kept\n"
+        yield from _kept(learned)
+    if _is_lambda(ended).any():
+        yield "\n### The paper's penalty weights\n"
+        yield from _lambdas(ended)
+    yield "\n### The paper's claims here\n"
+    yield from _claims(rows, ended)
+    for name, draw in plots.PLOTS.items():
+        file = f"learned_masks_{task}_{name}.png"
+        if draw(rows, folder / file, title):
+            yield f"\n![{name.replace('_', ' ')}]({file})"
 
 
-def draw_importance(rows: pd.DataFrame, path: Path) -> None:
-    """The four groups over the steps of the soft-mask run; thin lines are seeds."""
-    figure = new_figure(6.0, 3.8)
-    axis = figure.subplots()
-    mine = rows[rows["contender"] == IMPORTANCE].astype({"step": int})
-    for number, group in enumerate(GROUPS):
-        curves = mine.pivot(index="step", columns="seed", values=group).astype(float)
-        axis.plot(curves, color=f"C{number}", linewidth=0.6, alpha=0.6)
-        axis.plot(curves.mean(axis=1), color=f"C{number}", linewidth=2.0, label=group)
-    axis.set_ylabel("mean of P = sigmoid(alpha)", fontsize=9)
-    axis.set_title(f"Importance of positions, {mine['seed'].nunique()} seeds")
-    axis.legend(frameon=False)
-    without_frame(axis, "training step")
-    save_figure(figure, path)
+def _is_lambda(rows: pd.DataFrame) -> pd.Series:
+    return rows["contender"].str.startswith("lambda ")
 
 
-def draw_losses(rows: pd.DataFrame, path: Path) -> None:
-    """Validation loss beyond dense of every contender, one dot a seed."""
-    by_name = losses(rows).query("contender != @DENSE").groupby("contender")
-    names = by_name["more"].mean().sort_values(ascending=False)
-    figure = new_figure(7.0, 4.6)
-    axis = figure.subplots()
-    for place, (name, mean) in enumerate(names.items()):
-        more = by_name.get_group(name)["more"]
-        color = "C0" if name in DAMS else "C7" if name.startswith(DENSE) else "C1"
-        axis.barh(place, mean, color=color, alpha=0.55)
-        axis.plot(more, [place] * len(more), "o", color=color, markersize=4)
-    axis.set_yticks(range(len(names)), names.index)
-    axis.axvline(0.0, color="black", linewidth=0.8)
-    axis.set_title("Learned (blue) and hand-made (orange) masks at equal sparsity")
-    without_frame(axis, "validation loss above dense attention (nats a token; dots: seeds)")
-    save_figure(figure, path)
+def _origins(rows: pd.DataFrame) -> str:
+    """Where the rows come from, in a sentence."""
+
+    def values(column: str) -> str:
+        return ", ".join(sorted(set(rows[column])))
+
+    return (
+        f"Rows of {values('date')} on {values('processor')}, torch {values('torch')}, "
+        f"{values('precision')}, commit {values('commit')}."
+    )
+
+
+def by_seed(rows: pd.DataFrame, contender: str, column: str = "loss") -> dict[int, float]:
+    """A contender's values, for each seed; rows are of one task and sparsity."""
+    mine = rows[(rows["contender"] == contender) & rows[column].notna()]
+    return dict(zip(mine["seed"], mine[column], strict=True))
+
+
+def _table(rows: pd.DataFrame, all_rows: pd.DataFrame, task: str) -> Iterator[str]:
+    """A line for each contender, by its mean difference from dense."""
+    measured = _MEASURED[task]
+    dense = all_rows[all_rows["contender"] == DENSE]
+    searched = rows["budget_loss"].notna().any()
+    header = ["mask", "seeds", "sparsity", "computed", "predicted, CPU", *measured.values(),
+              "loss above dense"]  # fmt: skip
+    header += ["above dense, in one budget"] * bool(searched)
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    lines = []
+    for name, mine in rows.groupby("contender"):
+        above = difference(by_seed(rows, name), by_seed(dense, DENSE))
+        cells = [
+            str(name),
+            str(len(mine)),
+            f"{mine['sparsity'].fillna(0.0).mean():.3f}",
+            f"{mine['executed'].fillna(1.0).mean():.3f}",
+            f"{mine['predicted'].fillna(1.0).mean():.1f}x",
+            *(Interval.of(mine[column]).show() for column in measured),
+            above.show(signed=True),
+        ]
+        if searched:
+            within = by_seed(rows, name, "budget_loss")
+            cells.append(difference(within, by_seed(dense, DENSE)).show(signed=True))
+        lines.append((above.mean, f"| {' | '.join(cells)} |"))
+    yield from (line for _, line in sorted(lines))
+
+
+def _kept(rows: pd.DataFrame) -> Iterator[str]:
+    header = ["mask", "asked", *(f"kept {group}" for group in GROUPS)]
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    for (asked, name), mine in rows.groupby(["asked", "contender"]):
+        kept = [Interval.of(mine[f"kept_{group}"]).show(3) for group in GROUPS]
+        yield f"| {name} | {asked:.2f} | {' | '.join(kept)} |"
+
+
+def _lambdas(rows: pd.DataFrame) -> Iterator[str]:
+    yield "| lambda | seeds | sparsity | loss | loss above dense |"
+    yield "|---|---|---|---|---|"
+    dense = by_seed(rows, DENSE)
+    for weight in LAMBDAS:
+        mine = rows[rows["contender"] == f"lambda {weight:g}"]
+        if not mine.empty:
+            above = difference(by_seed(mine, f"lambda {weight:g}"), dense)
+            yield (
+                f"| {weight:g} | {len(mine)} | {Interval.of(mine['sparsity']).show(3)} | "
+                f"{Interval.of(mine['loss']).show()} | {above.show(signed=True)} |"
+            )
+
+
+def _claims(rows: pd.DataFrame, ended: pd.DataFrame) -> Iterator[str]:
+    """What the rows say of each of the paper's claims; nothing where they are too few."""
+    last = rows[rows["contender"] == IMPORTANCE]
+    if not last.empty:
+        final = last[last["step"] == last["step"].max()]
+        values = {group: Interval.of(final[group]) for group in GROUPS}
+        order = sorted(values, key=lambda group: values[group].mean)
+        shown = ", ".join(f"{group} {values[group].show(3)}" for group in order)
+        verdict = "holds" if order[0] == "diagonal" else f"fails: the lowest is {order[0]}"
+        yield f"* **The diagonal is least important** {verdict}. Final soft mask: {shown}."
+    dense = by_seed(ended, DENSE)
+    words = []
+    for name in WITHOUT:
+        above = difference(by_seed(ended, name), dense)
+        if above.count:
+            words.append(f"{name} {above.show(signed=True)}")
+    if words:
+        above = difference(by_seed(ended, WITHOUT[0]), dense)
+        verdict = {0: "cannot be told from 0", 1: "costs something", -1: "is even a gain"}
+        yield (
+            f"* **Dropping the diagonal costs nothing**: it {verdict[above.sign]}. Loss above "
+            f"dense: {'; '.join(words)}."
+        )
+    for asked in sorted(ended["asked"].dropna().unique()):
+        yield from _against_the_rest(ended[ended["asked"] == asked], asked)
+
+
+def _against_the_rest(rows: pd.DataFrame, asked: float) -> Iterator[str]:
+    """The best learned mask by its mean against the hand-made ones and those of scores."""
+    names = set(rows["contender"])
+    means = {name: Interval.of(by_seed(rows, name).values()).mean for name in names}
+    learned = sorted((n for n in names if n in DAMS), key=means.__getitem__)
+    if not learned:
+        return
+    best = learned[0]
+    for what, family in (("hand-made", HAND_MADE), ("scored", SCORED)):
+        others: Sequence[str] = sorted((n for n in names if n in family), key=means.__getitem__)
+        if not others:
+            continue
+        each = {n: difference(by_seed(rows, best), by_seed(rows, n)) for n in others}
+        yield (
+            f"* **Learned against {what}, {asked:.0%}**: {best} is clearly better than "
+            f"{_count(each.values(), -1)} of {len(each)}, clearly worse than "
+            f"{_count(each.values(), 1)}; from the best of them, {others[0]}, its loss differs by "
+            f"{each[others[0]].show(signed=True)}."
+        )
+
+
+def _count(intervals: Iterable[Interval], sign: int) -> int:
+    return sum(interval.sign == sign for interval in intervals)

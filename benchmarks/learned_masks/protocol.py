@@ -1,80 +1,163 @@
-"""What the experiment compares, and at what sizes; the columns of its rows."""
+"""What the experiments compare: tasks and their sizes, contenders, and the columns of the rows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import sparsebert as sb
 from benchmarks.harness.origin import COLUMNS as ORIGIN
 from benchmarks.harness.rows import RowFile
 from sparsebert.dam.importance import GROUPS
-from sparsebert.learn.handmade import pattern_at_sparsity
 
-HAND_MADE = ("sliding_window", "star", "log_sparse", "longformer", "bigbird", "strided", "fixed")
-START, DENSE, IMPORTANCE = "start", "dense", "importance analysis"
+SPARSITIES = (0.9, 0.8, 0.95, 0.7)
+"""Asked of the masks, in the order in which they are run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Sizes and lengths; tokens a step are batch x seq_len."""
+    """Sizes and lengths of a task; `steps` are those of every contender.
 
-    seq_len: int = 64
-    vocab: int = 512
-    hidden: int = 128
-    layers: int = 2
-    heads: int = 4
+    Attributes:
+        task: "r8", "mlm" or "embeddings".
+        seq_len, batch, steps, lr: of the training with a fixed mask.
+        search_steps: of a search; in one budget, this many of `steps`.
+        score_batches: of data from which the positions' scores are measured.
+        dense_steps, dense_lr: of the dense training before all others, where there is one.
+        documents: for validation at most; 0: all there are.
+    """
+
+    task: str
+    seq_len: int = 128
     batch: int = 16
-    dense_steps: int = 800
-    search_steps: int = 300
-    fixed_steps: int = 100
-    lr: float = 3e-3
-    mask_lr: float = 0.1
-    init_probability: float = 0.8
-    sparsity: float = 0.85
+    steps: int = 100
+    lr: float = 1e-4
+    search_steps: int = 60
+    score_batches: int = 16
+    dense_steps: int = 0
+    dense_lr: float = 0.0
+    documents: int = 0
 
 
-QUICK = Setup(hidden=32, batch=4, dense_steps=4, search_steps=4, fixed_steps=2, vocab=256)
-
-DAMS: dict[str, dict[str, str]] = {
-    "DAM_u": {"structure": "full", "penalty": "expected_l1"},
-    "DAM_s": {"structure": "toeplitz", "penalty": "expected_l1"},
-    "DAM_u, executed area": {"structure": "full", "penalty": "executed_area"},
-    "DAM_s, executed area": {"structure": "toeplitz", "penalty": "executed_area"},
+SETUPS = {
+    "r8": Setup("r8", steps=120, lr=2e-4, search_steps=60),
+    "mlm": Setup("mlm", steps=200, lr=1e-3, search_steps=150, dense_steps=900, dense_lr=3e-3),
+    "embeddings": Setup(
+        "embeddings", seq_len=512, batch=4, steps=60, lr=1e-4, documents=240, score_batches=24
+    ),
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a DAM is searched for; defaults are those that won on seeds of their own.
+
+    Attributes:
+        structure: of the DAM.
+        per_layer: a mask for each layer, or one for all; always one for each head.
+        symmetric: see `DifferentiableAttentionMask`.
+        warm: alpha begins with the scores "drop"; else undecided, as in the paper.
+        top: masks of the likeliest positions; else drawn (Gumbel), with a penalty.
+        penalty, weight: see `MaskSearch`.
+        mask_lr: of alpha.
+        distillation: weight of the distance to the dense model's hidden states.
+        frozen: alpha learns alone, by distillation, without the task's labels.
+    """
+
+    structure: str = "full"
+    own_tokens: tuple[int, ...] = ()
+    per_layer: bool = False
+    symmetric: bool = False
+    warm: bool = True
+    top: bool = True
+    penalty: str = "expected_l1"
+    weight: float | None = None
+    mask_lr: float = 0.05
+    distillation: float = 1.0
+    frozen: bool = False
+
+
+PAPER = Recipe(symmetric=True, warm=False, top=False, distillation=0.0, mask_lr=0.1)
+"""One mask for all layers, drawn from the first step on, no teacher: DAM as published."""
+
+DAMS = {
+    "DAM": Recipe(per_layer=True),
+    "DAM, one mask": Recipe(),
+    "DAM_u": PAPER,
+    "DAM_s": dataclasses.replace(PAPER, structure="toeplitz"),
+    "DAM_u, executed area": dataclasses.replace(PAPER, penalty="executed_area"),
+    "DAM_u, plan": dataclasses.replace(PAPER, penalty="plan"),
+    "DAM, alpha alone": Recipe(per_layer=True, frozen=True),
+}
+"""Learned masks. "DAM" is this package's recipe, with a mask for each layer; the next has one for
+all layers; DAM_u and DAM_s are the paper's."""
+
+SCORED: dict[str, dict[str, Any]] = {
+    "attention, top, one mask": {"kind": "attention", "share": "all"},
+    "attention, top, per head": {"kind": "attention", "share": "layers"},
+    "attention, top, per layer": {"kind": "attention", "share": "none"},
+    "attention x gradient, top, one mask": {"kind": "attention_gradient", "share": "all"},
+    "attention x gradient, top, per layer": {"kind": "attention_gradient", "share": "none"},
+    "drop, top, one mask": {"kind": "drop", "share": "all"},
+    "drop, top, per layer": {"kind": "drop", "share": "none"},
+}
+"""Masks that keep the positions with the highest scores. share: one mask for all layers and heads
+("all"), for all layers ("layers"), or for none; then of all scores together."""
+
+HAND_MADE = {
+    name: name.replace(" ", "_")
+    for name in (
+        "longformer", "star", "bigbird", "sliding window", "log sparse", "strided", "fixed",
+        "random",
+    )
+}  # fmt: skip
+"""Patterns of the asked sparsity, see `sparsebert.learn.handmade`."""
+
+DENSE = "dense"
+WITHOUT = ("without diagonal", "without random", "without neighbour")
+"""Dense but for one position a row: its own, one by chance (for each head), or a neighbour."""
+
+IMPORTANCE = "importance"
+"""No contender: the paper's analysis, the groups' soft mask over the training."""
+
+LAMBDAS = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Weights of the paper's penalty in its own units, a sum over all scores."""
+
+FIRST = (
+    DENSE, "DAM", "longformer", "star", "attention, top, one mask", "attention, top, per layer",
+    "without diagonal", "DAM, one mask", "DAM_u", "DAM_s",
+)  # fmt: skip
+
+
+def contenders(task: str) -> list[str]:
+    """All contenders of a task, the most telling first."""
+    every = [DENSE, *WITHOUT, *DAMS, *SCORED, *HAND_MADE]
+    if task == "mlm":
+        every += [IMPORTANCE, *(f"lambda {weight:g}" for weight in LAMBDAS)]
+    return [*FIRST, *(name for name in every if name not in FIRST)]
+
+
+def has_sparsity(name: str) -> bool:
+    """Whether a contender is run at each of the asked sparsities."""
+    return name in DAMS or name in SCORED or name in HAND_MADE
+
+
 COLUMNS = (
-    "seed", "contender", "step", "loss", "soft_loss", "hard_loss", "budget_loss",
-    "sparsity", "executed",
-    *(f"{kind}{group}" for kind in ("p_", "kept_", "") for group in GROUPS),
-    *(field.name for field in dataclasses.fields(Setup) if field.name != "sparsity"),
-    "seconds", *ORIGIN,
+    "task", "seed", "contender", "asked", "step",
+    "loss", "accuracy", "recall_1", "recall_10", "swapped_in", "budget_loss", "budget_accuracy",
+    "searched", "sparsity", "executed", "predicted", "predicted_sm90",
+    *(f"kept_{group}" for group in GROUPS), *GROUPS,
+    *(field.name for field in dataclasses.fields(Setup) if field.name != "task"),
+    "precision", "seconds", *ORIGIN,
 )  # fmt: skip
 
 
 def row_file(path: Path) -> RowFile:
-    """A file of the experiment's rows."""
+    """A file of the experiments' rows."""
     return RowFile(path, COLUMNS, made_by="python -m benchmarks.learned_masks")
 
 
-def fixed_masks(setup: Setup, seed: int) -> dict[str, Callable[[], sb.AttentionMask]]:
-    """Contenders whose mask is known beforehand."""
-    n = setup.seq_len
-    masks: dict[str, Callable[[], sb.AttentionMask]] = {
-        DENSE: lambda: sb.patterns.dense(n),
-        "dense without diagonal": lambda: sb.patterns.dense(n).without_diagonal(),
-        "random": lambda: sb.patterns.random(
-            n, 1.0 - setup.sparsity, seed=seed, num_heads=setup.heads
-        ),
-    }
-    for name in HAND_MADE:
-        masks[name] = lambda name=name: pattern_at_sparsity(
-            name, n, setup.sparsity, num_heads=setup.heads, seed=seed
-        )
-    return masks
-
-
-def slug(name: str) -> str:
-    """A contender's name as that of a file."""
-    return name.replace(", ", "-").replace(" ", "_")
+def slug(name: str, asked: float | None = None) -> str:
+    """A contender, and the sparsity asked of it, as the name of a file."""
+    words = name.replace(", ", "-").replace(" ", "_")
+    return words if asked is None else f"{words}-{asked:g}"

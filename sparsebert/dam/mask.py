@@ -39,6 +39,10 @@ class DifferentiableAttentionMask(nn.Module):
             one for each distance) or "block" (one for each block of block_size x block_size).
         symmetric: position (i, j) shares its parameter with (j, i), as in the paper.
         block_size: for structure "block" only.
+        own_tokens: for structure "toeplitz" only: positions of special tokens (negative ones
+            count from the end) whose columns and rows are kept or dropped as a whole, apart from
+            the distances: what every token attends to, and what attends to all, as Longformer's
+            global tokens.
         temperature: of the Gumbel-sigmoid, above 0; a buffer, see `set_temperature`.
         hard: samples are rounded to 0 or 1, with the gradient of the unrounded ones
             (straight-through), as in the paper; else they lie between.
@@ -91,6 +95,7 @@ class DifferentiableAttentionMask(nn.Module):
         *,
         symmetric: bool = True,
         block_size: int | None = None,
+        own_tokens: Sequence[int] = (),
         temperature: float = 1.0,
         hard: bool = True,
         noise: bool = True,
@@ -113,6 +118,11 @@ class DifferentiableAttentionMask(nn.Module):
             raise ValueError(
                 f"{_NAME}: structure={structure!r} with block_size={block_size}; the structure "
                 "'block' needs a block_size, the others take none"
+            )
+        if own_tokens and structure != "toeplitz":
+            raise ValueError(
+                f"{_NAME}: structure={structure!r} takes no own_tokens; only 'toeplitz' does, "
+                "whose positions would share the parameters of their distance"
             )
         if not 0.0 < init_probability < 1.0:
             raise ValueError(
@@ -140,6 +150,12 @@ class DifferentiableAttentionMask(nn.Module):
             if block_size is None
             else checks.integer(_NAME, "block_size", block_size, 1, self.seq_len)
         )
+        last = self.seq_len - 1
+        tokens = [
+            checks.integer(_NAME, "own_tokens", t, -self.seq_len, last) % self.seq_len
+            for t in own_tokens
+        ]
+        self.own_tokens = tuple(dict.fromkeys(tokens))
         self.hard = bool(hard)
         self.noise = bool(noise)
         index = torch.from_numpy(parameter_index(self.layout))
@@ -168,7 +184,9 @@ class DifferentiableAttentionMask(nn.Module):
     @property
     def layout(self) -> Layout:
         """How the positions of a head share parameters."""
-        return Layout(self.structure, self.seq_len, self.symmetric, self.block_size)
+        return Layout(
+            self.structure, self.seq_len, self.symmetric, self.block_size, self.own_tokens
+        )
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the samples.
@@ -447,6 +465,7 @@ class DifferentiableAttentionMask(nn.Module):
             "structure": self.structure,
             "symmetric": self.symmetric,
             "block_size": self.block_size if self.structure == "block" else None,
+            "own_tokens": list(self.own_tokens),
             "hard": self.hard,
             "noise": self.noise,
             "sampling": self.sampling,

@@ -21,6 +21,8 @@ class Layout:
     symmetric: bool
     block_size: int = 1
     """Only of the structure "block"."""
+    own_tokens: tuple[int, ...] = ()
+    """Only of the structure "toeplitz": from 0 to N - 1."""
 
 
 @remember
@@ -28,13 +30,14 @@ def parameter_index(layout: Layout) -> npt.NDArray[np.int64]:
     """Which parameter decides position (i, j): int64 [N, N], values 0 to P - 1, all of them used.
 
     full: one for each position, or for each unordered pair {i, j} if symmetric.
-    toeplitz: one for each i - j, or for each distance abs(i - j) if symmetric.
+    toeplitz: one for each i - j, or for each distance abs(i - j) if symmetric; but the column and
+        the row of each of the `own_tokens` have one each, or one together if symmetric.
     block: as full, of blocks of block_size x block_size positions.
     """
     n, symmetric = layout.seq_len, layout.symmetric
     i, j = np.arange(n)[:, None], np.arange(n)[None, :]
     if layout.structure == "toeplitz":
-        return np.abs(i - j) if symmetric else i - j + n - 1
+        return _with_own_tokens(np.abs(i - j) if symmetric else i - j + n - 1, layout)
     if layout.structure == "block":
         size = layout.block_size
         blocks = parameter_index(Layout("full", -(-n // size), symmetric))
@@ -44,6 +47,16 @@ def parameter_index(layout: Layout) -> npt.NDArray[np.int64]:
     low, high = np.minimum(i, j), np.maximum(i, j)
     pairs: npt.NDArray[np.int64] = low * n - low * (low - 1) // 2 + high - low
     return pairs  # the rows of the upper triangle, one by one
+
+
+def _with_own_tokens(distances: npt.NDArray[np.int64], layout: Layout) -> npt.NDArray[np.int64]:
+    index, free = distances.copy(), int(distances.max()) + 1
+    for token in layout.own_tokens:
+        index[token, :] = free
+        index[:, token] = free if layout.symmetric else free + 1
+        free += 2
+    numbers = np.unique(index, return_inverse=True)[1]  # none is left out
+    return numbers.reshape(index.shape)
 
 
 def first_in_group(layout: Layout, group: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

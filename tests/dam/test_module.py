@@ -20,6 +20,7 @@ def test_defaults() -> None:
         "structure": "full",
         "symmetric": True,
         "block_size": None,
+        "own_tokens": [],
         "hard": True,
         "noise": True,
         "sampling": "gumbel",
@@ -44,8 +45,8 @@ def test_settings_rebuild_the_module() -> None:
     assert torch.equal(twin(), dam())
     assert repr(dam) == (
         "DifferentiableAttentionMask(num_layers=1, num_heads=2, seq_len=9, structure='block', "
-        "symmetric=False, block_size=4, hard=False, noise=False, sampling='gumbel', "
-        "density=1.0, scope='head', parameters=18)"
+        "symmetric=False, block_size=4, own_tokens=[], hard=False, noise=False, "
+        "sampling='gumbel', density=1.0, scope='head', parameters=18)"
     )
 
 

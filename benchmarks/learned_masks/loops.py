@@ -1,0 +1,160 @@
+"""The loops of the experiments: training with a mask or without, and searching for one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import sparsebert as sb
+from benchmarks.learned_masks.protocol import Recipe, Setup
+from benchmarks.learned_masks.tasks import Task
+from sparsebert.dam.distillation import hidden_distance
+from sparsebert.dam.search import MaskSearch
+from sparsebert.integrations.huggingface.discovery import find_self_attention
+
+_WARMUP = 0.1  # of the steps, in which the learning rate rises
+_DECAY = 0.01
+_NORM = 1.0  # of the model's gradient, at most
+
+
+def precision_of(device: str) -> str:
+    """ "bf16" (autocast) where products in it are faster than in "fp32"."""
+    if device != "cpu":
+        return "bf16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+@contextlib.contextmanager
+def computing_in(precision: str, device: str) -> Iterator[None]:
+    """Autocast to bf16, or nothing."""
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def train(
+    task: Task, model: nn.Module, *, begin: int, steps: int, lr: float, precision: str
+) -> None:
+    """Train the model on batches `begin` to `begin` + `steps` of the task, in place."""
+    model.train()
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=_DECAY, fused=True)
+    for step in range(steps):
+        batch = task.batch(begin + step)
+        _set_rates(optimizer, [lr], step, steps)
+        with computing_in(precision, task.device):
+            loss = task.loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def search(
+    task: Task,
+    model: nn.Module,
+    recipe: Recipe,
+    scores: torch.Tensor | None,
+    *,
+    asked: float | None,
+    setup: Setup,
+    seed: int,
+    precision: str,
+    gate: str = "softmax",
+    watch: Callable[[int, sb.DifferentiableAttentionMask], None] | None = None,
+    paper_lambda: float | None = None,
+) -> sb.DifferentiableAttentionMask:
+    """Search for a mask along with the model's weights, in place; returns the DAM, detached.
+
+    Args:
+        task, setup: batches 0 to `setup.search_steps` of the task.
+        model: the dense model that all contenders start from.
+        scores: [L, H, N, N] for a warm start.
+        asked: sparsity; None: no goal.
+        watch: is called with each step and the DAM, before the step.
+        paper_lambda: weight of the penalty in the paper's units, in the place of a goal.
+    """
+    attention = find_self_attention("search", model)
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.distillation else None
+    dam = sb.DifferentiableAttentionMask(
+        len(attention.modules) if recipe.per_layer else 1,
+        attention.num_heads or 1,
+        setup.seq_len,
+        recipe.structure,
+        symmetric=recipe.symmetric,
+        own_tokens=recipe.own_tokens,
+        sampling="top" if recipe.top else "gumbel",
+        scope="global" if recipe.top else "head",
+        init_probability=0.8 if asked is not None else 0.5,
+        hard=gate != "post",
+        noise=gate != "post",
+        seed=seed,
+    )
+    if recipe.warm:
+        assert scores is not None and asked is not None
+        dam.start_from(scores, asked)
+    weight = recipe.weight
+    if asked is None:
+        size = dam.num_layers * dam.num_heads * dam.seq_len**2
+        weight = 0.0 if paper_lambda is None else paper_lambda * size
+    plan = MaskSearch(
+        dam, setup.search_steps, sparsity=asked, weight=weight, penalty=recipe.penalty
+    )
+    sb.attach_dam(model.requires_grad_(not recipe.frozen), dam, gate=gate)
+    dam.requires_grad_(True)
+    model.train(not recipe.frozen)
+    dam.train()
+    groups = plan.parameter_groups(model, lr=setup.lr, mask_lr=recipe.mask_lr, weight_decay=_DECAY)
+    rates = [group["lr"] for group in groups]
+    own = [p for p in model.parameters() if p is not dam.alpha and p.requires_grad]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    for step in range(setup.search_steps):
+        batch = task.batch(step)
+        plan.begin_step(step)
+        _set_rates(optimizer, rates, step, setup.search_steps)
+        if watch is not None:
+            watch(step, dam)
+        with computing_in(precision, task.device):
+            loss = _loss(task, model, teacher, batch, recipe)
+        (loss + plan.penalty()).backward()
+        if own:
+            torch.nn.utils.clip_grad_norm_(own, _NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    if watch is not None:
+        watch(setup.search_steps, dam)
+    sb.detach_dam(model).requires_grad_(True).eval()
+    return dam
+
+
+def _loss(
+    task: Task,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    batch: dict[str, torch.Tensor],
+    recipe: Recipe,
+) -> torch.Tensor:
+    if teacher is None:
+        return task.loss(model, batch)
+    with torch.no_grad():
+        wanted = task.hidden(teacher, batch)
+    if recipe.frozen:
+        return hidden_distance(task.hidden(model, batch), wanted, batch.get("attention_mask"))
+    loss, hidden = task.loss_and_hidden(model, batch)
+    distance = hidden_distance(hidden, wanted, batch.get("attention_mask"))
+    return loss + recipe.distillation * distance
+
+
+def _set_rates(
+    optimizer: torch.optim.Optimizer, rates: list[float], step: int, steps: int
+) -> None:
+    """Linear from 0 up to the rates and down to 0 again."""
+    rising = (step + 1) / max(1.0, _WARMUP * steps)
+    factor = min(1.0, rising, (steps - step) / max(1.0, (1.0 - _WARMUP) * steps))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
