@@ -65,8 +65,8 @@ def _page(rows: pd.DataFrame, folder: Path) -> Iterator[str]:
     yield ""
     yield (
         "Made by `python -m benchmarks.learned_masks --report` from learned_masks.csv; the first "
-        "lines of that script say what is compared and how. Every number is a mean over seeds with "
-        "its 95 % interval (Student's t); differences are taken within seeds, so what a seed "
+        "lines of that script say what is compared and how. Every number is a mean over seeds "
+        "with its 95 % interval (Student's t); differences are taken within seeds, so what a seed "
         "changes for all contenders alike is not in them."
     )
     for task, title in _TITLES.items():

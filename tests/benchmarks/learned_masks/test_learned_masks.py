@@ -1,9 +1,11 @@
-"""The experiment on learned masks: its committed report, and a tiny run of the whole."""
+"""The experiments on learned masks: the committed report, and a tiny run of a whole task."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,80 +17,135 @@ pytest.importorskip("transformers")
 
 import sparsebert as sb
 from benchmarks.harness.origin import RESULTS
-from benchmarks.learned_masks import experiment, protocol
+from benchmarks.learned_masks import fixed_masks, loops, tasks
 from benchmarks.learned_masks.__main__ import gather
+from benchmarks.learned_masks.experiment import Experiment, Job, jobs, run_seed
 from benchmarks.learned_masks.learned_masks_report import write_report
-from sparsebert.dam.importance import GROUPS
+from benchmarks.learned_masks.paired import Interval, difference
+from benchmarks.learned_masks.protocol import DAMS, IMPORTANCE, SETUPS, WITHOUT, Setup, contenders
 from sparsebert.learn.python_text import topics
 
-TINY = protocol.Setup(
-    seq_len=32,
-    hidden=32,
-    heads=2,
-    batch=4,
-    dense_steps=4,
-    search_steps=4,
-    fixed_steps=2,
-    vocab=256,
-)
+TINY = Setup(
+    "mlm", seq_len=32, batch=4, steps=3, search_steps=2, score_batches=2, dense_steps=3,
+    dense_lr=1e-3, documents=8,
+)  # fmt: skip
 
 
 def test_the_committed_report_is_made_of_the_committed_rows(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "learned_masks.csv", tmp_path)
-    gather(tmp_path, tmp_path)  # no seeds there: the rows stay
+    gather(tmp_path / "none", tmp_path)  # no run there: the rows stay
+    assert (tmp_path / "learned_masks.csv").read_bytes() == (
+        RESULTS / "learned_masks.csv"
+    ).read_bytes()
     page = write_report(tmp_path)
     assert page.read_bytes() == (RESULTS / "learned_masks.md").read_bytes()
-    for name in ("learned_masks_loss.png", "learned_masks_importance.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    pictures = sorted(path.name for path in RESULTS.glob("learned_masks_*.png"))
+    assert pictures == sorted(path.name for path in tmp_path.glob("*.png"))
+
+
+def test_jobs_begin_with_the_most_telling_and_name_each_once() -> None:
+    for task in SETUPS:
+        found = jobs(task)
+        assert len(found) == len(set(found))
+        assert found[0] == Job("dense", None)
+        asked = [job.asked for job in found if job.asked is not None]
+        assert asked == sorted(asked, key=[0.9, 0.8, 0.95, 0.7].index)
+        assert {job.contender for job in found} == set(contenders(task))
+        assert (Job(IMPORTANCE, None) in found) == (task == "mlm")
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_one_position_a_row_is_dropped(name: str) -> None:
+    for n in (7, 8):
+        dense = fixed_masks.without(name, n, 3, seed=1).dense()[0]
+        dropped = (~dense).sum(-1)
+        # The last row of an odd number has no neighbour after it in its pair.
+        expected = torch.ones(3, n, dtype=torch.int64)
+        expected[:, -1] = 0 if n % 2 and name == "without neighbour" else 1
+        assert torch.equal(dropped, expected)
+        diagonal = torch.diagonal(dense, dim1=-2, dim2=-1)
+        assert bool(diagonal.any()) == (name != "without diagonal")
+    with pytest.raises(ValueError, match="no such contender"):
+        fixed_masks.without("dense", 8, 3, seed=1)
+
+
+def test_masks_of_the_highest_scores() -> None:
+    scores = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one = fixed_masks.highest(scores, 0.75, "all")
+    heads = fixed_masks.highest(scores, 0.75, "layers")
+    none = fixed_masks.highest(scores, 0.75, "none")
+    assert (one.shape[:2], heads.shape[:2], none.shape[:2]) == ((1, 1), (1, 3), (2, 3))
+    mean = scores.mean((0, 1))
+    kept = one.dense()[0, 0]
+    # Rows that none of the highest is in keep their best, in the place of the lowest of these.
+    assert kept.sum() <= 64 and mean[kept].mean() > mean[~kept].mean()
+    by_head = none.dense().float().mean((-1, -2))
+    assert none.sparsity >= 0.75 and by_head.std() > 0.0  # a share of all heads together
+    assert torch.equal(by_head.new_tensor(0.25).expand(3), heads.dense().float().mean((-1, -2))[0])
+
+
+def test_intervals() -> None:
+    found = Interval.of([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.half == pytest.approx(4.3026527 / 3**0.5)  # Student, 2
+    assert found.sign == 0 and Interval.of([1.0, 1.1, 1.2]).sign == 1
+    assert Interval.of([-1.0, -1.1]).sign == 0 and Interval.of([-1.0]).sign == 0
+    assert Interval.of([0.5]).show() == "0.5000" and Interval.of([]).show() == ""
+    paired = difference({0: 1.0, 1: 5.0, 2: 9.0}, {1: 4.0, 0: 0.5})
+    assert (paired.mean, paired.count) == (0.75, 2)
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short text, and one contender of each kind."""
-    monkeypatch.setattr(experiment, "python_text", lambda: "\n".join(topics()[:3]))
-    monkeypatch.setattr(protocol, "HAND_MADE", ("star",))
-    name = "DAM_s, executed area"
-    for module in (experiment, protocol):
-        monkeypatch.setattr(module, "DAMS", {name: protocol.DAMS[name]})
+    """A short text, and a small model."""
+    monkeypatch.setattr(tasks, "python_text", lambda: "\n".join(topics()[:6]))
+    for name, value in {"heads": 2, "hidden_size": 32, "vocabulary": 256}.items():
+        monkeypatch.setattr(tasks.MaskedLanguage, name, value)
 
 
 @pytest.mark.slow
 def test_a_tiny_run(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contender at one sparsity; then a second start, the report, and another setup."""
     work, masks = tmp_path / "work", tmp_path / "masks"
-    path = experiment.run_seed(TINY, 1, work, masks)
+    assert (
+        run_seed(TINY, 1, work, masks=masks, sparsities=(0.75,), until=time.monotonic() - 1) > 20
+    )
+    assert run_seed(TINY, 1, work, masks=masks, sparsities=(0.75,)) == 0
+    path = work / "mlm-seed1.csv"
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = list(dict.fromkeys(row["contender"] for row in rows))
-    learned = "DAM_s, executed area"
-    fixed = ["dense", "dense without diagonal", "random", "star"]
-    assert names == ["start", *fixed, learned, "importance analysis"]
-    by_name = {row["contender"]: row for row in rows}
-    for name in fixed:
-        assert 4.0 < float(by_name[name]["loss"]) < 7.0
-    assert float(by_name["dense"]["executed"]) == 1.0
-    mask = sb.AttentionMask.load(masks / "DAM_s-executed_area-seed1.safetensors")
-    assert mask.shape == (1, 2, 32, 32)
-    row = by_name[learned]
-    assert float(row["sparsity"]) == pytest.approx(mask.sparsity, abs=1e-5)
-    for column in ("loss", "soft_loss", "hard_loss", "budget_loss"):
-        assert 4.0 < float(row[column]) < 7.0
-    assert row["hard_loss"] != row["budget_loss"]  # it was trained further
-    curve = [row for row in rows if row["contender"] == "importance analysis"]
-    assert [int(row["step"]) for row in curve] == [1, 2, 3, 4]
-    assert all(0 < float(row[group]) < 1 for row in curve for group in GROUPS)
-    assert all(row["seed"] == "1" and row["date"] and row["hidden"] == "32" for row in rows)
+    assert set(contenders("mlm")) == {row["contender"] for row in rows}
+    for row in rows:
+        assert row["seed"] == "1" and row["date"] and row["seq_len"] == "32"
+        if row["contender"] != IMPORTANCE:
+            assert 4.0 < float(row["loss"]) < 7.0
+        if row["asked"]:
+            assert float(row["sparsity"]) >= 0.75 and 0.0 < float(row["executed"]) <= 1.0
+    for name in DAMS:
+        row = next(row for row in rows if row["contender"] == name)
+        mask = sb.AttentionMask.load(masks / f"mlm-{name.replace(', ', '-').replace(' ', '_')}"
+                                     "-0.75-seed1.safetensors")  # fmt: skip
+        assert float(row["sparsity"]) == pytest.approx(mask.sparsity, abs=1e-5)
+        assert row["budget_loss"] != row["loss"]
 
     before = path.read_bytes()  # a second start runs nothing again
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("trained again"))
-    experiment.run_seed(TINY, 1, work, masks)
+    monkeypatch.setattr(loops, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert run_seed(TINY, 1, work, masks=masks, sparsities=(0.75,)) == 0
     assert path.read_bytes() == before
+    with pytest.raises(ValueError, match=r"of another setup.*steps"):
+        run_seed(dataclasses.replace(TINY, steps=4), 1, work)
+
     gather(work, tmp_path)
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "1 seeds; ModernBERT with 2 layers, 2 heads, width 32" in page
-    assert "| star | 0.908 |" in page and f"| {learned} |" in page
+    assert "### 75% sparsity" in page and "| longformer | 1 |" in page
 
 
-def test_other_settings_do_not_go_on_with_a_run(few: None, tmp_path: Path) -> None:
-    experiment.Experiment(TINY, 1, tmp_path)
-    with pytest.raises(ValueError, match="holds a run with other settings"):
-        experiment.Experiment(protocol.Setup(seq_len=32, batch=8), 1, tmp_path)
+def test_a_search_starts_where_the_scores_say(few: None, tmp_path: Path) -> None:
+    """With no steps, the learned mask is the one of the highest scores."""
+    experiment = Experiment(dataclasses.replace(TINY, search_steps=1), 0, tmp_path)
+    experiment.rows(Job("dense", None))
+    still = dataclasses.replace(DAMS["DAM"], mask_lr=0.0, structure="full", own_tokens=())
+    found = experiment._search(experiment.task.start(), still, asked=0.75)
+    scored = fixed_masks.highest(experiment.scores("drop"), 0.75, "none")
+    share = "layers" if found.num_layers == 1 else "none"
+    scored = fixed_masks.highest(experiment.scores("drop"), 0.75, share)
+    assert found.binarize(sparsity=0.75) == scored
