@@ -393,7 +393,7 @@ class DifferentiableAttentionMask(nn.Module):
         sparsity: float | None = None,
         *,
         executed: float | None = None,
-        tiles: PricedTiles | None = None,
+        tiles: PricedTiles | Sequence[PricedTiles] | None = None,
         scope: str | None = None,
         without_diagonal: bool = False,
         keep_tokens: Sequence[int] = (),
@@ -412,8 +412,8 @@ class DifferentiableAttentionMask(nn.Module):
                 unlikely it is that no row needs the column. Every position of a column that a
                 tile gathers is kept, for it costs nothing more; so the mask is not very sparse,
                 but as good as that cost allows. Positions that share a parameter may part.
-            tiles: for executed: of a search, see `MaskSearch`, whose machine and groups of rows
-                give the prices.
+            tiles: for executed: those of a search (`MaskSearch.tiles`), whose machine and groups
+                of rows give the prices. Of several each head takes the best.
             scope: sparsity, or cost, in each "head" alike, or "global", over all layers and heads;
                 None means the module's own.
             without_diagonal: drop the positions (i, i).

@@ -56,8 +56,10 @@ class MaskSearch:
         tile_rows: for "executed_area".
         target: for "plan": the machine whose plans give the prices, as for `compile_plan`; None
             means the one at hand.
-        objective: for "plan": "time", or "area", which counts what tiles compute, whatever that
-            takes; as for `compile_plan`.
+        objective: for "plan": "area", or "time" by the cost model, as for `compile_plan`. The
+            fastest tiles of a GPU are so tall that nearly every column is gathered anyway until
+            the mask is very sparse, so that one position more or less changes nothing: by time
+            the mask hardly moves there.
         refresh: for "plan": steps from one plan to the next. Each binarizes the mask at the
             sparsity that it should have by then, and compiles it.
         temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
@@ -84,7 +86,7 @@ class MaskSearch:
         penalty: str = "expected_l1",
         tile_rows: int = 16,
         target: str | None = None,
-        objective: str = "time",
+        objective: str = "area",
         refresh: int = 50,
         temperature: tuple[float, float] = (1.0, 1.0),
         first_sparsity: float | None = None,
@@ -192,14 +194,15 @@ class MaskSearch:
         return self.weight * cost
 
     @property
-    def tiles(self) -> PricedTiles:
-        """What `binarize(executed=..., tiles=...)` is to go by.
+    def tiles(self) -> list[PricedTiles]:
+        """What `binarize(executed=..., tiles=...)` is to go by, of which each head takes the best.
 
-        With the penalty "plan" those of the last plan, else `tile_rows` consecutive rows each.
+        With the penalty "plan" the tiles of the last plan, and rows in order; else `tile_rows`
+        consecutive rows each.
         """
         if self.plan is not None:
-            return self.plan.tiles
-        return consecutive_tiles(self.dam.layout, self.tile_rows)
+            return [self.plan.tiles, self.plan.in_order]
+        return [consecutive_tiles(self.dam.layout, self.tile_rows)]
 
     def parameter_groups(
         self,

@@ -132,7 +132,7 @@ class DAMTrainer(Trainer):
         penalty_weight: float | None = None,
         tile_rows: int = 16,
         target: str | None = None,
-        objective: str = "time",
+        objective: str = "area",
         refresh: int = 50,
         mask_learning_rate: float = 0.05,
         temperature: tuple[float, float] = (1.0, 1.0),
