@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from sparsebert.dam.priced_tiles import PricedTiles
-from sparsebert.dam.within_budget import within_budget
+from sparsebert.dam.within_budget import best_within_budget
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
 
@@ -25,7 +25,7 @@ def binary_mask(
     threshold: float | None,
     sparsity: float | None,
     executed: float | None,
-    tiles: PricedTiles | None,
+    tiles: PricedTiles | Sequence[PricedTiles] | None,
     scope: str,
     without_diagonal: bool,
     keep_tokens: Sequence[int],
@@ -97,9 +97,15 @@ def binary_mask(
                 assert executed is not None and tiles is not None
                 # Its sum over a column is -log of the chance that no row needs the column.
                 worth = np.logaddexp(0.0, some[:, positions])
-                budget, own = executed * worth.size, tiles.of_heads(group)
-                kept[group] = within_budget(
-                    worth, tokens_stay[group], needed, open_, own, budget, allow_empty_rows
+                choices = [tiles] if isinstance(tiles, PricedTiles) else tiles
+                kept[group] = best_within_budget(
+                    worth,
+                    tokens_stay[group],
+                    needed,
+                    open_,
+                    [each.of_heads(group) for each in choices],
+                    executed * worth.size,
+                    allow_empty_rows,
                 )
     chosen: dict[str, Any] = {
         "dam": settings,

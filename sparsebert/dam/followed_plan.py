@@ -10,7 +10,7 @@ import numpy as np
 from sparsebert.compiler.compile import check_target
 from sparsebert.compiler.pricing import OBJECTIVES
 from sparsebert.dam.mask import DifferentiableAttentionMask
-from sparsebert.dam.plan_prices import price_tiles
+from sparsebert.dam.plan_prices import price_tiles, tiles_in_order
 from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
@@ -63,6 +63,11 @@ class FollowedPlan:
         if self._tiles.group.device != device:
             self._tiles = self._tiles.to(device)
         return self._tiles
+
+    @property
+    def in_order(self) -> PricedTiles:
+        """Tiles of rows that follow each other, with the same prices."""
+        return tiles_in_order(self._dam.layout, self._dam.num_heads, self.target, self.objective)
 
     def begin_step(self, step: int, sparsity: float) -> None:
         """Compile the DAM, binarized at this sparsity, if that is due at optimizer step `step`."""

@@ -51,8 +51,8 @@ class DifferentiableAttentionMask(nn.Module):
         sampling: "gumbel", as in the paper, or "top": every mask keeps the likeliest positions,
             as many as `set_density` says, and its gradient goes straight through to alpha. No
             noise, no temperature, and no penalty is needed to make it sparse: the model trains
-            under the masks that `binarize` would make. For a search that starts warm
-            (`start_from`).
+            under the masks that `binarize(allow_empty_rows=True)` would make. For a search that
+            starts warm (`start_from`).
         density: share of the positions that "top" keeps, to begin with; see `set_density`.
         scope: what a share of the positions is of: each "head" alike, or "global", all layers and
             heads together. Of sampling="top", `start_from` and `binarize`.
@@ -167,7 +167,7 @@ class DifferentiableAttentionMask(nn.Module):
         # How many positions of the mask each parameter decides, and which: not saved.
         self.register_buffer("index", index.to(values.device), persistent=False)
         counts = torch.bincount(index.flatten(), minlength=count)
-        self.register_buffer("counts", counts.to(values), persistent=False)
+        self.register_buffer("counts", counts.to(values.device), persistent=False)
         self.register_buffer("temperature", torch.tensor(1.0, device=device))
         self.set_temperature(temperature)
         if seed is None:
@@ -214,8 +214,9 @@ class DifferentiableAttentionMask(nn.Module):
         """Start warm: set alpha by what is known of the positions; in place.
 
         Before any training `binarize(sparsity=sparsity)` then keeps the positions with the
-        highest scores: what the search finds has to beat that. Their probabilities are above one
-        half, the others' below.
+        highest scores (and each row's likeliest one, unless allow_empty_rows): what the search
+        finds has to beat that. Their probabilities are above one half, the others' below. Among
+        equal scores the first positions are kept.
 
         Args:
             scores: [L or 1, H or 1, N, N], not negative, the higher the more a position matters:
@@ -225,6 +226,7 @@ class DifferentiableAttentionMask(nn.Module):
             spread: standard deviation of alpha: how sure the start is.
 
         Raises:
+            TypeError: scores that are no tensor.
             ValueError: scores of another shape, negative, infinite or NaN; values out of range.
         """
         alpha = logits_of_scores(
@@ -234,6 +236,8 @@ class DifferentiableAttentionMask(nn.Module):
             sparsity=sparsity,
             spread=spread,
             scope=self.scope,
+            # The sigmoid of less than this may round to one half.
+            least=4.0 * torch.finfo(self.alpha.dtype).eps,
         )
         with torch.no_grad():
             self.alpha.copy_(alpha)
@@ -407,7 +411,7 @@ class DifferentiableAttentionMask(nn.Module):
         sparsity: float | None = None,
         *,
         executed: float | None = None,
-        tiles: PricedTiles | None = None,
+        tiles: PricedTiles | Sequence[PricedTiles] | None = None,
         scope: str | None = None,
         without_diagonal: bool = False,
         keep_tokens: Sequence[int] = (),
@@ -426,8 +430,8 @@ class DifferentiableAttentionMask(nn.Module):
                 unlikely it is that no row needs the column. Every position of a column that a
                 tile gathers is kept, for it costs nothing more; so the mask is not very sparse,
                 but as good as that cost allows. Positions that share a parameter may part.
-            tiles: for executed: of a search, see `MaskSearch`, whose machine and groups of rows
-                give the prices.
+            tiles: for executed: those of a search (`MaskSearch.tiles`), whose machine and groups
+                of rows give the prices. Of several each head takes the best.
             scope: sparsity, or cost, in each "head" alike, or "global", over all layers and heads;
                 None means the module's own.
             without_diagonal: drop the positions (i, i).

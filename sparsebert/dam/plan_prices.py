@@ -11,9 +11,10 @@ import torch
 
 from sparsebert.backends.routing import planned_for
 from sparsebert.compiler.aim import Aim
-from sparsebert.compiler.compile import complete
-from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM
+from sparsebert.compiler.cost.instruction_sets import isa_for
+from sparsebert.compiler.cost.model import DEFAULT_HEAD_DIM, usual_copies
 from sparsebert.compiler.shared_tiles import tiles_of
+from sparsebert.dam.penalties import consecutive_tiles
 from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.dam.structure import Layout, first_in_group
 from sparsebert.masks import AttentionMask
@@ -24,9 +25,7 @@ _COLUMNS = 1024
 """Over so many columns the price of one is taken, a multiple of all steps and chunks."""
 
 
-def price_tiles(
-    mask: AttentionMask, layout: Layout, target: str, objective: str = "time"
-) -> PricedTiles:
+def price_tiles(mask: AttentionMask, layout: Layout, target: str, objective: str) -> PricedTiles:
     """The tiles that plans of the mask's layers would have, with the prices of their columns.
 
     A position that a tile of its row gathers belongs to that tile: an entry of the mask to the
@@ -35,79 +34,73 @@ def price_tiles(
     further column of it; positions of rows without a tile to a group of rows that follow each
     other. Heads that the plan would run dense are priced in their best tiles.
 
-    Prices are those of the forward pass at head size 64 with one thread, as the constants were
-    fitted, so that processes and resumed searches agree; their unit is what a score costs in a
-    full tile of the cheapest height.
+    Prices by time are those of the forward pass at head size 64 with one thread, as the constants
+    were fitted, so that processes and resumed searches agree. The unit of all is what a score
+    costs in a full tile of the cheapest height.
 
     Args:
         mask: [L, H, N, N].
         layout: how the positions share parameters.
         target, objective: as for `compile_plan`, checked.
     """
-    parts = [_layer(mask.layer(layer), target, objective) for layer in range(mask.num_layers)]
-    group = np.concatenate([part[0] for part in parts])
-    groups = int(group.max()) + 1
-    column = np.zeros((len(group), groups))
-    for prices, head in zip((row for part in parts for row in part[1]), column, strict=True):
-        head[: len(prices)] = prices
+    lengths = mask.q_len, mask.kv_len
+    aim = _aim(mask.num_heads, target, objective)
+    price = _ColumnPrices(aim, *lengths)
+    found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # by a head's bits
+    heads = [bits for layer in mask.bits for bits in layer]
+    distinct = list({bits.tobytes(): bits for bits in heads}.items())
+    covers = dict(enumerate(aim.search([bits for _, bits in distinct], *lengths)))
+    tiles = tiles_of(covers, len(covers), *lengths)
+    for head, (key, _) in enumerate(distinct):
+        found[key] = _groups_of_head(tiles, head, price)
+    groups, columns = zip(*(found[bits.tobytes()] for bits in heads), strict=True)
+    column = np.zeros((len(heads), max(map(len, columns))))
+    for row, prices in zip(column, columns, strict=True):
+        row[: len(prices)] = prices
     first = None
     if layout.structure != "full":  # where positions of one column never share a parameter
-        first = torch.from_numpy(np.stack([first_in_group(layout, each) for each in group]))
-    _, _, unit, entry, entry_column = parts[0]
-    return PricedTiles(
-        torch.from_numpy(group),
-        first,
-        torch.from_numpy(column / unit),
-        None if entry is None else entry / unit,
-        entry_column / unit,
-    )
+        first = torch.from_numpy(np.stack([first_in_group(layout, each) for each in groups]))
+    return price.tiles(torch.from_numpy(np.stack(groups)), first, column)
 
 
-def _layer(
-    mask: AttentionMask, target: str, objective: str
-) -> tuple[np.ndarray, list[np.ndarray], float, float | None, float]:
-    """Groups [H, N, N] and columns' prices of one layer's heads; unit and prices of entries."""
-    request = complete(mask, target, objective, DEFAULT_HEAD_DIM, 1, None, planned_for(target))
-    packed, lengths = mask.bits[0], (mask.q_len, mask.kv_len)
-    seen: dict[bytes, int] = {}
-    distinct = [seen.setdefault(bits.tobytes(), len(seen)) for bits in packed]
-    firsts = [distinct.index(u) for u in range(len(seen))]
-    aim = Aim(
-        request.target,
-        request.objective,
-        request.calls,
-        len(distinct) if len(seen) > 1 else 1,
-        request.backend,
-        request.isa,
-    )
-    covers = aim.search([packed[head] for head in firsts], *lengths)
-    tiles = tiles_of(dict(enumerate(covers)), len(covers), *lengths)
-    price = _ColumnPrices(aim, *lengths)
-    found = [_groups_of_head(tiles, head, price) for head in range(len(covers))]
-    return (
-        np.stack([found[u][0] for u in distinct]),
-        [found[u][1] for u in distinct],
-        price.unit,
-        price.entry,
-        price.entry_column,
-    )
+def tiles_in_order(layout: Layout, heads: int, target: str, objective: str) -> PricedTiles:
+    """The lowest tiles, of rows that follow each other, the same for all heads, priced alike."""
+    n, height = layout.seq_len, min(HEIGHTS)
+    price = _ColumnPrices(_aim(heads, target, objective), n, n)
+    in_order = consecutive_tiles(layout, height)
+    rows = in_order.column[0].numpy().astype(np.int64)
+    return price.tiles(in_order.group, in_order.first, price.of(height, rows)[None])
+
+
+def _aim(heads: int, target: str, objective: str) -> Aim:
+    """What plans are searched for by, of layers whose heads differ."""
+    backend = planned_for(target)
+    calls = DEFAULT_HEAD_DIM, 1, usual_copies(target, heads)
+    return Aim(target, objective, calls, heads, backend, isa_for(target, backend))
 
 
 class _ColumnPrices:
     """What an aim has columns of tiles and entries cost.
 
-    Attributes:
-        unit: a score of a full tile of the cheapest height.
-        entry, entry_column: see `PricedTiles`.
+    The unit of `PricedTiles` is a score of a full tile of the cheapest height.
     """
 
     def __init__(self, aim: Aim, q_len: int, kv_len: int) -> None:
         self._groups = aim.group_pricing(q_len, kv_len) if aim.singles else None
         self._tiles = None if aim.singles else aim.pricing(q_len, kv_len)
-        self.entry = None if self._groups is None else self._groups.single
-        self.entry_column = 0.0 if self._groups is None else self._groups.single_column
         heights = HEIGHTS if self._groups is None else HEIGHTS[:1]
-        self.unit = min(float(self.of(h, np.array([h]))[0]) / h for h in heights)
+        self._unit = min(float(self.of(h, np.array([h]))[0]) / h for h in heights)
+
+    def tiles(
+        self, group: torch.Tensor, first: torch.Tensor | None, column: np.ndarray
+    ) -> PricedTiles:
+        """Tiles whose columns have these prices, [K, G], and what entries cost beside them."""
+        column = column / self._unit
+        if self._groups is None:
+            return PricedTiles(group, first, torch.from_numpy(column))
+        entry = self._groups.single / self._unit
+        entry_column = self._groups.single_column / self._unit
+        return PricedTiles(group, first, torch.from_numpy(column), entry, entry_column)
 
     def of(self, height: int, rows: np.ndarray) -> np.ndarray:
         """One column of tiles of a height with so many real rows, [T]."""

@@ -29,6 +29,7 @@ from sparsebert.dam.followed_plan import FollowedPlan
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.dam.penalties import KINDS, consecutive_tiles
 from sparsebert.dam.priced_tiles import PricedTiles
+from sparsebert.dam.sampling import top_share
 from sparsebert.dam.schedules import SparsityController, annealed, ramp
 from sparsebert.support import checks
 
@@ -55,8 +56,10 @@ class MaskSearch:
         tile_rows: for "executed_area".
         target: for "plan": the machine whose plans give the prices, as for `compile_plan`; None
             means the one at hand.
-        objective: for "plan": "time", or "area", which counts what tiles compute, whatever that
-            takes; as for `compile_plan`.
+        objective: for "plan": "area", or "time" by the cost model, as for `compile_plan`. The
+            fastest tiles of a GPU are so tall that nearly every column is gathered anyway until
+            the mask is very sparse, so that one position more or less changes nothing: by time
+            the mask hardly moves there.
         refresh: for "plan": steps from one plan to the next. Each binarizes the mask at the
             sparsity that it should have by then, and compiles it.
         temperature: of the Gumbel-sigmoid, first and last; equal ones keep it fixed, as in the
@@ -83,7 +86,7 @@ class MaskSearch:
         penalty: str = "expected_l1",
         tile_rows: int = 16,
         target: str | None = None,
-        objective: str = "time",
+        objective: str = "area",
         refresh: int = 50,
         temperature: tuple[float, float] = (1.0, 1.0),
         first_sparsity: float | None = None,
@@ -102,10 +105,16 @@ class MaskSearch:
                 f"{_NAME}: the DAM's masks keep a given share of the positions (sampling='top'); "
                 "give sparsity, the goal"
             )
-        if first_sparsity is not None and not (top and 0.0 <= first_sparsity <= (sparsity or 0)):
+        if first_sparsity is not None and not top:
             raise ValueError(
-                f"{_NAME}: first_sparsity must be from 0 to sparsity={sparsity}, and of a DAM "
-                f"with sampling='top', got {first_sparsity} and sampling={dam.sampling!r}"
+                f"{_NAME}: first_sparsity={first_sparsity}, but the DAM draws its masks with "
+                f"sampling={dam.sampling!r}, where the penalty makes them sparse; leave it out, "
+                "or build the DAM with sampling='top'"
+            )
+        if first_sparsity is not None and not 0.0 <= first_sparsity <= (sparsity or 0.0):
+            raise ValueError(
+                f"{_NAME}: first_sparsity must be from 0 to the goal, sparsity={sparsity}, got "
+                f"{first_sparsity}"
             )
         if top and weight is None and penalty in ("executed_area", "plan"):
             raise ValueError(
@@ -185,14 +194,15 @@ class MaskSearch:
         return self.weight * cost
 
     @property
-    def tiles(self) -> PricedTiles:
-        """What `binarize(executed=..., tiles=...)` is to go by.
+    def tiles(self) -> list[PricedTiles]:
+        """What `binarize(executed=..., tiles=...)` is to go by, of which each head takes the best.
 
-        With the penalty "plan" those of the last plan, else `tile_rows` consecutive rows each.
+        With the penalty "plan" the tiles of the last plan, and rows in order; else `tile_rows`
+        consecutive rows each.
         """
         if self.plan is not None:
-            return self.plan.tiles
-        return consecutive_tiles(self.dam.layout, self.tile_rows)
+            return [self.plan.tiles, self.plan.in_order]
+        return [consecutive_tiles(self.dam.layout, self.tile_rows)]
 
     def parameter_groups(
         self,
@@ -222,15 +232,19 @@ class MaskSearch:
         return [*groups, {"params": [own], "lr": mask_lr, "weight_decay": 0.0}]
 
     def metrics(self) -> dict[str, float]:
-        """What to log: expected and hard sparsity, temperature, penalty weight."""
+        """What to log: expected and hard sparsity, temperature, penalty weight.
+
+        With sampling="top" both sparsities are those of the masks that the model has now.
+        """
         with torch.no_grad():
-            kept = (self.dam.alpha > 0) * self.dam.counts
-            scores = self.dam.num_layers * self.dam.num_heads * self.dam.seq_len**2
-            expected, hard = 1.0 - self.dam.expected_density, 1.0 - float(kept.sum()) / scores
-            if self.dam.sampling == "top":
-                expected = hard = 1.0 - self.dam.density
+            dam, top = self.dam, self.dam.sampling == "top"
+            kept = dam.alpha > 0
+            if top:
+                kept = top_share(dam.alpha, dam.counts, dam.density, dam.scope) > 0
+            scores = dam.num_layers * dam.num_heads * dam.seq_len**2
+            hard = 1.0 - float((kept * dam.counts).sum()) / scores
             return {
-                "mask_sparsity": expected,
+                "mask_sparsity": hard if top else 1.0 - dam.expected_density,
                 "mask_hard_sparsity": hard,
                 "mask_temperature": float(self.dam.temperature),
                 "mask_penalty_weight": self.weight,
@@ -240,6 +254,8 @@ class MaskSearch:
         """What a resumed search needs beside the DAM's own state, JSON-able."""
         weight = self._fixed if self.controller is None else self.controller.weight
         state: dict[str, Any] = {"weight": self.weight, "controller_weight": weight}
+        if self.dam.sampling == "top":
+            state["density"] = self.dam.density
         if self.plan is not None:
             state["plan"] = self.plan.state()
         return state
@@ -253,5 +269,7 @@ class MaskSearch:
         if self.plan is not None:
             self.plan.load_state(state.get("plan"))
         self.weight = state["weight"]
+        if self.dam.sampling == "top" and "density" in state:
+            self.dam.set_density(state["density"])
         if self.controller is not None:
             self.controller.weight = state["controller_weight"]

@@ -19,8 +19,9 @@ def logits_of_scores(
     sparsity: float,
     spread: float,
     scope: str,
+    least: float,
 ) -> torch.Tensor:
-    """alpha [L, H, P] in the order of the scores, 0 between what is kept and what is not.
+    """alpha [L, H, P] in the order of the scores, above 0 for what is kept, else below.
 
     Differences are those of the scores' logarithms, which spread over orders of magnitude, scaled
     to the standard deviation `spread`.
@@ -29,6 +30,7 @@ def logits_of_scores(
         scores: [L or 1, H or 1, N, N], not negative.
         index: int64 [N, N], the parameter of each position.
         shape: L and H. Of a mask that all layers (heads) share, the scores are averaged.
+        least: distance of every alpha from 0, also where scores are equal or nearly so.
 
     The rest, and the errors: see `DifferentiableAttentionMask.start_from`.
     """
@@ -37,11 +39,14 @@ def logits_of_scores(
         most = 1.0 if name == "sparsity" else math.inf
         if not 0.0 < value < most:
             raise ValueError(f"{_NAME}: {name} must be in (0, {most:g}), got {value}")
+    if not isinstance(scores, torch.Tensor):
+        raise TypeError(f"{_NAME}: scores must be a tensor, got {type(scores).__name__}")
     if scores.ndim != 4 or tuple(scores.shape[2:]) != (n, n):
         raise ValueError(
             f"{_NAME}: scores must be [layers, heads, {n}, {n}] for this mask, got "
             f"{list(scores.shape)}; crop or compute them at seq_len={n}"
         )
+    scores = scores.detach().double().to(index.device)
     for dim, (what, mine) in enumerate(zip(("layers", "heads"), shape, strict=True)):
         have = scores.shape[dim]
         if mine == 1:
@@ -50,7 +55,6 @@ def logits_of_scores(
             raise ValueError(
                 f"{_NAME}: scores of {have} {what} for a mask of {mine}; give 1 or {mine}"
             )
-    scores = scores.detach().double().to(index.device)
     if not bool((scores.isfinite() & (scores >= 0.0)).all()):
         raise ValueError(
             f"{_NAME}: scores hold negative, infinite or NaN values; give magnitudes, such as "
@@ -72,4 +76,5 @@ def logits_of_scores(
     dims = (0, 1, 2) if scope == "global" else (2,)
     lowest = logits.masked_fill(~kept, math.inf).amin(dims, keepdim=True)
     highest = logits.masked_fill(kept, -math.inf).amax(dims, keepdim=True)
-    return logits - torch.where(highest.isfinite(), (lowest + highest) / 2.0, lowest)
+    logits = logits - torch.where(highest.isfinite(), (lowest + highest) / 2.0, lowest)
+    return torch.where(kept, logits.clamp(min=least), logits.clamp(max=-least))

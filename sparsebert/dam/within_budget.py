@@ -6,6 +6,7 @@ chosen, not positions, and of a column that is gathered every position is kept: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,28 @@ def within_budget(
         best = np.where(columns.may, columns.in_all[columns.place], -1.0).argmax(axis=2)
         head, row = np.nonzero(empty)
         must[head, row, best[head, row]] = True
+
+
+def best_within_budget(
+    worth: Floats,
+    must: Bools,
+    wanted: Bools,
+    may: Bools,
+    choices: Sequence[PricedTiles],
+    budget: float,
+    allow_empty_rows: bool,
+) -> Bools:
+    """`within_budget` in those of several tiles in which the budget buys the most worth."""
+    found: list[Bools] = []
+    refused: list[ValueError] = []
+    for tiles in choices:
+        try:
+            found.append(within_budget(worth, must, wanted, may, tiles, budget, allow_empty_rows))
+        except ValueError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return max(found, key=lambda kept: float(worth[kept].sum()))
 
 
 def _search(columns: _Columns, budget: float) -> Bools:

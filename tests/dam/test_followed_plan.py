@@ -57,7 +57,7 @@ def test_has_l1_beside_it() -> None:
     search.begin_step(0)
     dam = search.dam
     mask = dam.binarize(sparsity=1 - dam.expected_density, allow_empty_rows=True)
-    tiles = price_tiles(mask, dam.layout, "cpu")
+    tiles = price_tiles(mask, dam.layout, "cpu", "area")
     cost = tiles.expected(dam.expand(functional.logsigmoid(-dam.alpha))) / dam.alpha.numel()
     wanted = 2 * (cost + dam.probabilities().mean())
     torch.testing.assert_close(search.penalty(), wanted)
@@ -70,9 +70,10 @@ def test_tiles_of_the_search(objective: str) -> None:
     search.begin_step(0)
     mask = search.dam.binarize(sparsity=0.5, allow_empty_rows=True)
     wanted = price_tiles(mask, search.dam.layout, "sm90", objective)
-    assert torch.equal(search.tiles.group, wanted.group)
-    assert torch.equal(search.tiles.column, wanted.column)
-    in_order = make(penalty="executed_area", tile_rows=5).tiles
+    plan, in_order = search.tiles
+    assert torch.equal(plan.group, wanted.group) and torch.equal(plan.column, wanted.column)
+    assert torch.equal(in_order.group[0, :, 3], torch.arange(32) // 16)
+    (in_order,) = make(penalty="executed_area", tile_rows=5).tiles
     assert torch.equal(in_order.group[0, :, 3], torch.arange(32) // 5)
     assert in_order.column.tolist() == [[5.0] * 6 + [2.0]]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 import sparsebert as sb
 from sparsebert.backends.registry import planned
 from sparsebert.compiler.cost.model import PassCost
-from sparsebert.dam.plan_prices import price_tiles
+from sparsebert.dam.plan_prices import price_tiles, tiles_in_order
 from sparsebert.dam.structure import Layout
 from sparsebert.masks import AttentionMask
 from sparsebert.tiles.format import HEIGHTS
@@ -45,7 +47,7 @@ def cpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("n", [1, 37, 100])
 def test_every_position_has_a_price(n: int, target: str, cpu_backend: str) -> None:
     for name, mask in masks(n).items():
-        tiles = price_tiles(mask, Layout("full", n, False), target)
+        tiles = price_tiles(mask, Layout("full", n, False), target, "time")
         heads = mask.num_layers * mask.num_heads
         assert tiles.group.shape == (heads, n, n), name
         assert tiles.group.min() >= 0 and int(tiles.group.max()) < tiles.column.shape[1], name
@@ -64,13 +66,13 @@ def test_the_masks_own_cost(name: str, target: str, cpu_backend: str) -> None:
     plan, in which a tile must pay for itself, too.
     """
     n, mask = 100, masks(100)[name]
-    tiles = price_tiles(mask, Layout("full", n, False), target)
+    tiles = price_tiles(mask, Layout("full", n, False), target, "time")
     sure = torch.where(mask.dense().reshape(-1, n, n), -200.0, 0.0).double()
     cost, wanted = tiles.expected(sure).item(), 0.0
     for layer in range(mask.num_layers):
         plan = sb.compile_plan(mask.layer(layer), target=target, threads=1)
-        model, own = plan.shared_tiles.aim.model, plan.shared_tiles.every
-        prices = model.forward
+        aim, own = plan.shared_tiles.aim, plan.shared_tiles.every
+        prices = dataclasses.replace(aim, tile_sets=mask.num_heads).model.forward
 
         def of_column(height: int, rows: int, prices: PassCost = prices) -> float:
             slots = height if target == "sm90" else rows
@@ -95,7 +97,7 @@ def test_gathered_columns_are_free(target: str, cpu_backend: str) -> None:
     """Columns that all rows keep are tiles' columns: there another entry costs nothing more."""
     n = 64
     mask = AttentionMask.from_dense((torch.arange(n) % 8 == 0).expand(1, 1, n, n).clone())
-    tiles = price_tiles(mask, Layout("full", n, False), target)
+    tiles = price_tiles(mask, Layout("full", n, False), target, "time")
     dense = mask.dense()[0]
     fewer, new = dense.clone(), dense.clone()
     fewer[0, 5, 8] = False
@@ -117,7 +119,7 @@ def test_rows_that_share_columns_are_found(cpu_backend: str) -> None:
     for layer, head in np.ndindex(2, 2):
         dense[layer, head] = kinds[layer, head][:, None] == np.arange(n) // 16
     mask = AttentionMask.from_dense(dense)
-    tiles = price_tiles(mask, Layout("full", n, False), "cpu")
+    tiles = price_tiles(mask, Layout("full", n, False), "cpu", "time")
     for group, kind in zip(tiles.group, kinds.reshape(-1, n), strict=True):
         mine = group.numpy()[kind[:, None] == np.arange(n) // 16]
         rows = mine.reshape(n, 16)
@@ -128,7 +130,7 @@ def test_rows_that_share_columns_are_found(cpu_backend: str) -> None:
 def test_shared_parameters_count_once() -> None:
     n = 40
     layout = Layout("toeplitz", n, True)
-    tiles = price_tiles(sb.patterns.sliding_window(n, window=2), layout, "sm90")
+    tiles = price_tiles(sb.patterns.sliding_window(n, window=2), layout, "sm90", "time")
     assert tiles.first is not None and not tiles.first.all()
     group, first = tiles.group[0], tiles.first[0]
     for j in range(n):
@@ -137,3 +139,20 @@ def test_shared_parameters_count_once() -> None:
             key = int(group[i, j]), abs(i - j)
             assert bool(first[i, j]) == (key not in seen)
             seen.add(key)
+
+
+@pytest.mark.parametrize("objective", ["time", "area"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_in_order_cost_as_in_a_plan(target: str, objective: str, cpu_backend: str) -> None:
+    """In blocks of 16 rows a plan has just these tiles, for the same prices."""
+    n = 64
+    rows = torch.arange(n) // 16
+    mask = AttentionMask.from_dense((rows[:, None] == rows)[None, None])
+    layout = Layout("full", n, False)
+    found = price_tiles(mask, layout, target, objective)
+    in_order = tiles_in_order(layout, 1, target, objective)
+    sure = torch.where(mask.dense()[0], -200.0, 0.0).double()
+    if (target, objective) != ("sm90", "time"):  # whose tiles are taller
+        assert found.expected(sure).item() == pytest.approx(in_order.expected(sure).item())
+    assert in_order.expected(sure).item() >= mask.dense().sum().item() - 1e-6
+    assert (in_order.entry, in_order.entry_column) == (found.entry, found.entry_column)

@@ -165,3 +165,30 @@ def test_layouts_are_no_matter() -> None:
     kept = dam.binarize(executed=0.4, tiles=PricedTiles(rows, None, torch.full((1, 4), 4.0)))
     dense = kept.dense()[0, 0]
     assert (dense.unflatten(0, (4, 4)) == dense[::4, None]).all()
+
+
+def test_each_head_takes_the_best_of_several() -> None:
+    """Rows that share columns in order, or in turns: by heads, or for all together."""
+    n = 16
+    rows = torch.arange(n)
+    kinds = {"in order": rows // 4, "in turns": rows % 4}
+    choices = [
+        PricedTiles(kind[None, :, None].expand(1, n, n), None, torch.full((1, 4), 4.0))
+        for kind in kinds.values()
+    ]
+    dam = make("full", heads=2, n=n)
+    wanted = torch.stack([kind[:, None] == rows // 4 for kind in kinds.values()])
+    with torch.no_grad():
+        dam.alpha.copy_(torch.where(wanted.reshape(1, 2, -1), 3.0, -3.0))
+    mask = dam.binarize(executed=0.25, tiles=choices)
+    assert (mask.dense()[0] == wanted).all()
+    assert (dam.binarize(executed=0.25, tiles=choices[:1]).dense()[0, 0] == wanted[0]).all()
+    one = dam.binarize(executed=0.25, tiles=choices, scope="global").dense()
+    assert any(
+        (one == dam.binarize(executed=0.25, tiles=c, scope="global").dense()).all()
+        for c in choices
+    )
+    too_dear = PricedTiles(choices[0].group, None, torch.full((1, 4), 400.0))
+    assert dam.binarize(executed=0.25, tiles=[too_dear, *choices]) == mask
+    with pytest.raises(ValueError, match="what must stay"):
+        dam.binarize(executed=0.25, tiles=[too_dear])

@@ -13,14 +13,19 @@ torch.Size([2, 4, 16, 16])
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
 
+from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.integrations.huggingface.attached import sparse_modules
 from sparsebert.integrations.huggingface.discovery import find_self_attention
+from sparsebert.support import checks
 
 KINDS = ("attention", "attention_gradient", "drop")
 
@@ -65,70 +70,120 @@ def position_scores(
 
     Raises:
         TypeError: not a transformers model.
-        ValueError: an unknown kind, no batch, batches longer than seq_len, a sparse model, or one
-            that does not return its attention.
+        ValueError: an unknown kind, no batch, batches longer than seq_len or with padding at the
+            left, a model that is sparse, has a DAM or does not return its attention, or a loss
+            that does not depend on all of it.
     """
     if kind not in KINDS:
         raise ValueError(f"{_NAME}: kind must be one of {KINDS}, got {kind!r}")
+    if seq_len is not None:
+        seq_len = checks.integer(_NAME, "seq_len", seq_len, 1)
     attention = find_self_attention(_NAME, model)
     if sparse_modules(model):
         raise ValueError(
             f"{_NAME}: {type(model).__name__} is sparse, and scores are of dense attention; call "
             "densify(model) first"
         )
-    wanted = _Loss() if loss is None else loss
-    owner, was_training = attention.owner, model.training
-    implementation = owner.config._attn_implementation
-    sums: list[tuple[torch.Tensor, torch.Tensor]] = []
-    model.eval()
-    owner.set_attn_implementation("eager")  # the one that returns its probabilities
-    try:
-        for batch in batches:
-            sums.append(_scored(model, batch, kind, wanted))
-    finally:
-        owner.set_attn_implementation(implementation)
-        model.train(was_training)
-    if not sums:
-        raise ValueError(f"{_NAME}: batches is empty; give some data")
-    longest = max(total.shape[-1] for total, _ in sums)
-    n = longest if seq_len is None else seq_len
-    if longest > n:
+    if any(isinstance(module, DifferentiableAttentionMask) for module in model.modules()):
         raise ValueError(
-            f"{_NAME}: a batch of {longest} tokens for scores of seq_len={n}; truncate the batches"
+            f"{_NAME}: {type(model).__name__} has a DAM, and scores are of dense attention; call "
+            "detach_dam(model) first, or score the positions before attach_dam"
         )
-    layers, heads = sums[0][0].shape[:2]
-    total, seen = torch.zeros(layers, heads, n, n), torch.zeros(n, n)
-    for scores, count in sums:
-        m = scores.shape[-1]
-        total[..., :m, :m] += scores
-        seen[:m, :m] += count
+    wanted = _Loss() if loss is None else loss
+    total: torch.Tensor | None = None
+    seen = torch.zeros(0, 0)
+    with _run_dense(model, attention.owner, gradients=kind != "attention"):
+        for batch in batches:
+            scores, count = _scored(model, batch, kind, wanted)
+            m = len(count)
+            if seq_len is not None and m > seq_len:
+                raise ValueError(
+                    f"{_NAME}: a batch of {m} tokens for scores of seq_len={seq_len}; truncate "
+                    "the batches"
+                )
+            if total is None:
+                total = scores.new_zeros(*scores.shape[:2], 0, 0)
+            more = max(m, seq_len or 0) - len(seen)
+            if more > 0:
+                total, seen = (functional.pad(x, (0, more, 0, more)) for x in (total, seen))
+            total[..., :m, :m] += scores
+            seen[:m, :m] += count
+    if total is None:
+        raise ValueError(f"{_NAME}: batches is empty; give some data")
     return total / seen.clamp(min=1.0)
+
+
+@contextlib.contextmanager
+def _run_dense(model: nn.Module, owner: PreTrainedModel, gradients: bool) -> Iterator[None]:
+    """Evaluation mode, with attention that returns its probabilities and can be differentiated."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    implementation = owner.config._attn_implementation
+    try:
+        model.eval()
+        owner.set_attn_implementation("eager")
+        for parameter, _ in trained if gradients else ():
+            # Of a frozen model autograd would record nothing.
+            parameter.requires_grad_(parameter.is_floating_point())
+        with torch.set_grad_enabled(gradients):
+            yield
+    finally:
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
+        owner.set_attn_implementation(implementation)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _scored(
     model: nn.Module, batch: Mapping[str, Any], kind: str, loss: Loss
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over a batch of its scores [L, H, n, n], and of its pairs of real tokens [n, n]."""
-    with torch.set_grad_enabled(kind != "attention"):
-        output = model(**batch, output_attentions=True)
-    found = output.attentions
+    output = model(**{**batch, "output_attentions": True})
+    found = getattr(output, "attentions", None)
     if not found or any(each is None for each in found):
         raise ValueError(
-            f"{_NAME}: {type(model).__name__} returns no attention with output_attentions=True"
+            f"{_NAME}: {type(model).__name__} returns no attention with output_attentions=True; "
+            "of an encoder-decoder pass the encoder alone (model.get_encoder())"
         )
     gradients: Any = [None] * len(found)
     if kind != "attention":
-        gradients = torch.autograd.grad(loss(output, batch), found)
-    length = found[0].shape[-1]
-    real = batch.get("attention_mask")
-    if real is None:
-        real = found[0].new_ones(found[0].shape[0], length)
-    pairs = (real.bool()[:, :, None] & real.bool()[:, None, :]).to(torch.float32)  # [B, n, n]
+        value = loss(output, batch)
+        gradients = torch.autograd.grad(value, found, allow_unused=True)
+        if any(each is None for each in gradients):
+            raise ValueError(
+                f"{_NAME}: the loss does not depend on the attention that layer "
+                f"{[each is None for each in gradients].index(True)} returns; give a loss that "
+                "depends on all layers, or kind='attention'"
+            )
+    real = _real_tokens(batch, found[0])
+    pairs = real[:, :, None] & real[:, None, :]  # [B, n, n]
     scores = [
-        torch.einsum("bhij,bij->hij", _score(a.detach().float(), g, kind), pairs)
+        # Chosen, not multiplied: padding may hold NaN.
+        torch.where(pairs[:, None], _score(a.detach().float(), g, kind), 0.0).sum(0)
         for a, g in zip(found, gradients, strict=True)
     ]
-    return torch.stack(scores).cpu(), pairs.sum(0).cpu()
+    return torch.stack(scores).cpu(), pairs.sum(0).float().cpu()
+
+
+def _real_tokens(batch: Mapping[str, Any], attention: torch.Tensor) -> torch.Tensor:
+    """bool [B, n]: which tokens are real."""
+    shape = attention.shape[0], attention.shape[-1]
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=attention.device)
+    if tuple(mask.shape) != shape:
+        raise ValueError(
+            f"{_NAME}: attention_mask is {list(mask.shape)}, but the model attends to "
+            f"{shape[1]} tokens of {shape[0]} examples; it must be [B, N] = {list(shape)}"
+        )
+    real: torch.Tensor = mask.bool().to(attention.device)
+    if bool((~real[:, 0] & real.any(1)).any()):
+        raise ValueError(
+            f"{_NAME}: an example begins with padding, and position 0 of a mask is its first real "
+            "token; pad at the right"
+        )
+    return real
 
 
 def _score(a: torch.Tensor, gradient: torch.Tensor | None, kind: str) -> torch.Tensor:
@@ -159,7 +214,8 @@ class _Loss:
                 "the batches, pass the encoder alone (model.base_model), or give loss"
             )
         real = batch.get("attention_mask")
-        real = hidden.new_ones(hidden.shape[:2]) if real is None else real.to(hidden.dtype)
-        mean = torch.nn.functional.normalize((hidden * real[..., None]).sum(1), dim=-1)
+        if real is not None:
+            hidden = hidden.masked_fill(~real.bool()[..., None], 0.0)
+        mean = functional.normalize(hidden.sum(1), dim=-1)
         direction = torch.randn(mean.shape, generator=self._generator).to(mean)
         return (mean * direction).sum()

@@ -7,7 +7,6 @@ mask and makes the model sparse with it; an ordinary `transformers.Trainer` trai
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from sparsebert.integrations.huggingface.attached import sparse_modules
 from sparsebert.integrations.huggingface.dam import attach_dam, attached, detach_dam
 from sparsebert.integrations.huggingface.dam_callback import DAMCallback
 from sparsebert.integrations.huggingface.dam_files import save_dam
+from sparsebert.integrations.huggingface.dense_teacher import SameTeacher, dense_copy, last_hidden
 from sparsebert.masks import AttentionMask
 
 _NAME = "DAMTrainer"
@@ -49,16 +49,16 @@ class DAMTrainer(Trainer):
         dam: the mask to learn, attached to the model if it is not yet. None: the model's own.
         gate: see `attach_dam`. None: the model's own, or "softmax".
         sparsity: the goal, in (0, 1). None: no goal, the penalty has the weight `penalty_weight`.
-        penalty, penalty_weight, tile_rows, target, objective, refresh, temperature, warmup,
-            settle: see `MaskSearch` (there `weight`).
+        penalty, penalty_weight, tile_rows, target, objective, refresh, temperature,
+            first_sparsity, warmup, settle: see `MaskSearch` (there `weight`).
         mask_learning_rate: of the mask's parameters, which have no weight decay. It follows the
             schedule `args.lr_scheduler_type` like the model's: a mask that still moves in the
             last steps is one that the model has not seen.
         distillation: weight of the distance between the model's last hidden states and those of
             the dense model, as it was when the trainer was built (`hidden_distance`): the model
             learns to compute under the mask what it did without. In training, added to the
-            task's loss; a model whose output has no loss, or data without labels, learn by it
-            alone. 0: none.
+            task's loss; where the model's output has no loss, as without labels, the model
+            learns by it alone. Costs a forward pass of the dense model each step. 0: none.
         special_tokens, predictions: what to log, see `DAMCallback`.
         **kwargs: everything else that transformers.Trainer takes, by keyword: `train_dataset`,
             `data_collator`, `eval_dataset`, `compute_metrics`, `callbacks`, ...
@@ -70,18 +70,22 @@ class DAMTrainer(Trainer):
     What holds:
 
     * The logged "loss" is the task's, and so is the evaluation's; the penalty is logged apart,
-      as "mask_penalty".
-    * An evaluation sees the positions whose probability is above one half. Before probabilities
+      as "mask_penalty", and so is the last batch's "distance" to the dense model.
+    * An evaluation sees the positions whose probability is above one half (of a DAM with
+      sampling="top": the mask of that step). Before probabilities
       have parted these can be all or none, so early evaluations say little; for the same reason,
       and because an early mask is not sparse yet, do not use `load_best_model_at_end`.
     * The loss is a mean over each batch, and over accumulated batches (transformers would divide
       by the number of labels in all of them, where a model does so): N accumulation steps with
-      batches of B are one with batches of N * B, if all hold as many labels. So is the penalty.
+      batches of B are one with batches of N * B, if all hold as many labels. So are the penalty
+      and the distance.
     * `args.max_grad_norm` is for the model's parameters. Gradients of dropped positions can be
       larger by orders of magnitude, and clipping both together would stop the model's learning.
     * Under `torchrun` all processes draw the same mask, and the result is that of one process
       with the same global batch. DataParallel, FSDP and DeepSpeed are refused.
-    * A training that goes on from a checkpoint goes on exactly as if it had not been interrupted.
+    * A training that goes on from a checkpoint goes on exactly as if it had not been interrupted;
+      with distillation the trainer must be built with the model that the search began with, and
+      refuses to go on towards another one (its attention's weights are compared).
     * If a loss or a gradient is NaN or infinite, the training stops before the optimizer step
       that it would spoil, in all processes: the model in memory is the one after the last good
       step, which is also saved in "last-finite" in the output folder (unless
@@ -128,7 +132,7 @@ class DAMTrainer(Trainer):
         penalty_weight: float | None = None,
         tile_rows: int = 16,
         target: str | None = None,
-        objective: str = "time",
+        objective: str = "area",
         refresh: int = 50,
         mask_learning_rate: float = 0.05,
         temperature: tuple[float, float] = (1.0, 1.0),
@@ -173,7 +177,7 @@ class DAMTrainer(Trainer):
         callback = DAMCallback(self.search, special_tokens=special_tokens, predictions=predictions)
         self.mask_learning_rate = mask_learning_rate
         self.distillation = distillation
-        self._teacher = _dense_copy(model) if distillation else None
+        self._teacher = dense_copy(model) if distillation else None
         if attach:
             attach_dam(model, self.dam, gate=gate or "softmax")
         elif gate not in (None, attached(model).gate):
@@ -193,6 +197,8 @@ class DAMTrainer(Trainer):
         self.add_callback(callback)
         callbacks = self.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop())
+        if self._teacher is not None:
+            self.add_callback(SameTeacher(self._teacher))
         self._task_loss = torch.zeros(())
         self._finite: torch.Tensor | None = None
         self._distance: torch.Tensor | None = None
@@ -274,22 +280,22 @@ class DAMTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """The task's loss (0 without labels), the outputs, and the distance to the dense model."""
+        """The task's loss (0 if there is none), the outputs, and the distance to the teacher."""
         assert self._teacher is not None
-        self._teacher.to(self.args.device)
         asked = {**inputs, "output_hidden_states": True}
         unlabelled = {k: v for k, v in asked.items() if k not in self.label_names}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            wanted = self._teacher(**unlabelled).hidden_states[-1]
-        if len(unlabelled) < len(asked):
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = last_hidden(self._teacher, self._teacher(**unlabelled))
+        task: torch.Tensor | None
+        if len(unlabelled) < len(asked) or self.compute_loss_func is not None:
             task, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
         else:
             outputs = model(**asked)
-            task = wanted.new_zeros((), dtype=torch.float32)
-        hidden = outputs["hidden_states"][-1]
+            task = outputs.get("loss")  # some models need no labels for it
+        hidden = last_hidden(model, outputs)
         distance = hidden_distance(hidden, wanted, inputs.get("attention_mask"))
         self._distance = distance.detach()
-        return task, outputs, distance
+        return distance.new_zeros(()) if task is None else task, outputs, distance
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As transformers.Trainer does; training logs have the last "distance", if distilled."""
@@ -410,14 +416,6 @@ class DAMTrainer(Trainer):
         mask = self.dam.binarize(threshold, sparsity, **options)
         sparsify(detach_dam(self.model), mask, backend=backend)
         return mask
-
-
-def _dense_copy(model: nn.Module) -> nn.Module:
-    """A frozen copy of the model with its own dense attention, in evaluation mode."""
-    teacher = copy.deepcopy(model)
-    if any(isinstance(module, DifferentiableAttentionMask) for module in teacher.modules()):
-        detach_dam(teacher)
-    return teacher.eval().requires_grad_(False)
 
 
 def _holds(model: nn.Module, dam: DifferentiableAttentionMask) -> bool:
