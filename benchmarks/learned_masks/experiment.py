@@ -21,6 +21,7 @@ from benchmarks.learned_masks.protocol import (
     DENSE,
     HAND_MADE,
     IMPORTANCE,
+    KEPT,
     PAPER,
     SCORED,
     SPARSITIES,
@@ -68,7 +69,7 @@ class Experiment:
         seed: of weights, batches and masks.
         work: where searches, scores and dense models are kept.
         device: "cpu" or "cuda".
-        masks: where learned masks are kept besides; None: nowhere.
+        masks: where the learned masks of `KEPT` are kept besides; None: nowhere.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Experiment:
         setup, model = self.setup, self.task.start()
         dam = self._search(model, recipe, asked=asked)
         mask = dam.binarize(sparsity=asked)
-        if self.masks is not None:
+        if self.masks is not None and name in KEPT:
             self.masks.mkdir(parents=True, exist_ok=True)
             mask.save(self.masks / f"{setup.task}-{slug(name, asked)}-seed{self.seed}.safetensors")
         sb.sparsify(model, mask)
@@ -184,7 +185,7 @@ class Experiment:
             if step % every == 0:
                 rows.append({"step": step, **group_importance(dam.probabilities())})
 
-        recipe = Recipe(warm=False, top=False, distillation=0.0, mask_lr=0.1)
+        recipe = Recipe(warm=False, top=False, mask_lr=0.1)
         self._search(self.task.start(), recipe, asked=None, gate="post", watch=watch)
         yield from rows
 

@@ -80,7 +80,7 @@ def search(
         paper_lambda: weight of the penalty in the paper's units, in the place of a goal.
     """
     attention = find_self_attention("search", model)
-    teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.distillation else None
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.frozen else None
     dam = sb.DifferentiableAttentionMask(
         len(attention.modules) if recipe.per_layer else 1,
         attention.num_heads or 1,
@@ -98,7 +98,7 @@ def search(
     if recipe.warm:
         assert scores is not None and asked is not None
         dam.start_from(scores, asked)
-    weight = recipe.weight
+    weight = None
     if asked is None:
         size = dam.num_layers * dam.num_heads * dam.seq_len**2
         weight = 0.0 if paper_lambda is None else paper_lambda * size
@@ -120,7 +120,10 @@ def search(
         if watch is not None:
             watch(step, dam)
         with computing_in(precision, task.device):
-            loss = _loss(task, model, teacher, batch, recipe)
+            if teacher is None:
+                loss = task.loss(model, batch)
+            else:
+                loss = _distance(task, model, teacher, batch)
         (loss + plan.penalty()).backward()
         if own:
             torch.nn.utils.clip_grad_norm_(own, _NORM)
@@ -132,22 +135,13 @@ def search(
     return dam
 
 
-def _loss(
-    task: Task,
-    model: nn.Module,
-    teacher: nn.Module | None,
-    batch: dict[str, torch.Tensor],
-    recipe: Recipe,
+def _distance(
+    task: Task, model: nn.Module, teacher: nn.Module, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    if teacher is None:
-        return task.loss(model, batch)
+    """Of the model's hidden states from the teacher's."""
     with torch.no_grad():
         wanted = task.hidden(teacher, batch)
-    if recipe.frozen:
-        return hidden_distance(task.hidden(model, batch), wanted, batch.get("attention_mask"))
-    loss, hidden = task.loss_and_hidden(model, batch)
-    distance = hidden_distance(hidden, wanted, batch.get("attention_mask"))
-    return loss + recipe.distillation * distance
+    return hidden_distance(task.hidden(model, batch), wanted, batch.get("attention_mask"))
 
 
 def _set_rates(

@@ -50,47 +50,48 @@ SETUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a DAM is searched for; defaults are those that won on seeds of their own.
+    """How a DAM is searched for.
 
     Attributes:
-        structure: of the DAM.
+        structure, own_tokens, symmetric: see `DifferentiableAttentionMask`.
         per_layer: a mask for each layer, or one for all; always one for each head.
-        symmetric: see `DifferentiableAttentionMask`.
         warm: alpha begins with the scores "drop"; else undecided, as in the paper.
         top: masks of the likeliest positions; else drawn (Gumbel), with a penalty.
-        penalty, weight: see `MaskSearch`.
+        penalty: see `MaskSearch`.
         mask_lr: of alpha.
-        distillation: weight of the distance to the dense model's hidden states.
-        frozen: alpha learns alone, by distillation, without the task's labels.
+        frozen: alpha learns alone, from the distance to the dense model's hidden states, without
+            the task's labels; else with the weights, from the task's loss.
     """
 
     structure: str = "full"
     own_tokens: tuple[int, ...] = ()
-    per_layer: bool = False
     symmetric: bool = False
+    per_layer: bool = False
     warm: bool = True
     top: bool = True
     penalty: str = "expected_l1"
-    weight: float | None = None
     mask_lr: float = 0.05
-    distillation: float = 1.0
     frozen: bool = False
 
 
-PAPER = Recipe(symmetric=True, warm=False, top=False, distillation=0.0, mask_lr=0.1)
-"""One mask for all layers, drawn from the first step on, no teacher: DAM as published."""
+PAPER = Recipe(symmetric=True, warm=False, top=False, mask_lr=0.1)
+"""One mask for all layers, drawn by chance from the first step on: DAM as published."""
 
 DAMS = {
-    "DAM": Recipe(per_layer=True),
-    "DAM, one mask": Recipe(),
+    "DAM": Recipe(per_layer=True, frozen=True),
+    "DAM, one mask": Recipe(frozen=True),
+    "DAM, distances": Recipe(structure="toeplitz", own_tokens=(0, -1)),
     "DAM_u": PAPER,
     "DAM_s": dataclasses.replace(PAPER, structure="toeplitz"),
     "DAM_u, executed area": dataclasses.replace(PAPER, penalty="executed_area"),
     "DAM_u, plan": dataclasses.replace(PAPER, penalty="plan"),
-    "DAM, alpha alone": Recipe(per_layer=True, frozen=True),
 }
-"""Learned masks. "DAM" is this package's recipe, with a mask for each layer; the next has one for
-all layers; DAM_u and DAM_s are the paper's."""
+"""Learned masks. The first three are this package's: with a mask for each layer, with one for all
+layers, and by distances and special tokens; DAM_u and DAM_s are the paper's, without and with a
+penalty on what tiles compute."""
+
+KEPT = ("DAM", "DAM, distances")
+"""Whose masks of seed 0 are committed."""
 
 SCORED: dict[str, dict[str, Any]] = {
     "attention, top, one mask": {"kind": "attention", "share": "all"},
@@ -124,8 +125,8 @@ LAMBDAS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weights of the paper's penalty in its own units, a sum over all scores."""
 
 FIRST = (
-    DENSE, "DAM", "longformer", "star", "attention, top, one mask", "attention, top, per layer",
-    "without diagonal", "DAM, one mask", "DAM_u", "DAM_s",
+    DENSE, "DAM", "DAM, distances", "longformer", "star", "attention, top, one mask",
+    "attention, top, per layer", "without diagonal", "DAM_u", "DAM_s",
 )  # fmt: skip
 
 

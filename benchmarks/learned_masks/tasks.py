@@ -72,11 +72,6 @@ class Task(abc.ABC):
         hidden: torch.Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1]
         return hidden
 
-    def loss_and_hidden(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, of one forward pass."""
-        output = model(**batch, output_hidden_states=True)
-        return output.loss, output.hidden_states[-1]
-
     def score_loss(self, output: Any, batch: Any) -> torch.Tensor:
         """The loss by which positions are scored."""
         loss: torch.Tensor = output.loss
@@ -226,14 +221,11 @@ class Embeddings(Task):
         return self._there(self.batches.batch(step), "input_ids", "attention_mask")
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return self.loss_and_hidden(model, batch)[0]
-
-    def loss_and_hidden(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             wanted = self.hidden(self.teacher, batch)
         hidden = self.hidden(model, batch)
         found, goal = (pool(h.float(), batch["attention_mask"]) for h in (hidden, wanted))
-        return (1.0 - (found * goal).sum(-1)).mean(), hidden
+        return (1.0 - (found * goal).sum(-1)).mean()
 
     def hidden(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         hidden: torch.Tensor = model(**batch).last_hidden_state

@@ -22,7 +22,15 @@ from benchmarks.learned_masks.__main__ import gather
 from benchmarks.learned_masks.experiment import Experiment, Job, jobs, run_seed
 from benchmarks.learned_masks.learned_masks_report import write_report
 from benchmarks.learned_masks.paired import Interval, difference
-from benchmarks.learned_masks.protocol import DAMS, IMPORTANCE, SETUPS, WITHOUT, Setup, contenders
+from benchmarks.learned_masks.protocol import (
+    DAMS,
+    IMPORTANCE,
+    KEPT,
+    SETUPS,
+    WITHOUT,
+    Setup,
+    contenders,
+)
 from sparsebert.learn.python_text import topics
 
 TINY = Setup(
@@ -88,7 +96,7 @@ def test_intervals() -> None:
     found = Interval.of([1.0, 2.0, 3.0])
     assert found.mean == 2.0 and found.half == pytest.approx(4.3026527 / 3**0.5)  # Student, 2
     assert found.sign == 0 and Interval.of([1.0, 1.1, 1.2]).sign == 1
-    assert Interval.of([-1.0, -1.1]).sign == 0 and Interval.of([-1.0]).sign == 0
+    assert Interval.of([-1.0, -1.2]).sign == 0 and Interval.of([-1.0]).sign == 0
     assert Interval.of([0.5]).show() == "0.5000" and Interval.of([]).show() == ""
     paired = difference({0: 1.0, 1: 5.0, 2: 9.0}, {1: 4.0, 0: 0.5})
     assert (paired.mean, paired.count) == (0.75, 2)
@@ -120,7 +128,7 @@ def test_a_tiny_run(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert 4.0 < float(row["loss"]) < 7.0
         if row["asked"]:
             assert float(row["sparsity"]) >= 0.75 and 0.0 < float(row["executed"]) <= 1.0
-    for name in DAMS:
+    for name in KEPT:
         row = next(row for row in rows if row["contender"] == name)
         mask = sb.AttentionMask.load(masks / f"mlm-{name.replace(', ', '-').replace(' ', '_')}"
                                      "-0.75-seed1.safetensors")  # fmt: skip
@@ -143,9 +151,9 @@ def test_a_search_starts_where_the_scores_say(few: None, tmp_path: Path) -> None
     """With no steps, the learned mask is the one of the highest scores."""
     experiment = Experiment(dataclasses.replace(TINY, search_steps=1), 0, tmp_path)
     experiment.rows(Job("dense", None))
-    still = dataclasses.replace(DAMS["DAM"], mask_lr=0.0, structure="full", own_tokens=())
+    still = dataclasses.replace(DAMS["DAM"], mask_lr=0.0)
     found = experiment._search(experiment.task.start(), still, asked=0.75)
     scored = fixed_masks.highest(experiment.scores("drop"), 0.75, "none")
-    share = "layers" if found.num_layers == 1 else "none"
-    scored = fixed_masks.highest(experiment.scores("drop"), 0.75, share)
     assert found.binarize(sparsity=0.75) == scored
+    moved = experiment._search(experiment.task.start(), DAMS["DAM"], asked=0.75)
+    assert moved.binarize(sparsity=0.75) != scored
