@@ -9,8 +9,9 @@ Tasks:
 * r8: MiniLM fine-tuned on Reuters R8 (N = 128);
 * mlm: masked-language modelling at the paper's shape (N = 128, 12 heads): a small ModernBERT that
   is trained on Python's own English with dense attention, and trained on with each mask;
-* embeddings: MiniLM distilled into its sparse self, without labels, on passages of presidents'
-  messages (N = 512); how far its embeddings drift from the dense ones, and which neighbours stay.
+* embeddings-N: MiniLM distilled into its sparse self, without labels, on passages of presidents'
+  messages (N = 128, 256 or 512); how far its embeddings drift from the dense ones, and which
+  neighbours stay.
 
 Of a seed, every contender starts from the same dense model, sees the same batches and trains for
 the same number of steps. A learned mask is found by a search of its own from that model; then it

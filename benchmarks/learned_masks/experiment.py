@@ -77,7 +77,8 @@ class Experiment:
     ) -> None:
         self.setup, self.seed, self.masks = setup, seed, masks
         self.folder = work / setup.task
-        self.task = TASKS[setup.task](setup, seed, self.folder, device)
+        task = TASKS[setup.task.partition("-")[0]]
+        self.task = task(setup, seed, self.folder, device)
         self.precision = loops.precision_of(device)
         self.device = device
 

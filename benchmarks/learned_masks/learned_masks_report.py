@@ -30,7 +30,10 @@ NUMBERS = (
 _TITLES = {
     "mlm": "Masked-language modelling at the paper's shape",
     "r8": "MiniLM fine-tuned on Reuters R8",
-    "embeddings": "MiniLM's embeddings, without labels",
+    **{
+        f"embeddings-{n}": f"MiniLM's embeddings at N = {n}, without labels"
+        for n in (128, 256, 512)
+    },
 }
 _MEASURED = {
     "mlm": {"loss": "validation loss, nats a token"},
@@ -131,7 +134,7 @@ def by_seed(rows: pd.DataFrame, contender: str, column: str = "loss") -> dict[in
 
 def _table(rows: pd.DataFrame, all_rows: pd.DataFrame, task: str) -> Iterator[str]:
     """A line for each contender, by its mean difference from dense."""
-    measured = _MEASURED[task]
+    measured = _MEASURED[task.partition("-")[0]]
     dense = all_rows[all_rows["contender"] == DENSE]
     searched = rows["budget_loss"].notna().any()
     header = ["mask", "seeds", "sparsity", "computed", "predicted, CPU", *measured.values(),

@@ -19,7 +19,7 @@ class Setup:
     """Sizes and lengths of a task; `steps` are those of every contender.
 
     Attributes:
-        task: "r8", "mlm" or "embeddings".
+        task: "r8", "mlm" or "embeddings-N".
         seq_len, batch, steps, lr: of the training with a fixed mask.
         search_steps: of a search; in one budget, this many of `steps`.
         score_batches: of data from which the positions' scores are measured.
@@ -42,9 +42,17 @@ class Setup:
 SETUPS = {
     "r8": Setup("r8", steps=120, lr=2e-4, search_steps=60),
     "mlm": Setup("mlm", steps=200, lr=1e-3, search_steps=150, dense_steps=900, dense_lr=3e-3),
-    "embeddings": Setup(
-        "embeddings", seq_len=512, batch=4, steps=60, lr=1e-4, documents=240, score_batches=24
-    ),
+    **{
+        f"embeddings-{n}": Setup(
+            f"embeddings-{n}",
+            seq_len=n,
+            batch=2048 // n,
+            steps=60,
+            score_batches=24,
+            documents=240,
+        )
+        for n in (128, 256, 512)
+    },
 }
 
 
