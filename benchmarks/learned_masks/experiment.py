@@ -113,10 +113,12 @@ class Experiment:
         """Scores of the positions of the dense start, [L, H, N, N], measured once and kept."""
         path = self.folder / f"scores-{kind}-seed{self.seed}.safetensors"
         if not path.exists():
-            batches = (self.task.batch(step) for step in range(self.setup.score_batches))
+            start, task = self.task.start(), self.task
+            count = range(self.setup.score_batches)
+            model, _ = task.scored(start, task.batch(0))
             measured = position_scores(
-                self.task.start(), batches, kind=kind,
-                loss=self.task.score_loss, seq_len=self.setup.seq_len,
+                model, (task.scored(start, task.batch(step))[1] for step in count),
+                kind=kind, seq_len=self.setup.seq_len,
             )  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically("learned_masks", path, save({"scores": measured}))

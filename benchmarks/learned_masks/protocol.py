@@ -40,7 +40,7 @@ class Setup:
 
 
 SETUPS = {
-    "r8": Setup("r8", steps=120, lr=2e-4, search_steps=60),
+    "r8": Setup("r8", steps=120, lr=2e-4),
     "mlm": Setup("mlm", steps=200, lr=1e-3, search_steps=150, dense_steps=900, dense_lr=3e-3),
     **{
         f"embeddings-{n}": Setup(
@@ -88,7 +88,7 @@ PAPER = Recipe(symmetric=True, warm=False, top=False, mask_lr=0.1)
 DAMS = {
     "DAM": Recipe(per_layer=True, frozen=True),
     "DAM, one mask": Recipe(frozen=True),
-    "DAM, distances": Recipe(structure="toeplitz", own_tokens=(0, -1)),
+    "DAM, distances": Recipe(structure="toeplitz", own_tokens=(0, -1), mask_lr=0.1),
     "DAM_u": PAPER,
     "DAM_s": dataclasses.replace(PAPER, structure="toeplitz"),
     "DAM_u, executed area": dataclasses.replace(PAPER, penalty="executed_area"),

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
-    BertForSequenceClassification,
     BertModel,
     ModernBertConfig,
     ModernBertForMaskedLM,
@@ -72,17 +71,39 @@ class Task(abc.ABC):
         hidden: torch.Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1]
         return hidden
 
-    def score_loss(self, output: Any, batch: Any) -> torch.Tensor:
-        """The loss by which positions are scored."""
-        loss: torch.Tensor = output.loss
-        return loss
+    def scored(self, model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
+        """Of a dense start and a batch, what `position_scores` takes: with labels, by their loss;
+        without, by what changes the embedding.
+        """
+        return model, batch
 
     def _there(self, batch: Batch, *names: str) -> Batch:
         return {name: batch[name].to(self.device) for name in names}
 
 
+class Classifier(nn.Module):
+    """An encoder, and a new linear layer on its embedding: the mean over real tokens, length 1.
+
+    That is how MiniLM was trained to be read; [CLS] of it says little before a long training.
+    """
+
+    scale = 16.0  # of the embedding, so that logits can part
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classify = nn.Linear(encoder.config.hidden_size, classes)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes]."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        embedded = pool(hidden.last_hidden_state.float(), attention_mask)
+        logits: torch.Tensor = self.classify(self.scale * embedded)
+        return logits
+
+
 class Reuters(Task):
-    """MiniLM fine-tuned on Reuters R8 through a new classifier on its [CLS] token."""
+    """MiniLM fine-tuned on Reuters R8 through a new classifier."""
 
     name = "r8"
     pretrained = False  # the classifier is new
@@ -99,13 +120,23 @@ class Reuters(Task):
 
     def start(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        model = BertForSequenceClassification.from_pretrained(
-            model_folder(), num_labels=len(self.classes)
-        )
+        model = Classifier(_minilm(), len(self.classes))
         return model.to(self.device)
 
     def batch(self, step: int) -> Batch:
         return self._there(self.batches.batch(step), "input_ids", "attention_mask", "labels")
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        inputs = {name: x for name, x in batch.items() if name != "labels"}
+        return nn.functional.cross_entropy(model(**inputs).float(), batch["labels"])
+
+    def hidden(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        inputs = {name: x for name, x in batch.items() if name != "labels"}
+        hidden: torch.Tensor = model.encoder(**inputs).last_hidden_state
+        return hidden
+
+    def scored(self, model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
+        return model.encoder, {name: x for name, x in batch.items() if name != "labels"}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         losses, right = [], []
@@ -113,7 +144,7 @@ class Reuters(Task):
             for batch in once(self.test, self.labels, _EVALUATED):
                 batch = self._there(batch, "input_ids", "attention_mask", "labels")
                 labels = batch.pop("labels")
-                logits = model(**batch).logits.float()
+                logits = model(**batch).float()
                 losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
                 right.append(logits.argmax(-1) == labels)
         return {
@@ -215,7 +246,7 @@ class Embeddings(Task):
         self._wanted = self._embedded(self.teacher)
 
     def start(self) -> nn.Module:
-        return BertModel.from_pretrained(model_folder(), add_pooling_layer=False).to(self.device)
+        return _minilm().to(self.device)
 
     def batch(self, step: int) -> Batch:
         return self._there(self.batches.batch(step), "input_ids", "attention_mask")
@@ -230,11 +261,6 @@ class Embeddings(Task):
     def hidden(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         hidden: torch.Tensor = model(**batch).last_hidden_state
         return hidden
-
-    def score_loss(self, output: Any, batch: Any) -> torch.Tensor:
-        """Projections of the embeddings on random directions: the distance itself is 0 here."""
-        embedded = pool(output.last_hidden_state, batch["attention_mask"].bool())
-        return (embedded * torch.randn(embedded.shape).to(embedded)).sum()
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         found = self._embedded(model)
@@ -256,6 +282,11 @@ class Embeddings(Task):
                     pool(hidden.last_hidden_state.float(), torch.ones_like(ids).bool())
                 )
         return torch.cat(embedded)
+
+
+def _minilm() -> nn.Module:
+    model: nn.Module = BertModel.from_pretrained(model_folder(), add_pooling_layer=False)
+    return model
 
 
 def passages(texts: list[str], tokenizer: Any, seq_len: int) -> torch.Tensor:
