@@ -13,6 +13,8 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "full, symmetric": {"structure": "full"},
     "toeplitz": {"structure": "toeplitz", "symmetric": False},
     "toeplitz, symmetric": {"structure": "toeplitz"},
+    "toeplitz and tokens": {"structure": "toeplitz", "symmetric": False, "own_tokens": (0, -1)},
+    "toeplitz and tokens, symmetric": {"structure": "toeplitz", "own_tokens": (0, -1)},
     "block": {"structure": "block", "symmetric": False, "block_size": 2},
     "block, symmetric": {"structure": "block", "block_size": 2},
 }

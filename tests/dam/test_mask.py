@@ -22,13 +22,36 @@ def test_structure(name: str) -> None:
         a, b = (i, j), (k, m)
         if "symmetric" in name:
             a, b = tuple(sorted(a)), tuple(sorted(b))
-        if "toeplitz" in name:
+        if "tokens" in name:
+            same = _of_token(a, n, name) == _of_token(b, n, name)
+        elif "toeplitz" in name:
             same = a[0] - a[1] == b[0] - b[1]
         elif "block" in name:
             same = (a[0] // 2, a[1] // 2) == (b[0] // 2, b[1] // 2)
         else:
             same = a == b
         assert (values[i, j] == values[k, m]) == same
+
+
+def _of_token(position: tuple[int, int], n: int, name: str) -> tuple[str, int]:
+    """The row or column of the first or last token, the last one and columns first; or a distance."""
+    i, j = position
+    for token in (n - 1, 0):
+        if token in (i, j):
+            column = "symmetric" in name or j == token
+            return "column" if column else "row", token
+    return "distance", i - j
+
+
+def test_own_tokens_are_checked_and_kept_in_masks() -> None:
+    with pytest.raises(ValueError, match="takes no own_tokens"):
+        sb.DifferentiableAttentionMask(1, 1, 8, own_tokens=(0,))
+    with pytest.raises(ValueError, match="own_tokens"):
+        sb.DifferentiableAttentionMask(1, 1, 8, "toeplitz", own_tokens=(8,))
+    dam = make("toeplitz and tokens", n=9)
+    assert dam.own_tokens == (0, 8)
+    assert dam.binarize(sparsity=0.5).provenance["dam"]["own_tokens"] == [0, 8]
+    assert dam.counts.sum() == 81 and dam.counts.min() >= 1  # no parameter decides nothing
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
