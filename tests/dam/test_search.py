@@ -111,6 +111,111 @@ def test_metrics() -> None:
     assert metrics["mask_hard_sparsity"] == pytest.approx((p <= 0.5).float().mean().item())
 
 
+def make_top(scope: str = "head", **options: Any) -> MaskSearch:
+    torch.manual_seed(0)
+    dam = sb.DifferentiableAttentionMask(
+        2, 2, 16, symmetric=False, sampling="top", scope=scope, init_std=1.0
+    )
+    return MaskSearch(dam, 100, **{"sparsity": 0.9, **options})
+
+
+def test_the_likeliest_positions_grow_fewer() -> None:
+    """From first_sparsity, over a cubic ramp between warmup and settle, to the goal."""
+    search = make_top(first_sparsity=0.3, warmup=0.1, settle=0.3)
+    assert search.controller is None
+    for step, wanted in (
+        (0, 0.3),
+        (10, 0.3),
+        (25, 0.9 - 0.6 * 0.75**3),
+        (40, 0.9 - 0.6 * 0.5**3),
+        (70, 0.9),
+        (99, 0.9),
+    ):
+        search.begin_step(step)
+        assert search.dam.density == pytest.approx(1.0 - wanted, abs=1e-12)
+        kept = search.dam().detach().sum((2, 3))
+        assert kept.eq(int((1.0 - wanted) * 256 + 1e-6)).all()
+        metrics = search.metrics()
+        expected = 1.0 - kept[0, 0].item() / 256
+        assert metrics["mask_sparsity"] == pytest.approx(expected, abs=1e-12)
+        assert metrics["mask_hard_sparsity"] == metrics["mask_sparsity"]
+        assert search.weight == 0.0 and search.penalty().item() == 0.0
+    at_once = make_top(scope="global")
+    at_once.begin_step(0)
+    assert at_once.dam().sum() == 102  # a tenth of 1024
+
+
+def test_metrics_of_the_likeliest_count_positions() -> None:
+    """Distances of many pairs: whole ones are kept, fewer positions than asked for."""
+    dam = sb.DifferentiableAttentionMask(1, 2, 8, "toeplitz", sampling="top")
+    with torch.no_grad():
+        dam.alpha.copy_(-torch.arange(8.0))  # the diagonal first, then its neighbours
+    search = MaskSearch(dam, 10, sparsity=0.7)
+    search.begin_step(9)
+    assert search.metrics()["mask_sparsity"] == 1.0 - 8 / 64  # the neighbours' 14 do not fit in 19
+
+
+@pytest.mark.parametrize("penalty", ["expected_l1", "l1", "executed_area", "plan"])
+def test_the_likeliest_with_a_penalty(penalty: str) -> None:
+    """At a fixed weight, once warmup is over; the sparsity is not its business."""
+    options = {"target": "cpu", "refresh": 10} if penalty == "plan" else {}
+    search = make_top(penalty=penalty, weight=2.0, **options)
+    search.begin_step(9)
+    search.dam()
+    assert search.penalty().item() == 0.0
+    search.begin_step(10)
+    search.dam()
+    assert search.weight == 2.0
+    cost = search.penalty()
+    cost.backward()
+    assert search.dam.alpha.grad.gt(0).all()  # every position costs something
+    p = search.dam.probabilities()
+    if penalty == "executed_area":
+        area = (1 - (1 - p).prod(2)).mean()  # all 16 rows are a tile
+        torch.testing.assert_close(cost, 2 * (area + p.mean()), rtol=1e-5, atol=0)
+    elif penalty == "l1":
+        torch.testing.assert_close(cost, 2 * search.dam().mean(), rtol=1e-5, atol=0)
+    elif penalty == "plan":
+        tiles = search.plan.tiles
+        priced = search.dam.penalty("plan", tiles=tiles, reduction="mean")
+        torch.testing.assert_close(cost, 2 * (priced + p.mean()), rtol=1e-5, atol=0)
+
+
+def test_a_restored_search_has_its_density() -> None:
+    """Before the next step, too: a training that is over is still evaluated."""
+    first = make_top(first_sparsity=0.3)
+    first.begin_step(40)
+    second = make_top(first_sparsity=0.3)
+    assert second.dam.density == 1.0
+    second.load_state_dict(first.state_dict())
+    assert second.dam.density == first.dam.density
+    state = first.state_dict()
+    del state["density"]  # as earlier versions wrote it
+    third = make_top(first_sparsity=0.3)
+    third.load_state_dict(state)
+    third.begin_step(41), first.begin_step(41)
+    assert third.dam.density == first.dam.density
+    assert "density" not in make().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": None}, r"keep a given share .*sampling='top'\); give sparsity, the goal"),
+        ({"sparsity": None, "weight": 1.0}, "give sparsity, the goal"),
+        ({"first_sparsity": 0.95}, "from 0 to the goal, sparsity=0.9, got 0.95"),
+        ({"first_sparsity": -0.1}, "from 0 to the goal"),
+        ({"first_sparsity": float("nan")}, "from 0 to the goal"),
+    ],
+)
+def test_errors_of_the_likeliest(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_top(**options)
+    for other in ({}, {"sparsity": None, "weight": 1.0}):
+        with pytest.raises(ValueError, match=r"first_sparsity=0.5, but .*'gumbel'.*leave it out"):
+            make(first_sparsity=0.5, **other)
+
+
 def test_state() -> None:
     """A restored search goes on as the first would have."""
     first = make()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,17 @@ def spoilt(wrong: str) -> Spoilt:
 
 
 def distributed(folder: Path, batch: int) -> sb.DAMTrainer:
+    model = build()
+    if int(os.environ.get("RANK", "0")) == 1:  # another teacher, too
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
     trainer = trainer_of(
-        folder, per_device_train_batch_size=batch, train_sampling_strategy="sequential"
+        folder,
+        model=model,
+        distillation=3.0,
+        per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential",
     )
     if trainer.args.process_index == 1:  # what the first process has must win
         with torch.no_grad():

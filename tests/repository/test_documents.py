@@ -85,7 +85,7 @@ def test_where_the_native_kernels_begin_to_pay(isa: str, monkeypatch: pytest.Mon
 
 
 def test_the_blocks_of_the_page_on_learning_run(tmp_path: Path) -> None:
-    whole, loop = blocks(LEARNING, "python")
+    whole, loop, warm = blocks(LEARNING, "python")
     given = """
 import torch, transformers, sparsebert as sb
 from sparsebert.dam.search import MaskSearch
@@ -103,7 +103,10 @@ model = transformers.BertForMaskedLM(config)
 dam = sb.DifferentiableAttentionMask(num_layers=1, num_heads=12, seq_len=128)
 total_steps, batches = 1, [{"input_ids": ids, "labels": ids}]
 """
-    code = f"import sys; sys.path.insert(1, {str(ROOT)!r})\n{given}\n{whole}\n{again}\n{loop}"
+    dense = "model = transformers.BertForMaskedLM(config)"
+    code = "\n".join(
+        (f"import sys; sys.path.insert(1, {str(ROOT)!r})", given, whole, again, loop, dense, warm)
+    )
     run = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:sparsebert", "-c", code],
         cwd=tmp_path, capture_output=True, text=True, check=False,

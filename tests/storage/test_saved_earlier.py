@@ -60,6 +60,8 @@ def test_dams(tmp_path: Path) -> None:
     (tmp_path / DAM_FILE).write_bytes(saved_earlier.DAM)
     found = attached(load_dam(a_bert(), tmp_path))
     assert found.gate == "softmax" and found.dam.structure == "toeplitz"
+    # There was no other way when it was written.
+    assert (found.dam.sampling, found.dam.density, found.dam.scope) == ("gumbel", 1.0, "head")
     state = found.dam.state_dict()
     assert (int(state["noise_seed"]), int(state["draws"]), float(state["temperature"])) == (
         7,
