@@ -81,25 +81,37 @@ def main() -> int:
         gather(arguments.work, RESULTS)
         print(write_report(RESULTS).read_text(encoding="utf-8"), end="")
         return 0
+    names = [arguments.task] if arguments.task else list(SETUPS)
+    until = time.monotonic() + 3600.0 * (arguments.hours or float("inf"))
+    goes_on = f"what is finished is in {arguments.work}; the same command goes on from there"
+    try:
+        with threads_for(given=arguments.threads) as sentence:
+            print(sentence, flush=True)
+            for name in names:
+                _run(name, arguments, until)
+    except ModuleNotFoundError as error:  # says what to install
+        parser.exit(1, f"learned_masks: {error}\n")
+    except OSError as error:  # a disk that is full, a folder that cannot be written
+        parser.exit(1, f"learned_masks: {error}; {goes_on}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\nlearned_masks: stopped; {goes_on}\n")
+    return 0
+
+
+def _run(name: str, arguments: argparse.Namespace, until: float) -> None:
+    """The jobs of a task, job by job over the seeds: what is there at any time can be compared."""
     from benchmarks.learned_masks.experiment import run_seed  # needs transformers
     from sparsebert.learn.training import quieten_transformers
 
     quieten_transformers()
-    until = time.monotonic() + 3600.0 * (arguments.hours or float("inf"))
-    names = [arguments.task] if arguments.task else list(SETUPS)
-    with threads_for(given=arguments.threads) as sentence:
-        print(sentence, flush=True)
-        for name in names:
-            left = dict.fromkeys(arguments.seeds, 1)
-            # Job by job over the seeds: what is there when time is over can be compared.
-            while any(left.values()) and time.monotonic() < until:
-                for seed in arguments.seeds:
-                    left[seed] = run_seed(
-                        SETUPS[name], seed, arguments.work, device=arguments.device,
-                        masks=RESULTS / "learned_masks" if seed == 0 else None,
-                        sparsities=tuple(arguments.sparsities), until=until, most=1,
-                    )  # fmt: skip
-    return 0
+    left = dict.fromkeys(arguments.seeds, 1)
+    while any(left.values()) and time.monotonic() < until:
+        for seed in arguments.seeds:
+            left[seed] = run_seed(
+                SETUPS[name], seed, arguments.work, device=arguments.device,
+                masks=RESULTS / "learned_masks" if seed == 0 else None,
+                sparsities=tuple(arguments.sparsities), until=until, most=1,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

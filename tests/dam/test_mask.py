@@ -34,7 +34,7 @@ def test_structure(name: str) -> None:
 
 
 def _of_token(position: tuple[int, int], n: int, name: str) -> tuple[str, int]:
-    """The row or column of the first or last token, the last one and columns first; or a distance."""
+    """The row or column of the first or last token (the last and columns win), or a distance."""
     i, j = position
     for token in (n - 1, 0):
         if token in (i, j):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import importlib
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +19,8 @@ pytest.importorskip("transformers")
 
 import sparsebert as sb
 from benchmarks.harness.origin import RESULTS
+from benchmarks.harness.rows import RowFile
+from benchmarks.learned_masks import __main__ as command
 from benchmarks.learned_masks import fixed_masks, loops, tasks
 from benchmarks.learned_masks.__main__ import gather
 from benchmarks.learned_masks.experiment import Experiment, Job, jobs, run_seed
@@ -100,6 +104,38 @@ def test_intervals() -> None:
     assert Interval.of([0.5]).show() == "0.5000" and Interval.of([]).show() == ""
     paired = difference({0: 1.0, 1: 5.0, 2: 9.0}, {1: 4.0, 0: 0.5})
     assert (paired.mean, paired.count) == (0.75, 2)
+
+
+def _enospc(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_and_missing_text_are_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["learned_masks", "--work", str(tmp_path), "--threads", "1"])
+    for error, words in (
+        (_enospc, f"No space left on device; what is finished is in {tmp_path}"),
+        (lambda *_: importlib.import_module("no_such_text"), "No module named 'no_such_text'"),
+    ):
+        monkeypatch.setattr(command, "_run", error)
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == 1 and words in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_job_loses_that_job_alone(
+    few: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run_seed(TINY, 0, tmp_path, most=1) > 0
+    before = (tmp_path / "mlm-seed0.csv").read_bytes()
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
+        full.setattr(RowFile, "append", _enospc)
+        run_seed(TINY, 0, tmp_path, most=1)
+    assert (tmp_path / "mlm-seed0.csv").read_bytes() == before
+    left = run_seed(TINY, 0, tmp_path, most=1)
+    rows = (tmp_path / "mlm-seed0.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 3 and left == len(jobs("mlm")) - 2
 
 
 @pytest.fixture
