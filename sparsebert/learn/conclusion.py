@@ -51,12 +51,15 @@ def _quality(
     planted: Mapping[str, float] | None,
 ) -> str:
     words = (
-        f"With {learned['sparsity']:.0%} of the attention dropped, the learned mask keeps "
+        f"With {learned['sparsity']:.1%} of the attention dropped, the learned mask keeps "
         f"{_share(learned['kept'])} of what dense attention gains over guessing"
     )
     best = _best(rows)
     if best is not None:
-        words += f"; the best hand-made mask, {best['mask']}, keeps {_share(best['kept'])}"
+        words += (
+            f"; the best hand-made mask, {best['mask']} ({best['sparsity']:.1%} dropped), keeps "
+            f"{_share(best['kept'])}"
+        )
         if abs(best["difference"]) < SURE * best["difference_error"]:
             words += " (no clear difference)"
     words += "."

@@ -40,21 +40,23 @@ def test_quality_and_time() -> None:
         row("star", "hand-made", 4.4, 0.3), row("fixed", "hand-made", 4.3, 0.2),
         row("attention", "measured", 4.05, -0.05),
     )  # fmt: skip
-    assert "With 90% of the attention dropped, the learned mask keeps 95.0% of what" in words
-    assert "the best hand-made mask, fixed, keeps 85.0%. On" in words
+    assert "With 90.0% of the attention dropped, the learned mask keeps 95.0% of what" in words
+    assert "the best hand-made mask, fixed (90.0% dropped), keeps 85.0%. On" in words
     assert "attention is 3.00x as fast with it (1.00 ms, SDPA without a mask 3.00, with" in words
     assert "whole encoder 1.25x as fast (8.0 ms, dense 10.0). To use it: sparsebert.load_" in words
     assert "hand-made" not in said()
 
 
 def test_what_is_unclear_worse_or_slower_is_said() -> None:
-    assert "star, keeps 94.5% (no clear difference)." in said(row("star", "hand-made", 4.11, 0.01))
+    assert "star (90.0% dropped), keeps 94.5% (no clear difference)." in said(
+        row("star", "hand-made", 4.11, 0.01)
+    )
     better = said(row("star", "hand-made", 4.0, -0.1))
     assert "So take star here" in better and "To use it" not in better
     slower = said(encoder=sure(0.8))
     assert "0.80x as fast" in slower and "it does not pay at this length" in slower
     assert "whole encoder uncertain: 0.50x to 2.00x (" in said(encoder=Spread(0.5, 1.0, 2.0, 9))
-    assert "star, keeps nothing." in said(row("star", "hand-made", 6.5, 2.4))
+    assert "star (90.0% dropped), keeps nothing." in said(row("star", "hand-made", 6.5, 2.4))
 
 
 def test_a_model_without_context_says_nothing_of_masks() -> None:
