@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsebert.learn import speed
 from sparsebert.learn.phases import DENSE, LEARNED, Tuned
+from sparsebert.learn.settings import ATTENTION
 from sparsebert.masks import AttentionMask
 from sparsebert.reporting.timing import Spread
 
@@ -16,25 +17,32 @@ def comparison(
     tuned: Mapping[str, Tuned],
     times: Mapping[str, Mapping[str, Spread]],
     calls: speed.Calls,
+    guessing: float,
 ) -> list[dict[str, Any]]:
-    """One row for each mask, and one for none, best loss first."""
+    """One row for each mask, and one for none, best loss first.
+
+    "kept" is how much of what dense attention gains over `guessing`, a loss, is left.
+    """
     learned = tuned[LEARNED].after
+    gained = guessing - tuned[DENSE].after.mean().item()
     rows = []
     for name, result in tuned.items():
         difference = result.after - learned
         row: dict[str, Any] = {
             "mask": name,
-            "kind": name if name in (DENSE, LEARNED) else "hand-made",
+            "kind": _kind(name),
             "parameters": "",
             "sparsity": 0.0,
             "loss_swapped_in": result.before.mean().item(),
             "loss": result.after.mean().item(),
+            "kept": (guessing - result.after.mean().item()) / gained if gained > 0.0 else 0.0,
             "difference": difference.mean().item(),
             "difference_error": difference.std().item() / len(difference) ** 0.5,
             "executed": 1.0,
             "predicted": 1.0,
             f"predicted_{speed.GPU}": 1.0,
             "measured": "",
+            "over_masked": "",
             "sparse_ms": "",
             "masked_ms": "",
             "dense_ms": "",
@@ -52,6 +60,12 @@ def comparison(
             }
         rows.append(row)
     return sorted(rows, key=lambda row: row["loss"])
+
+
+def _kind(name: str) -> str:
+    if name in (DENSE, LEARNED):
+        return name
+    return "measured" if name == ATTENTION else "hand-made"
 
 
 def _parameters(mask: AttentionMask) -> str:

@@ -193,10 +193,21 @@ class MaskedText:
     Attributes:
         train: once through the training blocks.
         validation: always the same blocks with the same corruption, so that losses compare.
+        left_out: tokens at the end that fill no block.
     """
 
     train: MaskedBlocks
     validation: MaskedBlocks
+    left_out: int = 0
+
+    def about(self, where: str, characters: int) -> str:
+        """What the data are, in words."""
+        return (
+            f"masked-language modelling on {where}, {characters / 1e6:.2f} million characters, "
+            f"{len(self.train)} blocks for training and {len(self.validation)} for validation; "
+            "documents longer than a block go on in the next, none is truncated, and "
+            f"{self.left_out} tokens at the end fill no block"
+        )
 
     def training_set(self, length: int, start: int = 0) -> MaskedBlocks:
         """`length` items (steps x batch size), each time through the blocks in a new order.
@@ -277,6 +288,7 @@ def prepare(
     return MaskedText(
         MaskedBlocks(blocks[~held_out], mask_token, ordinary, seed=seed, shuffle=True),
         MaskedBlocks(chosen, mask_token, ordinary),
+        len(tokens) - count * inner,
     )
 
 

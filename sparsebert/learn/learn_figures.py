@@ -141,11 +141,13 @@ def draw_bars(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Validation loss of each mask, best first, with the standard error of its difference.
 
     Args:
-        rows: "mask", "loss", "difference_error" (0 for none), "kind" ("dense", "learned" or
-            "hand-made").
+        rows: "mask", "loss", "difference_error" (0 for none), "kind" ("dense", "learned",
+            "hand-made" or "measured").
         path: the PNG file.
     """
-    colours = {"dense": "grey", "learned": COLOURS[1], "hand-made": COLOURS[0]}
+    colours = {
+        "dense": "grey", "learned": COLOURS[1], "hand-made": COLOURS[0], "measured": COLOURS[2],
+    }  # fmt: skip
     ordered = sorted(rows, key=lambda row: float(row["loss"]))
     figure = new_figure(7.0, 0.36 * len(ordered) + 1.1)
     axis = figure.subplots()

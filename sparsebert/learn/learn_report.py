@@ -12,15 +12,15 @@ import torch
 
 from sparsebert.dam.importance import GROUPS
 from sparsebert.learn import learn_figures, speed
+from sparsebert.learn.conclusion import CONTEXT, SURE
 from sparsebert.learn.phases import DENSE, LATER_RATE, LEARNED, MASK, Search, Tuned
-from sparsebert.learn.settings import Settings
+from sparsebert.learn.settings import PLANTED, Settings
 from sparsebert.reporting.pages import Page
 from sparsebert.reporting.tables import Column
-from sparsebert.reporting.timing import own_clock, uncertain_words
+from sparsebert.reporting.timing import Spread, own_clock, uncertain_words
 
-_CONTEXT = 0.2  # nats below guessing by frequency that show that context is used
+_FEW = 8  # blocks, below which standard errors say little
 _SHORT = 0.2  # of the density asked for, that the search may miss it by
-_SURE = 2.0  # standard errors that a difference must have to be called one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +29,18 @@ class Facts:
 
     settings: Settings
     about: str
-    text: str
+    data: str
+    validated: int
     search: Search
     trained: torch.Tensor
-    by_frequency: float
+    guessing: float
     tuned: Mapping[str, Tuned]
     rows: Sequence[dict[str, Any]]
     refused: Mapping[str, str]
     histories: Mapping[str, Sequence[Mapping[str, float]]]
     heads: tuple[int, int]
+    encoder: Mapping[str, Spread]
+    conclusion: str
 
 
 def write_report(folder: Path, facts: Facts) -> Path:
@@ -48,33 +51,35 @@ def write_report(folder: Path, facts: Facts) -> Path:
     trained = facts.trained.mean().item()
 
     page.title("1. What was done")
-    model = settings.model or (
-        f"a fresh BERT with {settings.layers} layers of {facts.heads[0]} heads, width "
-        f"{settings.hidden_size}, and {settings.vocab_size} tokens"
+    page.say(
+        f"{facts.data[0].upper()}{facts.data[1:]}{_model(facts)}. Sequences of "
+        f"{settings.seq_len} tokens, batches of {settings.batch_size}, seed {settings.seed}."
     )
     page.say(
-        f"Masked-language modelling on {facts.text}, each of {settings.seq_len} tokens; {model}. "
-        f"Batches of {settings.batch_size}, seed {settings.seed}."
-    )
-    page.say(
-        f"1. Dense training, {settings.steps} steps: validation loss {trained:.3f}; guessing by "
-        f"the tokens' frequencies gives {facts.by_frequency:.3f}. 2. From there, a mask search of "
-        f"{settings.steps} steps (structure {settings.structure}, penalty {settings.penalty}, "
-        f"sparsity {settings.sparsity:g}). 3. From the weights of 1 again, {settings.tune_steps} "
-        "steps with each mask fixed, and without one. So every mask starts from the same weights "
-        "and sees the same batches; the search, which the hand-made ones do not need, is extra. "
+        f"1. Dense training, {settings.steps} steps: validation loss {trained:.3f}; guessing "
+        f"gives {facts.guessing:.3f}. 2. From there, a mask search of {settings.search_steps} "
+        f"steps (structure {settings.structure}, {_recipe(settings)}, sparsity "
+        f"{settings.sparsity:g}). "
+        f"3. From the weights of 1 again, {settings.tune_steps} steps with each mask fixed, and "
+        "without one. So every mask starts from the same weights and sees the same batches; the "
+        "search, which the others do not need, is extra. "
         f"Learning rate {settings.learning_rate:g} in 1, {LATER_RATE:g} of it afterwards. "
-        "The validation blocks and their corruption are always the same."
+        "What is validated on is always the same."
     )
-
-    if trained > facts.by_frequency - _CONTEXT:
+    if facts.validated < _FEW:
+        page.say(
+            f"**Only {facts.validated} blocks to validate on: too few to tell masks apart. Give "
+            "more text.**"
+        )
+    if trained > facts.guessing - CONTEXT:
         page.say(
             "**The model makes hardly any use of its context yet, so the comparisons below say "
             "little about masks. Train longer (--steps), or with --model.**"
         )
 
     page.title("2. The search")
-    page.say(_importance(search, settings))
+    if settings.task != PLANTED:
+        page.say(_importance(search, settings))
     page.picture(
         "importance.png",
         functools.partial(learn_figures.draw_importance, search.history, goal=settings.sparsity),
@@ -103,10 +108,11 @@ def write_report(folder: Path, facts: Facts) -> Path:
     page.title("3. Losses at equal sparsity")
     page.table(rows, _LOSS_COLUMNS)
     page.say(
-        "Swapped in: before training on. Difference: to the learned mask, over the validation "
-        "blocks, with its standard error; what another seed would change is not in it. A "
-        "hand-made mask is the densest of its family that is not denser than asked; random keys "
-        "differ by head."
+        "Swapped in: before training on. Kept: of what dense attention gains over guessing. "
+        "Difference: to the learned mask, over the validation blocks, with its standard error; "
+        "what another seed would change is not in it. A hand-made mask is the densest of its "
+        'family that is not denser than asked; random keys differ by head. "attention": the '
+        "positions with most attention on average, over all layers and heads."
     )
     for reason in facts.refused.values():
         page.say(f"Not compared: {reason}.")
@@ -114,6 +120,7 @@ def write_report(folder: Path, facts: Facts) -> Path:
     page.picture("losses.png", functools.partial(learn_figures.draw_bars, rows))
     curves = {"dense training": facts.histories["dense"], "search": facts.histories["search"]}
     curves |= {f"with {row['mask']}": facts.histories[f"tune-{row['mask']}"] for row in rows}
+    curves = {name: curve for name, curve in curves.items() if curve}
     begins = {name: settings.steps for name in curves if name != "dense training"}
     page.picture(
         "training.png", functools.partial(learn_figures.draw_losses, curves, begins=begins)
@@ -125,16 +132,17 @@ def write_report(folder: Path, facts: Facts) -> Path:
     page.table(timed, _SPEED_COLUMNS)
     clock = "time" if torch.cuda.is_available() else own_clock()[1]
     page.say(
-        f"Forward passes of attention alone: batch {settings.batch_size}, {heads} heads of "
-        f"{head_dim}, {settings.seq_len} tokens. Computed: share of the scores; 100 % where the "
-        f"plan runs dense. Predicted by the cost model for this machine and for {speed.GPU} "
-        f"(H100, H200), over dense attention; measured over SDPA with the same mask ({clock}, "
-        "medians of interleaved runs, in ms beside it). Below 1x sparse is slower."
+        f"Forward passes of attention alone, all layers: batch {settings.batch_size}, {heads} "
+        f"heads of {head_dim}, {settings.seq_len} tokens. Computed: share of the scores; 100 % "
+        "where the plan runs dense. Predicted by the cost model for this machine and for "
+        f"{speed.GPU} (H100, H200), over dense attention; measured over SDPA without a mask and "
+        f"over SDPA with the same mask ({clock}, medians of interleaved runs, in ms). Below 1x "
+        "sparse is slower."
     )
     doubts = uncertain_words(row["measured"] for row in timed)
     if doubts:
         page.say(doubts)
-    page.say(_speed(rows))
+    page.say(_speed(facts))
 
     page.title("5. Files")
     page.say(
@@ -143,7 +151,29 @@ def write_report(folder: Path, facts: Facts) -> Path:
         "`sparsebert.load_masks(model, folder)`. history.csv, comparison.csv: all numbers. work/: "
         "what a second start needs; delete it if there is none to come."
     )
+    page.note(f"## 6. In short\n\n{facts.conclusion}")
     return page.write(f"# A learned mask\n\n{facts.about}")
+
+
+def _model(facts: Facts) -> str:
+    settings = facts.settings
+    if settings.model is not None:
+        return f". The model is {settings.model}"
+    if settings.task == PLANTED:
+        return ""
+    return (
+        f". A fresh ModernBERT with {settings.layers} layers of {facts.heads[0]} heads, width "
+        f"{settings.hidden_size}, and {settings.vocab_size} tokens"
+    )
+
+
+def _recipe(settings: Settings) -> str:
+    if settings.penalty is not None:
+        return f"penalty {settings.penalty}"
+    return (
+        "begun from the effect of dropping each position, masks of the likeliest positions, "
+        "distilled from the dense model"
+    )
 
 
 def _importance(search: Search, settings: Settings) -> str:
@@ -167,7 +197,7 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     words = []
     for row, what in ((by_name[DENSE], "no mask"), *((r, r["mask"]) for r in hand_made[:1])):
         difference, error = row["difference"], row["difference_error"]
-        if abs(difference) < _SURE * error:
+        if abs(difference) < SURE * error:
             verdict = "no clear difference"
         else:
             verdict = "the learned mask is " + ("better" if difference > 0 else "worse")
@@ -176,8 +206,8 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{name} ends at {row['loss']:.3f}, the learned one at "
             f"{by_name[LEARNED]['loss']:.3f}: {verdict} ({difference:+.3f} ± {error:.3f})."
         )
-    worse = [r for r in hand_made if r["difference"] > _SURE * r["difference_error"]]
-    better = [r for r in hand_made if -r["difference"] > _SURE * r["difference_error"]]
+    worse = [r for r in hand_made if r["difference"] > SURE * r["difference_error"]]
+    better = [r for r in hand_made if -r["difference"] > SURE * r["difference_error"]]
     if hand_made:
         words.append(
             f"Of {len(hand_made)} hand-made masks {len(worse)} are clearly worse than the learned "
@@ -186,17 +216,18 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(words)
 
 
-def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
-    learned = next(row for row in rows if row["mask"] == LEARNED)
-    measured = learned["measured"]
+def _speed(facts: Facts) -> str:
+    learned = next(row for row in facts.rows if row["mask"] == LEARNED)
     if learned["executed"] < 1.0:
         how = f"its plan computes {learned['executed']:.0%} of the scores"
     else:
         how = "its plan runs dense here, because the cost model expects no gain from skipping"
+    times = facts.encoder
     return (
-        f"The learned mask: predicted {learned['predicted']:.2f}x, measured over SDPA with the "
-        f"same mask: {measured.show('{:.2f}x')}; {how}. Longer sequences gain more "
-        "(`sparsebert explain`)."
+        f"The learned mask: predicted {learned['predicted']:.2f}x, measured over SDPA without a "
+        f"mask {learned['measured'].show('{:.2f}x')}; {how}. The whole encoder with it: "
+        f"{times['sparse_ms'].brief('{:.1f}')} ms, dense {times['dense_ms'].brief('{:.1f}')}: "
+        f"{times['measured'].show('{:.2f}x')}. Longer sequences gain more (`sparsebert explain`)."
     )
 
 
@@ -206,6 +237,7 @@ _LOSS_COLUMNS = [
     Column("sparsity", "sparsity", "{:.2%}".format),
     Column("loss_swapped_in", "swapped in", "{:.3f}".format),
     Column("loss", "loss", "{:.3f}".format),
+    Column("kept", "kept", "{:.1%}".format),
     Column("difference", "difference", "{:+.3f}".format),
     Column("difference_error", "± error", "{:.3f}".format),
 ]
@@ -214,7 +246,8 @@ _SPEED_COLUMNS = [
     Column("executed", "computed", "{:.1%}".format),
     Column("predicted", "predicted", "{:.2f}x".format),
     Column(f"predicted_{speed.GPU}", f"on {speed.GPU}", "{:.2f}x".format),
-    Column("measured", "measured", lambda spread: spread.show("{:.2f}x")),
+    Column("measured", "over SDPA", lambda spread: spread.show("{:.2f}x")),
+    Column("over_masked", "over masked", lambda spread: spread.show("{:.2f}x")),
     Column("sparse_ms", "sparse ms", lambda spread: spread.brief("{:.2f}")),
     Column("masked_ms", "SDPA, masked", lambda spread: spread.brief("{:.2f}")),
     Column("dense_ms", "SDPA", lambda spread: spread.brief("{:.2f}")),

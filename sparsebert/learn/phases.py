@@ -2,7 +2,7 @@
 
     dense      training without a mask: the weights that every mask starts from
     search     from these weights, with a DAM: gives the learned mask
-    tune-NAME  from the same weights again, with the mask fixed, for the same steps
+    tune-NAME  from the dense weights again, with the mask fixed, for the same steps
 
 So each mask is judged by the same weights, batches and number of steps; the search's own weights
 serve the search alone.
@@ -19,29 +19,24 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from sparsebert.dam import DifferentiableAttentionMask
 from sparsebert.dam.importance import GROUPS
 from sparsebert.integrations.huggingface.api import save_masks, sparsify
 from sparsebert.integrations.huggingface.dam_files import save_dam
 from sparsebert.integrations.huggingface.discovery import find_self_attention
+from sparsebert.integrations.huggingface.scores import position_scores
 from sparsebert.integrations.huggingface.trainer import DAMTrainer
 from sparsebert.learn import training
 from sparsebert.learn.data import MaskedBlocks, MaskedText, prepare, train_tokenizer
-from sparsebert.learn.run_folder import write_json
+from sparsebert.learn.models import new_model, trained_model
+from sparsebert.learn.planted import PlantedSequences, PlantedTask
+from sparsebert.learn.run_folder import RESULT, write_json
 from sparsebert.learn.settings import Settings
 from sparsebert.masks import AttentionMask
 from sparsebert.storage import write_atomically
 
-RESULT = "result.json"
 MASK = "mask.safetensors"
 LEARNED = "learned"
 DENSE = "dense"
@@ -49,6 +44,10 @@ SEARCH = "search"
 LATER_RATE = 0.25
 """Learning rate after the dense training, of the one in it, which would undo what was learned."""
 _VALIDATION = 256  # blocks at most, or a large text would be all evaluation
+_SCORED = 8  # batches by which positions are scored before a search
+_DISTILLATION = 1.0  # weight beside the task's loss in a search
+
+Data = MaskedText | PlantedTask
 _PROBABILITIES = "probabilities.safetensors"
 
 
@@ -90,6 +89,8 @@ class Phases:
         self.folder = folder
         self.work = folder / "work"
         self.count = 0  # how many phases there will be, for their titles
+        self.tokenizer: Any = None
+        self._planted: PlantedTask | None = None
         self._place = 0
 
     # ------------------------------------------------------------------------------- before all
@@ -108,7 +109,9 @@ class Phases:
             self.tokenizer = AutoTokenizer.from_pretrained(own)
         else:
             self.tokenizer = train_tokenizer(text, settings.vocab_size)
-            self.tokenizer.save_pretrained(own)
+            draft = own.with_name("tokenizer-unfinished")
+            self.tokenizer.save_pretrained(draft)
+            draft.rename(own)  # whole or not there
         positions = None
         if settings.model is not None:
             config = self._new_model().config
@@ -125,55 +128,44 @@ class Phases:
             seed=settings.seed, max_positions=positions, where=where,
         )  # fmt: skip
 
+    def planted(self) -> PlantedTask:
+        """The planted task instead of a text."""
+        self._planted = PlantedTask(self.settings.seq_len, self.settings.seed)
+        return self._planted
+
     def _new_model(self) -> Any:
-        settings = self.settings
-        torch.manual_seed(settings.seed)
-        if settings.model is not None:
-            return AutoModelForMaskedLM.from_pretrained(settings.model)
-        config = BertConfig(
-            vocab_size=len(self.tokenizer),
-            hidden_size=settings.hidden_size,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            intermediate_size=2 * settings.hidden_size,
-            max_position_embeddings=settings.seq_len,
-            pad_token_id=self.tokenizer.pad_token_id,
-            # No dropout: the training is too short to overfit.
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            # Keeps the scores of so narrow a model from all being alike to begin with.
-            initializer_range=settings.hidden_size**-0.5,
-        )
-        return BertForMaskedLM(config)
+        return new_model(self.settings, self.tokenizer, self._planted)
 
     def attention_shape(self) -> tuple[int, int]:
         """Heads, and numbers in a head."""
         config = self._new_model().config
         return config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
-    def _trained_model(self) -> Any:
-        torch.manual_seed(self.settings.seed)
-        return AutoModelForMaskedLM.from_pretrained(self.work / DENSE / "model")
+    def dense_model(self) -> Any:
+        """The model after the dense training."""
+        return trained_model(self.settings, self.work / DENSE / "model")
 
     # ------------------------------------------------------------------------------- the phases
 
-    def dense(self, data: MaskedText) -> tuple[torch.Tensor, list[dict[str, float]]]:
-        """Train without a mask; losses of the validation blocks [K], and the log."""
+    def dense(self, data: Data) -> tuple[torch.Tensor, list[dict[str, float]]]:
+        """Train without a mask, if at all; losses of the validation blocks [K], and the log."""
 
         def run(folder: Path, title: str) -> dict[str, Any]:
-            model = self._new_model()
-            trainer = self._trainer(model, data, folder, self.settings.steps)
-            training.train(trainer, title)
+            model, history = self._new_model(), []
+            if self.settings.steps:
+                trainer = self._trainer(model, data, folder, self.settings.steps)
+                training.train(trainer, title)
+                history = _losses(trainer)
             model.save_pretrained(folder / "model")
             losses = training.block_losses(model.eval(), data.validation)
-            return {"losses": losses.tolist(), "history": _losses(trainer)}
+            return {"losses": losses.tolist(), "history": history}
 
         result = self._phase(DENSE, run)
         return torch.tensor(result["losses"]), result["history"]
 
     def search(
         self,
-        data: MaskedText,
+        data: Data,
         name: str = SEARCH,
         *,
         steps: int | None = None,
@@ -186,18 +178,18 @@ class Phases:
         Args:
             data: the text.
             name: of the phase.
-            steps: of the search; None means as many as the dense training has.
+            steps: of the search; None means the settings'.
             further: steps after it with the mask fixed, by the search's own weights.
-            dam_options: of the `DifferentiableAttentionMask`, besides the settings' or in their
-                place.
-            trainer_options: of the `DAMTrainer`, likewise.
+            dam_options: of the `DifferentiableAttentionMask`, and
+            trainer_options: of the `DAMTrainer`, in place of the recipe. The recipe, if the
+                settings name no penalty: alpha begins by the effect that dropping each position
+                has on the loss; every mask keeps the likeliest positions; the model is held to
+                what it computed without a mask.
         """
-        steps = self.settings.steps if steps is None else steps
+        steps = self.settings.search_steps if steps is None else steps
 
         def run(folder: Path, title: str) -> dict[str, Any]:
-            found = self._train_dam(
-                data, folder, title, steps, dam_options or {}, trainer_options or {}
-            )
+            found = self._train_dam(data, folder, title, steps, dam_options, trainer_options)
             model = found.model
             probabilities = save({"probabilities": found.dam.probabilities().detach()})
             write_atomically("learn", folder / _PROBABILITIES, probabilities)
@@ -230,7 +222,7 @@ class Phases:
         )
 
     def importance(
-        self, data: MaskedText, name: str = "importance", *, steps: int, mask_learning_rate: float
+        self, data: Data, name: str = "importance", *, steps: int, mask_learning_rate: float
     ) -> list[dict[str, float]]:
         """The paper's analysis: a soft mask after the softmax, trained with the weights.
 
@@ -252,44 +244,82 @@ class Phases:
 
     def _train_dam(
         self,
-        data: MaskedText,
+        data: Data,
         folder: Path,
         title: str,
         steps: int,
-        dam_options: Mapping[str, Any],
-        trainer_options: Mapping[str, Any],
+        dam_options: Mapping[str, Any] | None,
+        trainer_options: Mapping[str, Any] | None,
     ) -> DAMTrainer:
         """A search from the dense weights on, to the end; its DAM is saved to the folder."""
         settings = self.settings
-        model = self._trained_model()
+        model = self.dense_model()
         attention = find_self_attention("learn", model)
         layers = len(attention.modules) if settings.per_layer else 1
+        own = dam_options is not None or trainer_options is not None
+        recipe = settings.penalty is None and not own
+        dam_recipe = {"sampling": "top", "scope": "global", "symmetric": False} if recipe else {}
+        goal: dict[str, Any] = {"sparsity": settings.sparsity}
+        if recipe:
+            goal["distillation"] = _DISTILLATION
+        elif settings.penalty is not None:
+            goal["penalty"] = settings.penalty
         options: dict[str, Any] = {
             "structure": settings.structure,
             "seed": settings.seed,
-            **dam_options,
+            **dam_recipe,
+            **(dam_options or {}),
         }
         if options["structure"] == "block":
             options.setdefault("block_size", settings.block_size)
-        goal = {"sparsity": settings.sparsity, "penalty": settings.penalty, **trainer_options}
+        dam = DifferentiableAttentionMask(
+            layers, attention.num_heads or 1, settings.seq_len, **options
+        )
+        if recipe:
+            dam.start_from(self.scores(model, data), settings.sparsity)
         found = DAMTrainer(
             model=model,
             args=self._arguments(folder, steps, later=True),
             train_dataset=self._batches(data, steps, settings.steps),
-            dam=DifferentiableAttentionMask(
-                layers, attention.num_heads or 1, settings.seq_len, **options
-            ),
-            **goal,
+            dam=dam,
+            **{**goal, **(trainer_options or {})},
         )
         training.train(found, title)
         save_dam(model, folder)
         return found
 
-    def tune(self, name: str, mask: AttentionMask | None, data: MaskedText) -> Tuned:
+    def scores(self, model: Any, data: Data, kind: str = "drop") -> torch.Tensor:
+        """How much each position matters to the dense model, [L, H, N, N], see `position_scores`.
+
+        By the first batches that come after the dense training.
+        """
+        size = self.settings.batch_size
+        batches = self._batches(data, _SCORED, self.settings.steps)
+        device = next(model.parameters()).device
+        return position_scores(
+            model,
+            (
+                {k: v.to(device) for k, v in batches.batch(range(i, i + size)).items()}
+                for i in range(0, _SCORED * size, size)
+            ),
+            kind=kind,
+            seq_len=self.settings.seq_len,
+        )
+
+    def most_attended(self, data: Data) -> AttentionMask:
+        """The mask of the positions with most attention on average, over all layers and heads."""
+        scores = self.scores(self.dense_model(), data, "attention")
+        layers, heads, n, _ = scores.shape
+        dam = DifferentiableAttentionMask(layers, heads, n, symmetric=False, scope="global")
+        return dam.start_from(scores, self.settings.sparsity).binarize(
+            sparsity=self.settings.sparsity
+        )
+
+    def tune(self, name: str, mask: AttentionMask | None, data: Data) -> Tuned:
         """Train on with a fixed mask, or without; the learned one's model is kept."""
 
         def run(folder: Path, title: str) -> dict[str, Any]:
-            model = self._trained_model()
+            model = self.dense_model()
             if mask is not None:
                 sparsify(model, mask)
             before = training.block_losses(model.eval(), data.validation)
@@ -300,7 +330,8 @@ class Phases:
             if name == LEARNED:
                 save_masks(model, self.folder / "model")  # first, or save_pretrained warns
                 model.save_pretrained(self.folder / "model")
-                self.tokenizer.save_pretrained(self.folder / "model")
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(self.folder / "model")
             return {
                 "before": before.tolist(),
                 "after": after.tolist(),
@@ -313,7 +344,7 @@ class Phases:
         )
 
     def _trainer(
-        self, model: Any, data: MaskedText, folder: Path, steps: int, begin: int = 0
+        self, model: Any, data: Data, folder: Path, steps: int, begin: int = 0
     ) -> Trainer:
         """Of so many steps, from step `begin` of the whole on."""
         return Trainer(
@@ -326,7 +357,7 @@ class Phases:
         rate = self.settings.learning_rate * (LATER_RATE if later else 1.0)
         return training.arguments(self.settings, folder, steps, rate)
 
-    def _batches(self, data: MaskedText, steps: int, begin: int) -> MaskedBlocks:
+    def _batches(self, data: Data, steps: int, begin: int) -> MaskedBlocks | PlantedSequences:
         """Phases that begin at the same step see the same batches, and none of those before."""
         size = self.settings.batch_size
         return data.training_set(steps * size, start=begin * size)

@@ -139,6 +139,13 @@ class PlantedTask:
         bits = bits.expand(1, HEADS, self.seq_len, self.seq_len)[0]
         return bits.gather(2, self.partners[..., None]).float().mean().item()
 
+    def __str__(self) -> str:
+        return (
+            f"a planted task: at every position the content at {HEADS} others is asked for, one "
+            f"for each head, and what most of {len(self.votes)} votes say; the model's weights "
+            "are written down"
+        )
+
     @property
     def guessing(self) -> float:
         """The loss of guessing, in nats a position."""

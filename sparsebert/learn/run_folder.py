@@ -12,6 +12,8 @@ from sparsebert.learn.settings import Settings
 from sparsebert.storage import write_atomically
 
 FILE = "settings.json"
+RESULT = "result.json"
+"""What a phase notes when it is finished."""
 
 
 def claim(folder: Path, settings: Settings, text: str) -> None:

@@ -5,27 +5,40 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-HAND_MADE = ("longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random")
+HAND_MADE = (
+    "sliding_window", "longformer", "bigbird", "star", "log_sparse", "strided", "fixed", "random",
+)  # fmt: skip
+ATTENTION = "attention"
+"""The mask of the positions that get most attention on average."""
+AGAINST = ("sliding_window", "longformer", "bigbird", "star", ATTENTION)
+"""The masks that do best on text."""
 FRESH = ("layers", "hidden_size", "heads", "vocab_size")
-"""Settings of the fresh BERT: what a model folder brings along."""
+"""Settings of the fresh model: what a model folder brings along."""
 MODEL_RATE = 1e-4
 """The learning rate for a model that has been trained before."""
+TEXT, PLANTED = "text", "planted"
 QUICK: dict[str, Any] = {
+    "task": PLANTED,
     "layers": 1,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "heads": 2,
-    "seq_len": 64,
-    "steps": 300,
-    "tune_steps": 60,
-    "against": ("longformer", "random"),
+    "seq_len": 256,
+    "structure": "full",
+    "sparsity": 0.9,
+    "steps": 0,
+    "search_steps": 120,
+    "tune_steps": 100,
+    "learning_rate": 1e-3,
+    "against": ("longformer", "star", "random", ATTENTION),
 }
-"""Settings of a tiny model and few steps, to see it work."""
+"""Settings of the planted task, whose model needs no training and has its sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What decides the result, besides the text itself; see ``sparsebert learn --help``."""
 
+    task: str = TEXT
     text: str | None = None
     dataset: str | None = None
     csv: str | None = None
@@ -35,17 +48,18 @@ class Settings:
     hidden_size: int = 128
     heads: int = 4
     vocab_size: int = 1024
-    seq_len: int = 128
-    structure: str = "full"
+    seq_len: int = 256
+    structure: str = "toeplitz"
     block_size: int = 16
-    per_layer: bool = False
-    penalty: str = "expected_l1"
-    sparsity: float = 0.9
+    per_layer: bool = True
+    penalty: str | None = None
+    sparsity: float = 0.95
     steps: int = 1000
-    tune_steps: int = 200
+    search_steps: int = 100
+    tune_steps: int = 100
     batch_size: int = 8
-    learning_rate: float = 2e-3
-    against: tuple[str, ...] = HAND_MADE
+    learning_rate: float = 3e-3
+    against: tuple[str, ...] = AGAINST
     seed: int = 0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import threading
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from sparsebert.integrations.huggingface.lost_masks import MasksNotSavedWarning
 from sparsebert.learn.data import IGNORED, MaskedBlocks, MaskedText
+from sparsebert.learn.planted import PlantedSequences
 from sparsebert.learn.settings import Settings
 from sparsebert.support.progress import Progress
 
@@ -83,7 +85,7 @@ def train(trainer: Trainer, title: str) -> None:
     with stop.on_interrupt(), warnings.catch_warnings():
         # A checkpoint needs no masks: the phase that goes on from it brings its own.
         warnings.simplefilter("ignore", MasksNotSavedWarning)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if stop.asked:
         raise KeyboardInterrupt
 
@@ -94,15 +96,25 @@ def remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint; the newest may have been cut short by a crash."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    while found and not (found[-1] / "trainer_state.json").exists():  # written last
+    while found and not _complete(found[-1]):
         shutil.rmtree(found.pop())
     return str(found[-1]) if found else None
 
 
-def block_losses(model: Any, blocks: MaskedBlocks, batch_size: int = 16) -> torch.Tensor:
+def _complete(checkpoint: Path) -> bool:
+    """Whether all of it was written: its trainer_state.json, which is written last, is whole."""
+    try:
+        return isinstance(json.loads((checkpoint / "trainer_state.json").read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def block_losses(
+    model: Any, blocks: MaskedBlocks | PlantedSequences, batch_size: int = 16
+) -> torch.Tensor:
     """Mean loss of the predicted tokens of each block, fp32 [K]; the model in evaluation mode.
 
     All blocks have as many predicted tokens, so the mean of these is the mean over tokens.

@@ -33,6 +33,10 @@ class Page:
         print(words, flush=True)
         self._page.append(words)
 
+    def note(self, words: str) -> None:
+        """Add a paragraph to the page alone."""
+        self._page.append(words)
+
     def table(self, rows: Sequence[Row], columns: Sequence[Column]) -> None:
         """Add a table."""
         print(as_text(rows, columns), flush=True)

@@ -131,10 +131,13 @@ def test_usage_errors(
         ("learn --csv {csv} --column body", "{csv} has no text column 'body'"),
         ("learn --text {mask}", "{mask} is not UTF-8 text"),
         (
-            "learn --quick --text {text} --vocab-size 10",
+            "learn --text {text} --vocab-size 10",
             "--vocab-size: vocab_size=10 but must be at",
         ),
-        ("learn --quick --text {text} --seq-len 4", "--seq-len: seq_len=4 but must be at least 8"),
+        (
+            "learn --text {text} --seq-len 4 --sparsity 0.5",
+            "--seq-len: seq_len=4 but must be at least 8",
+        ),
     ],
 )
 def test_errors_do_not_name_inner_functions(

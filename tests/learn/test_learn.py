@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import io
 import math
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,21 +18,23 @@ pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 pytest.importorskip("transformers")
 
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer
 
 import sparsebert as sb
 from sparsebert.cli import main
 from sparsebert.dam.importance import GROUPS
 from sparsebert.learn import training
 from sparsebert.learn.data import prepare
+from sparsebert.learn.disk import explained
 from sparsebert.learn.python_text import topics
 
 Output = pytest.CaptureFixture[str]
 
 TINY = [
     "--layers", "1", "--hidden-size", "32", "--heads", "2", "--vocab-size", "300",
-    "--seq-len", "16", "--steps", "12", "--tune-steps", "4", "--batch-size", "4",
-    "--sparsity", "0.75", "--against", "star", "random", "longformer",
+    "--seq-len", "16", "--steps", "12", "--search-steps", "12", "--tune-steps", "4",
+    "--batch-size", "4", "--structure", "full", "--sparsity", "0.75",
+    "--against", "star", "random", "longformer",
 ]  # fmt: skip
 
 
@@ -46,10 +50,15 @@ def finished(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was not disturbed; what it said is in said.txt."""
     folder = tmp_path_factory.mktemp("learn")
     said = io.StringIO()
-    with contextlib.redirect_stderr(said), warnings.catch_warnings():
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(),
+    ):  # fmt: skip
         warnings.simplefilter("error", UserWarning)  # nothing that a user need worry about
         assert main(["learn", "--text", text, "-o", str(folder), *TINY]) == 0
     (folder / "said.txt").write_text(said.getvalue(), encoding="utf-8")
+    (folder / "printed.txt").write_text(printed.getvalue(), encoding="utf-8")
     return folder
 
 
@@ -71,14 +80,15 @@ def losses(folder: Path) -> dict[str, tuple[str, str]]:
 def test_learn_writes_mask_model_report_and_pictures(finished: Path) -> None:
     mask = sb.AttentionMask.load(finished / "mask.safetensors")
     assert mask.shape == (1, 2, 16, 16)
-    assert 0.75 <= mask.sparsity < 0.76  # pairs (i, j), (j, i) go together
+    assert mask.sparsity == 0.75
     page = (finished / "report.md").read_text(encoding="utf-8")
     for name in ("importance.png", "mask.png", "losses.png", "training.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in page
     for words in (
         "hardly any use of its context",
-        "the search was too short",
+        "none is truncated",
+        "The whole encoder with it",
         "Mean probability",
         "predicted",
         "measured",
@@ -94,6 +104,35 @@ def test_learn_writes_mask_model_report_and_pictures(finished: Path) -> None:
     search = [row for row in history if row["phase"] == "search"]
     assert [int(row["step"]) for row in search] == list(range(1, 13))
     assert all(0 < float(row[f"importance_{group}"]) < 1 for row in search for group in GROUPS)
+
+
+def test_it_ends_on_what_the_numbers_say(finished: Path) -> None:
+    last = (finished / "printed.txt").read_text(encoding="utf-8").splitlines()[-1]
+    assert last.startswith("Dense attention ends at a loss of ")  # a model without any use yet
+    assert "no mask can be judged by it" in last and "On this machine attention is" in last
+    assert last in (finished / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_penalty_draws_masks_at_random(finished: Path, text: str, tmp_path: Path) -> None:
+    options = ["--penalty", "executed_area", "--no-per-layer", "--against", "attention"]
+    assert main(["learn", "--text", text, "-o", str(tmp_path), *TINY, *options]) == 0
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "the search was too short" in page and "penalty executed_area" in page
+    found = sb.AttentionMask.load(tmp_path / "mask.safetensors")
+    assert found != sb.AttentionMask.load(finished / "mask.safetensors")
+    (most,) = (r for r in rows(tmp_path / "comparison.csv") if r["mask"] == "attention")
+    assert most["kind"] == "measured" and float(most["sparsity"]) >= 0.75
+
+
+def test_quick_learns_the_planted_task(tmp_path: Path, capsys: Output) -> None:
+    short = ["--seq-len", "64", "--search-steps", "60", "--tune-steps", "40", "--against", "star"]
+    assert main(["learn", "--quick", *short, "-o", str(tmp_path)]) == 0
+    words = capsys.readouterr().out.splitlines()[-1]
+    assert "Of the positions that were planted it keeps 100% (star " in words
+    table = {row["mask"]: row for row in rows(tmp_path / "comparison.csv")}
+    assert float(table["learned"]["loss"]) < 0.5 and float(table["star"]["loss"]) > 2.0
+    assert float(table["learned"]["kept"]) > 0.9
+    assert sb.AttentionMask.load(tmp_path / "mask.safetensors").shape == (1, 2, 64, 64)
 
 
 def test_the_load_and_each_phase_are_said_without_a_terminal(finished: Path) -> None:
@@ -167,20 +206,89 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_result(
     assert not list(tmp_path.glob("work/*/checkpoint-*"))
 
 
+def fill_the_disk_at_file(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """Have no space left for one file, once."""
+    original = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if str(target).endswith(ending):
+            monkeypatch.setattr(os, "replace", original)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def fill_the_disk_at_checkpoint(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
+    """Have no space left amid one checkpoint, once, in torch's words."""
+    original = Trainer._save_optimizer_and_scheduler
+
+    def save(self: Any, folder: str) -> None:
+        if Path(folder).parts[-2:] == (phase, f"checkpoint-{step}"):
+            monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", original)
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576")
+        original(self, folder)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", save)
+
+
+def test_a_full_disk_loses_nothing(
+    finished: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    command = ["learn", "--text", text, "-o", str(tmp_path), *TINY]
+
+    def stops(*words: str) -> None:
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        for each in (f"error: learn: no space left to write to {tmp_path}", *words):
+            assert each in said
+        assert "give the same command again: it goes on from there" in said
+        assert not (tmp_path / "report.md").exists()
+
+    fill_the_disk_at_file(monkeypatch, "settings.json")
+    stops("Nothing was finished yet.")
+    fill_the_disk_at_file(monkeypatch, "dense/result.json")
+    stops("Dense is kept up to its step 12.")
+    fill_the_disk_at_checkpoint(monkeypatch, "search", 7)
+    stops("Finished and kept: dense; search is kept up to its step 6.")
+    fill_the_disk_at_file(monkeypatch, "search/mask.safetensors")
+    stops("Finished and kept: dense; search is kept up to its step 12.")
+    fill_the_disk_at_checkpoint(monkeypatch, "tune-learned", 1)
+    stops("Finished and kept: dense, search, tune-dense.")
+    assert main(command) == 0
+    assert losses(tmp_path) == losses(finished)
+    mask, undisturbed = (
+        sb.AttentionMask.load(folder / "mask.safetensors") for folder in (tmp_path, finished)
+    )
+    assert mask == undisturbed
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), explained(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(RuntimeError, match="shapes"), explained(tmp_path):
+        raise RuntimeError("shapes differ")
+    # What safetensors says.
+    with pytest.raises(OSError, match="no space left to write to"), explained(tmp_path):
+        raise ValueError("I/O error: No space left on device (os error 28)")
+
+
 def test_a_checkpoint_that_was_cut_short_is_not_used(tmp_path: Path) -> None:
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert training._last_checkpoint(tmp_path) is None
+    assert training.last_checkpoint(tmp_path) is None
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-9" / "trainer_state.json").touch()
-    assert training._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"epo', encoding="utf-8")
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
 
 
 def test_a_model_folder_is_taken_with_its_tokenizer(
     finished: Path, text: str, tmp_path: Path, capsys: Output
 ) -> None:
-    options = ["--steps", "3", "--tune-steps", "2", "--seq-len", "12", "--against", "--per-layer"]
+    options = ["--steps", "3", "--search-steps", "3", "--tune-steps", "2", "--seq-len", "12"]
+    options += ["--sparsity", "0.75", "--against"]
     command = ["learn", "--text", text, "--model", str(finished / "model"), *options]
     assert main([*command, "-o", str(tmp_path)]) == 0
     assert sb.AttentionMask.load(tmp_path / "mask.safetensors").shape == (1, 2, 12, 12)
@@ -217,13 +325,20 @@ def test_another_run_in_the_folder_is_refused(
         (["--csv", "."], "error: --csv: . is a directory; give the name of a file"),
         (["--dataset", "missing"], "missing is no dataset folder"),
         (["--column", "body"], "--column is for --csv or --dataset"),
-        (["--model", "m", "--heads", "2"], "--heads is for a fresh BERT"),
+        (["--model", "m", "--heads", "2"], "--heads is for a fresh model"),
         (["--block-size", "8"], "--block-size is for --structure block"),
         (["--sparsity", "0"], "--sparsity 0: a dense mask needs no search"),
+        (
+            ["--sparsity", "0.9", "--seq-len", "9"],
+            "--sparsity 0.9: with --seq-len 9 less than one",
+        ),
         (["--sparsity", "1"], "expected a number from 0 to below 1"),
         (["--learning-rate", "0"], "--learning-rate 0.0: must be above 0"),
         (["--hidden-size", "30", "--heads", "4"], "--hidden-size 30 is no multiple of --heads 4"),
-        (["--against", "star", "moon"], "--against moon: choose from longformer"),
+        (["--against", "star", "moon"], "--against moon: choose from sliding_window"),
+        (["--quick", "--text", "a.txt"], "--text does not go with --quick"),
+        (["--quick", "--layers", "2"], "--layers does not go with --quick"),
+        (["--quick", "--seq-len", "31"], "--seq-len 31: --quick needs at least 32"),
     ],
 )
 def test_unusable_options(

@@ -18,7 +18,7 @@ from sparsebert.learn.settings import Settings
 
 TINY = Settings(
     layers=1, hidden_size=32, heads=2, vocab_size=300, seq_len=16, sparsity=0.75, steps=4,
-    tune_steps=2, batch_size=4,
+    tune_steps=2, batch_size=4, per_layer=False,
 )  # fmt: skip
 
 
