@@ -157,7 +157,7 @@ def _time(rows: Iterable[Row], threads: str, part: str) -> str:
         if row["threads"] == threads:
             shown = f"{_spread(row, part, 'ms').brief('{:.1f}')} ms"
             if row["asked"]:
-                shown += f", {_spread(row, part, 'ratio').brief('{:.2f}')}x"
+                shown += f", {_spread(row, part, 'ratio').brief('{:.2f}x')}"
             return shown
     return _ABSENT
 
@@ -189,7 +189,7 @@ def _caption(times: Sequence[Row], quality: Sequence[Row]) -> list[str]:
         f"{of_seeds}). Times are medians; dense is torch's SDPA without a mask, and beside each",
         "sparse time stands how many times as fast that is, with a question mark where it varies",
         "by more than a quarter. Attention is that of all layers alone; fp32, no padding,",
-        f"{tokens:,} tokens a call. Memory is what attention / the encoder allocates at most in one.",
+        f"{tokens:,} tokens a call. Memory is the most that attention / the encoder allocates.",
         f"{values('processor')}, {mode}, torch {values('torch')}, commit {values('commit')}, "
         f"{values('date')}:",
     ]
