@@ -198,7 +198,7 @@ def check(model: nn.Module, sparse: nn.Module, mask: AttentionMask, batch: dict[
     Eager attention with the same mask, in fp64, is exact; what it errs in the model's own dtype is
     the measure (`sparsebert.testing.route_bound`).
     """
-    allowed = mask.dense()[0].to(next(model.parameters()).device)
+    allowed = mask.dense().to(next(model.parameters()).device)
     with torch.no_grad():
         found = sparse(**batch).last_hidden_state.double()
         theirs = _eager(model, allowed, batch).double()
@@ -214,7 +214,9 @@ def check(model: nn.Module, sparse: nn.Module, mask: AttentionMask, batch: dict[
 
 
 def _eager(model: nn.Module, allowed: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-    """Hidden states with all scores written out, under `allowed` and the model's own mask."""
+    """Hidden states with all scores written out, under the model's own mask and `allowed`, bool
+    [L or 1, H or 1, N, N].
+    """
 
     def attention(
         module: nn.Module,
@@ -227,7 +229,8 @@ def _eager(model: nn.Module, allowed: torch.Tensor, batch: dict[str, Any]) -> to
     ) -> tuple[torch.Tensor, None]:
         scale = q.shape[-1] ** -0.5 if scaling is None else scaling
         scores = q @ k.transpose(-1, -2) * scale
-        seen = allowed if own is None else allowed & own
+        here = allowed[0 if len(allowed) == 1 else module.layer_idx]
+        seen = here if own is None else here & own
         weights = scores.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num()
         return (weights @ v).transpose(1, 2).contiguous(), None
 
