@@ -17,9 +17,15 @@ from benchmarks.learned_masks.protocol import (
     LAMBDAS,
     SCORED,
     WITHOUT,
+    contenders,
+    has_sparsity,
     row_file,
 )
 from sparsebert.dam.importance import GROUPS
+from sparsebert.masks import AttentionMask
+from sparsebert.reporting.figures import draw_mask
+
+_DRAWN = 0.9  # the sparsity of the masks that are shown
 
 NUMBERS = (
     "loss", "accuracy", "recall_1", "recall_10", "swapped_in", "budget_loss", "budget_accuracy",
@@ -104,10 +110,30 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
         yield from _lambdas(ended)
     yield "\n### The paper's claims here\n"
     yield from _claims(rows, ended)
+    yield from _not_run(ended, task)
     for name, draw in plots.PLOTS.items():
         file = f"learned_masks_{task}_{name}.png"
         if draw(rows, folder / file, title):
             yield f"\n![{name.replace('_', ' ')}]({file})"
+    for path in sorted((folder / "learned_masks").glob(f"{task}-*-{_DRAWN:g}-seed0.safetensors")):
+        name = path.stem.removeprefix(f"{task}-").replace("_", " ")
+        file = f"learned_masks_{path.stem}.png"
+        draw_mask(AttentionMask.load(path), f"{title}: {name}", folder / file)
+        yield f"\n![the mask of {name}]({file})"
+
+
+def _not_run(ended: pd.DataFrame, task: str) -> Iterator[str]:
+    """What the tables lack, for each sparsity that has rows."""
+    there = {(row.contender, row.asked) for row in ended.itertuples()}
+    missing = []
+    for asked in sorted(ended["asked"].dropna().unique()):
+        names = [n for n in contenders(task) if has_sparsity(n) and (n, asked) not in there]
+        missing += [f"at {asked:.0%}: {'; '.join(names)}"] * bool(names)
+    others = set(ended["contender"])
+    names = [n for n in contenders(task) if not has_sparsity(n) and n not in others | {IMPORTANCE}]
+    missing += ["; ".join(names)] * bool(names)
+    if missing:
+        yield f"\nNot run yet {'. And '.join(missing)}."
 
 
 def _is_lambda(rows: pd.DataFrame) -> pd.Series:

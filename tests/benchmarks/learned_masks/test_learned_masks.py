@@ -45,6 +45,7 @@ TINY = Setup(
 
 def test_the_committed_report_is_made_of_the_committed_rows(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "learned_masks.csv", tmp_path)
+    shutil.copytree(RESULTS / "learned_masks", tmp_path / "learned_masks")
     gather(tmp_path / "none", tmp_path)  # no run there: the rows stay
     assert (tmp_path / "learned_masks.csv").read_bytes() == (
         RESULTS / "learned_masks.csv"
