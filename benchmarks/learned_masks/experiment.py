@@ -107,7 +107,8 @@ class Experiment:
         if name in HAND_MADE:
             return fixed_masks.pattern(name, n, asked, heads, self.seed)
         options = SCORED[name]
-        return fixed_masks.highest(self.scores(options["kind"]), asked, options["share"])
+        recipe = DAMS.get(options.get("start_of", ""))
+        return fixed_masks.highest(self.scores(options["kind"]), asked, options["share"], recipe)
 
     def scores(self, kind: str) -> torch.Tensor:
         """Scores of the positions of the dense start, [L, H, N, N], measured once and kept."""

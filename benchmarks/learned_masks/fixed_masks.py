@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import sparsebert as sb
-from benchmarks.learned_masks.protocol import DENSE, HAND_MADE
+from benchmarks.learned_masks.protocol import DENSE, HAND_MADE, Recipe
 from sparsebert.learn.handmade import pattern_at_sparsity
 
 
@@ -35,7 +35,9 @@ def without(name: str, seq_len: int, heads: int, seed: int) -> sb.AttentionMask:
     return sb.AttentionMask.from_dense(~dropped)
 
 
-def highest(scores: torch.Tensor, asked: float, share: str) -> sb.AttentionMask:
+def highest(
+    scores: torch.Tensor, asked: float, share: str, recipe: Recipe | None = None
+) -> sb.AttentionMask:
     """The mask of the positions with the highest scores.
 
     Args:
@@ -43,12 +45,16 @@ def highest(scores: torch.Tensor, asked: float, share: str) -> sb.AttentionMask:
         asked: its sparsity.
         share: one mask for "all", one for each head and all "layers", or "none" shared; then the
             share is of all layers and heads together.
+        recipe: of a learned mask whose structure the scores are gathered in, in its own scope.
     """
     if share == "all":
         scores = scores.mean((0, 1), keepdim=True)
     elif share == "layers":
         scores = scores.mean(0, keepdim=True)
     layers, heads, n, _ = scores.shape
-    scope = "global" if share == "none" else "head"
-    ranked = sb.DifferentiableAttentionMask(layers, heads, n, symmetric=False, scope=scope)
+    recipe = recipe or Recipe(top=share == "none")
+    ranked = sb.DifferentiableAttentionMask(
+        layers, heads, n, recipe.structure, symmetric=recipe.symmetric,
+        own_tokens=recipe.own_tokens, scope="global" if recipe.top else "head",
+    )  # fmt: skip
     return ranked.start_from(scores, asked).binarize(sparsity=asked)

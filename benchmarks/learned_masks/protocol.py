@@ -109,9 +109,12 @@ SCORED: dict[str, dict[str, Any]] = {
     "attention x gradient, top, per layer": {"kind": "attention_gradient", "share": "none"},
     "drop, top, one mask": {"kind": "drop", "share": "all"},
     "drop, top, per layer": {"kind": "drop", "share": "none"},
+    "drop, top, distances": {"kind": "drop", "share": "layers", "start_of": "DAM, distances"},
 }
 """Masks that keep the positions with the highest scores. share: one mask for all layers and heads
-("all"), for all layers ("layers"), or for none; then of all scores together."""
+("all"), for all layers ("layers"), or for none; then of all scores together. start_of: by the
+parameters of that learned mask, so that this is where its search began; the one before the last is
+where the search of "DAM" began."""
 
 HAND_MADE = {
     name: name.replace(" ", "_")

@@ -34,7 +34,7 @@ def test_the_most_telling_timings_come_first():
     assert {t.contender for t in timings} == {OURS, FLEX, FLEX_FORMULA, FLEX_TUNED, SDPA_MASK}
     assert all(t.batch * t.n == 32768 for t in timings)
     assert {t.n for t in timings if t.mask == "dense, no diagonal"} == {512, 1024, 2048, 4096}
-    assert {t.heads for t in timings if t.mask.startswith("learned: ")} == {4}
+    assert {t.heads for t in timings if t.mask.startswith("learned: ")} == {12}
     first = [(t.n, t.contender) for t in timings[:36]]
     expected = [(n, who) for n in (4096, 2048, 512) for who in (OURS, FLEX) for _ in range(6)]
     assert first == expected

@@ -192,5 +192,8 @@ def test_a_search_starts_where_the_scores_say(few: None, tmp_path: Path) -> None
     found = experiment._search(experiment.task.start(), still, asked=0.75)
     scored = fixed_masks.highest(experiment.scores("drop"), 0.75, "none")
     assert found.binarize(sparsity=0.75) == scored
+    still = dataclasses.replace(DAMS["DAM, distances"], mask_lr=0.0)
+    found = experiment._search(experiment.task.start(), still, asked=0.75)
+    assert found.binarize(sparsity=0.75) == experiment.fixed_mask("drop, top, distances", 0.75)
     moved = experiment._search(experiment.task.start(), DAMS["DAM"], asked=0.75)
     assert moved.binarize(sparsity=0.75) != scored
