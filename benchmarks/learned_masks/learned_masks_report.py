@@ -23,9 +23,11 @@ from benchmarks.learned_masks.protocol import (
 )
 from sparsebert.dam.importance import GROUPS
 from sparsebert.masks import AttentionMask
-from sparsebert.reporting.figures import draw_mask
+from sparsebert.masks.images import distinct_heads
+from sparsebert.reporting.figures import draw_panels
 
 _DRAWN = 0.9  # the sparsity of the masks that are shown
+_HEADS = 6  # of a mask's first layer, that are
 
 NUMBERS = (
     "loss", "accuracy", "recall_1", "recall_10", "swapped_in", "budget_loss", "budget_accuracy",
@@ -118,7 +120,9 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
     for path in sorted((folder / "learned_masks").glob(f"{task}-*-{_DRAWN:g}-seed0.safetensors")):
         name = path.stem.removeprefix(f"{task}-").replace("_", " ")
         file = f"learned_masks_{path.stem}.png"
-        draw_mask(AttentionMask.load(path), f"{title}: {name}", folder / file)
+        mask = AttentionMask.load(path).layer(0)
+        panels = dict(distinct_heads(mask)[:_HEADS])
+        draw_panels(panels, f"{title}: {name}, first layer", folder / file)
         yield f"\n![the mask of {name}]({file})"
 
 
