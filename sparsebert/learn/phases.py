@@ -60,7 +60,6 @@ class Search:
         probabilities: of the positions, [L, H, N, N].
         soft, hard: loss of each validation block with the search's weights: under masks drawn as
             in training, and under the mask.
-        further: the same after the further steps with the mask, if there were any.
         history: rows of `DAMTrainer.history`.
     """
 
@@ -68,7 +67,6 @@ class Search:
     probabilities: torch.Tensor
     soft: torch.Tensor
     hard: torch.Tensor
-    further: torch.Tensor
     history: list[dict[str, float]]
 
 
@@ -163,33 +161,16 @@ class Phases:
         result = self._phase(DENSE, run)
         return torch.tensor(result["losses"]), result["history"]
 
-    def search(
-        self,
-        data: Data,
-        name: str = SEARCH,
-        *,
-        steps: int | None = None,
-        further: int = 0,
-        dam_options: Mapping[str, Any] | None = None,
-        trainer_options: Mapping[str, Any] | None = None,
-    ) -> Search:
+    def search(self, data: Data) -> Search:
         """Learn a mask.
 
-        Args:
-            data: the text.
-            name: of the phase.
-            steps: of the search; None means the settings'.
-            further: steps after it with the mask fixed, by the search's own weights.
-            dam_options: of the `DifferentiableAttentionMask`, and
-            trainer_options: of the `DAMTrainer`, in place of the recipe. The recipe, if the
-                settings name no penalty: alpha begins by the effect that dropping each position
-                has on the loss; every mask keeps the likeliest positions; the model is held to
-                what it computed without a mask.
+        If the settings name no penalty: alpha begins by the effect that dropping each position has
+        on the loss; every mask keeps the likeliest positions; the model is held to what it
+        computed without a mask.
         """
-        steps = self.settings.search_steps if steps is None else steps
 
         def run(folder: Path, title: str) -> dict[str, Any]:
-            found = self._train_dam(data, folder, title, steps, dam_options, trainer_options)
+            found = self._train_dam(data, folder, title)
             model = found.model
             probabilities = save({"probabilities": found.dam.probabilities().detach()})
             write_atomically("learn", folder / _PROBABILITIES, probabilities)
@@ -198,83 +179,35 @@ class Phases:
             soft = training.block_losses(model, data.validation)
             mask = found.finish()
             mask.save(folder / MASK)
-            hard = after = training.block_losses(model, data.validation)
-            if further:
-                begin = self.settings.steps + steps
-                trainer = self._trainer(model, data, folder / "further", further, begin)
-                training.train(trainer, f"{title}, further")
-                after = training.block_losses(model.eval(), data.validation)
-            return {
-                "soft": soft.tolist(),
-                "hard": hard.tolist(),
-                "further": after.tolist(),
-                "history": found.history,
-            }
+            hard = training.block_losses(model, data.validation)
+            return {"soft": soft.tolist(), "hard": hard.tolist(), "history": found.history}
 
-        result = self._phase(name, run)
+        result = self._phase(SEARCH, run)
         return Search(
-            AttentionMask.load(self.work / name / MASK),
-            load_file(self.work / name / _PROBABILITIES)["probabilities"],
+            AttentionMask.load(self.work / SEARCH / MASK),
+            load_file(self.work / SEARCH / _PROBABILITIES)["probabilities"],
             torch.tensor(result["soft"]),
             torch.tensor(result["hard"]),
-            torch.tensor(result["further"]),
             result["history"],
         )
 
-    def importance(
-        self, data: Data, name: str = "importance", *, steps: int, mask_learning_rate: float
-    ) -> list[dict[str, float]]:
-        """The paper's analysis: a soft mask after the softmax, trained with the weights.
-
-        Nothing is drawn and nothing makes it sparse. Returns rows of `DAMTrainer.history`.
-        """
-
-        def run(folder: Path, title: str) -> dict[str, Any]:
-            dam = {"structure": "full", "symmetric": False, "hard": False, "noise": False}
-            trainer = {
-                "gate": "post",
-                "sparsity": None,
-                "penalty_weight": 0.0,
-                "mask_learning_rate": mask_learning_rate,
-            }
-            return {"history": self._train_dam(data, folder, title, steps, dam, trainer).history}
-
-        history: list[dict[str, float]] = self._phase(name, run)["history"]
-        return history
-
-    def _train_dam(
-        self,
-        data: Data,
-        folder: Path,
-        title: str,
-        steps: int,
-        dam_options: Mapping[str, Any] | None,
-        trainer_options: Mapping[str, Any] | None,
-    ) -> DAMTrainer:
+    def _train_dam(self, data: Data, folder: Path, title: str) -> DAMTrainer:
         """A search from the dense weights on, to the end; its DAM is saved to the folder."""
         settings = self.settings
+        steps, recipe = settings.search_steps, settings.penalty is None
         model = self.dense_model()
         attention = find_self_attention("learn", model)
         layers = len(attention.modules) if settings.per_layer else 1
-        own = dam_options is not None or trainer_options is not None
-        recipe = settings.penalty is None and not own
-        dam_recipe = {"sampling": "top", "scope": "global", "symmetric": False} if recipe else {}
-        goal: dict[str, Any] = {"sparsity": settings.sparsity}
-        if recipe:
-            goal["distillation"] = _DISTILLATION
-        elif settings.penalty is not None:
-            goal["penalty"] = settings.penalty
-        options: dict[str, Any] = {
-            "structure": settings.structure,
-            "seed": settings.seed,
-            **dam_recipe,
-            **(dam_options or {}),
-        }
-        if options["structure"] == "block":
-            options.setdefault("block_size", settings.block_size)
+        goal: dict[str, Any] = {"distillation": _DISTILLATION}
+        options: dict[str, Any] = {"sampling": "top", "scope": "global", "symmetric": False}
+        if not recipe:
+            goal, options = {"penalty": settings.penalty}, {}
+        if settings.structure == "block":
+            options["block_size"] = settings.block_size
         dam = DifferentiableAttentionMask(
-            layers, attention.num_heads or 1, settings.seq_len, **options
-        )
+            layers, attention.num_heads or 1, settings.seq_len, settings.structure,
+            seed=settings.seed, **options,
+        )  # fmt: skip
         if recipe:
             dam.start_from(self.scores(model, data), settings.sparsity)
         found = DAMTrainer(
@@ -282,7 +215,8 @@ class Phases:
             args=self._arguments(folder, steps, later=True),
             train_dataset=self._batches(data, steps, settings.steps),
             dam=dam,
-            **{**goal, **(trainer_options or {})},
+            sparsity=settings.sparsity,
+            **goal,
         )
         training.train(found, title)
         save_dam(model, folder)
