@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Iterator
@@ -94,11 +95,11 @@ class Experiment:
             assert asked is not None
             return [self._learned(name, DAMS[name], asked)]
         mask = self.fixed_mask(name, asked)
-        return [self._trained(mask) | (_about(mask, self._heads()) if mask else {})]
+        return [self._trained(mask) | (_about(mask, self._heads) if mask else {})]
 
     def fixed_mask(self, name: str, asked: float | None) -> sb.AttentionMask | None:
         """The mask of a contender that learns none; None for the dense one."""
-        n, (heads, _) = self.setup.seq_len, self._heads()
+        n, (heads, _) = self.setup.seq_len, self._heads
         if name == DENSE:
             return None
         if name in WITHOUT:
@@ -162,7 +163,7 @@ class Experiment:
         groups = group_importance(dam.probabilities())
         return {
             **self._trained(mask),
-            **_about(mask, self._heads()),
+            **_about(mask, self._heads),
             **groups,
             "searched": searched,
             "budget_loss": within["loss"],
@@ -176,7 +177,7 @@ class Experiment:
         mask = dam.binarize()
         return {
             **self._trained(mask),
-            **_about(mask, self._heads()),
+            **_about(mask, self._heads),
             **group_importance(dam.probabilities()),
         }
 
@@ -210,8 +211,9 @@ class Experiment:
         with loops.computing_in(self.precision, self.device):
             return self.task.evaluate(model.eval())
 
+    @functools.cached_property
     def _heads(self) -> tuple[int, int]:
-        """Heads, and numbers in a head."""
+        """Heads, and numbers in a head: the model is built to tell them, so once."""
         config = find_self_attention("learned_masks", self.task.start()).owner.config
         return config.num_attention_heads, config.hidden_size // config.num_attention_heads
 

@@ -67,8 +67,9 @@ class Task(abc.ABC):
 
     def hidden(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Last hidden states [B, N, E]."""
-        inputs = {name: x for name, x in batch.items() if name != "labels"}
-        hidden: torch.Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        hidden: torch.Tensor = model(
+            **_unlabelled(batch), output_hidden_states=True
+        ).hidden_states[-1]
         return hidden
 
     def scored(self, model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
@@ -127,16 +128,14 @@ class Reuters(Task):
         return self._there(self.batches.batch(step), "input_ids", "attention_mask", "labels")
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        inputs = {name: x for name, x in batch.items() if name != "labels"}
-        return nn.functional.cross_entropy(model(**inputs).float(), batch["labels"])
+        return nn.functional.cross_entropy(model(**_unlabelled(batch)).float(), batch["labels"])
 
     def hidden(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        inputs = {name: x for name, x in batch.items() if name != "labels"}
-        hidden: torch.Tensor = model.encoder(**inputs).last_hidden_state
+        hidden: torch.Tensor = model.encoder(**_unlabelled(batch)).last_hidden_state
         return hidden
 
     def scored(self, model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
-        return model.encoder, {name: x for name, x in batch.items() if name != "labels"}
+        return model.encoder, _unlabelled(batch)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         losses, right = [], []
@@ -282,6 +281,10 @@ class Embeddings(Task):
                     pool(hidden.last_hidden_state.float(), torch.ones_like(ids).bool())
                 )
         return torch.cat(embedded)
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    return {name: x for name, x in batch.items() if name != "labels"}
 
 
 def _minilm() -> nn.Module:

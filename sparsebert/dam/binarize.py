@@ -57,7 +57,7 @@ def binary_mask(
         if value is not None and not 0.0 <= value < 1.0:
             raise ValueError(f"{_NAME}: {name} must be in [0, 1), got {value}")
     n = len(index)
-    tokens = [checks.integer(_NAME, "keep_tokens", t, -n, n - 1) % n for t in keep_tokens]
+    tokens = checks.positions(_NAME, "keep_tokens", keep_tokens, n)
     alpha = logits.detach().double().cpu().numpy()
     if not np.isfinite(alpha).all():
         raise ValueError(

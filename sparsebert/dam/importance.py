@@ -42,7 +42,7 @@ def position_groups(
     """
     n = checks.integer(_NAME, "seq_len", seq_len, 1)
     checks.integer(_NAME, "neighbourhood", neighbourhood, 1)
-    tokens = [checks.integer(_NAME, "special_tokens", t, -n, n - 1) % n for t in special_tokens]
+    tokens = checks.positions(_NAME, "special_tokens", special_tokens, n)
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     diagonal = i == j
     is_special = torch.zeros(n, dtype=torch.bool)

@@ -150,11 +150,7 @@ class DifferentiableAttentionMask(nn.Module):
             if block_size is None
             else checks.integer(_NAME, "block_size", block_size, 1, self.seq_len)
         )
-        last = self.seq_len - 1
-        tokens = [
-            checks.integer(_NAME, "own_tokens", t, -self.seq_len, last) % self.seq_len
-            for t in own_tokens
-        ]
+        tokens = checks.positions(_NAME, "own_tokens", own_tokens, self.seq_len)
         self.own_tokens = tuple(dict.fromkeys(tokens))
         self.hard = bool(hard)
         self.noise = bool(noise)

@@ -1,6 +1,7 @@
 """Argument checks whose messages name the function, the argument, what it takes and what came."""
 
 import operator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -30,3 +31,12 @@ def integer(
             wanted = f"from {least} to {most}"
         raise ValueError(f"{where}: {argument}={number} but must be {wanted}")
     return number
+
+
+def positions(where: str, argument: str, values: Iterable[int], length: int) -> list[int]:
+    """Places in a sequence of `length`, where negative ones count from the end, from 0 on.
+
+    Raises:
+        TypeError, ValueError: see `integer`.
+    """
+    return [integer(where, argument, value, -length, length - 1) % length for value in values]
