@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from sparsebert.dam.binarize import SCOPES, binary_mask
-from sparsebert.dam.penalties import KINDS, executed_area
+from sparsebert.dam.drawing import DrawnMask
+from sparsebert.dam.penalties import mask_penalty
 from sparsebert.dam.priced_tiles import PricedTiles
-from sparsebert.dam.sampling import SAMPLINGS, gumbel_sigmoid, top_share
-from sparsebert.dam.structure import STRUCTURES, Layout, parameter_index
+from sparsebert.dam.structure import Layout, checked_layout, parameter_index
 from sparsebert.dam.warm_start import logits_of_scores
 from sparsebert.masks import AttentionMask
 from sparsebert.support import checks
@@ -22,7 +21,7 @@ from sparsebert.support import checks
 _NAME = "DifferentiableAttentionMask"
 
 
-class DifferentiableAttentionMask(nn.Module):
+class DifferentiableAttentionMask(DrawnMask):
     """One chance of being kept for every attention position (SparseBERT, ICML 2021).
 
     A position is kept with probability sigmoid(alpha). In training a mask is drawn from the
@@ -79,12 +78,7 @@ class DifferentiableAttentionMask(nn.Module):
         0.9
     """
 
-    alpha: nn.Parameter
     index: torch.Tensor
-    counts: torch.Tensor
-    temperature: torch.Tensor
-    noise_seed: torch.Tensor
-    draws: torch.Tensor
 
     def __init__(
         self,
@@ -108,22 +102,18 @@ class DifferentiableAttentionMask(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            sampling, temperature, density=density, hard=hard, noise=noise, device=device
+        )
         self.num_layers = checks.integer(_NAME, "num_layers", num_layers, 1)
         self.num_heads = checks.integer(_NAME, "num_heads", num_heads, 1)
         self.seq_len = checks.integer(_NAME, "seq_len", seq_len, 1)
-        if structure not in STRUCTURES:
-            raise ValueError(f"{_NAME}: structure must be one of {STRUCTURES}, got {structure!r}")
-        if (structure == "block") != (block_size is not None):
-            raise ValueError(
-                f"{_NAME}: structure={structure!r} with block_size={block_size}; the structure "
-                "'block' needs a block_size, the others take none"
-            )
-        if own_tokens and structure != "toeplitz":
-            raise ValueError(
-                f"{_NAME}: structure={structure!r} takes no own_tokens; only 'toeplitz' does, "
-                "whose positions would share the parameters of their distance"
-            )
+        layout = checked_layout(structure, self.seq_len, symmetric, block_size, own_tokens)
+        self.structure, self.symmetric = layout.structure, layout.symmetric
+        self.block_size, self.own_tokens = layout.block_size, layout.own_tokens
+        if scope not in SCOPES:
+            raise ValueError(f"{_NAME}: scope must be one of {SCOPES}, got {scope!r}")
+        self.scope = scope
         if not 0.0 < init_probability < 1.0:
             raise ValueError(
                 f"{_NAME}: init_probability must be in (0, 1), got {init_probability}; at 0 or 1 "
@@ -131,30 +121,7 @@ class DifferentiableAttentionMask(nn.Module):
             )
         if not 0.0 <= init_std < math.inf:
             raise ValueError(f"{_NAME}: init_std must be finite and not negative, got {init_std}")
-        if sampling not in SAMPLINGS:
-            raise ValueError(f"{_NAME}: sampling must be one of {SAMPLINGS}, got {sampling!r}")
-        if scope not in SCOPES:
-            raise ValueError(f"{_NAME}: scope must be one of {SCOPES}, got {scope!r}")
-        if sampling == "top" and not (hard and noise):
-            raise ValueError(
-                f"{_NAME}: hard={hard} and noise={noise} are of sampling='gumbel'; masks of the "
-                "likeliest positions are hard and have no noise: leave both out"
-            )
-        self.structure = structure
-        self.sampling = sampling
-        self.scope = scope
-        self.set_density(density)
-        self.symmetric = bool(symmetric)
-        self.block_size = (
-            1
-            if block_size is None
-            else checks.integer(_NAME, "block_size", block_size, 1, self.seq_len)
-        )
-        tokens = checks.positions(_NAME, "own_tokens", own_tokens, self.seq_len)
-        self.own_tokens = tuple(dict.fromkeys(tokens))
-        self.hard = bool(hard)
-        self.noise = bool(noise)
-        index = torch.from_numpy(parameter_index(self.layout))
+        index = torch.from_numpy(parameter_index(layout))
         count = int(index.max()) + 1
         shape = (self.num_layers, self.num_heads, count)
         start = math.log(init_probability / (1.0 - init_probability))
@@ -164,18 +131,8 @@ class DifferentiableAttentionMask(nn.Module):
         self.register_buffer("index", index.to(values.device), persistent=False)
         counts = torch.bincount(index.flatten(), minlength=count)
         self.register_buffer("counts", counts.to(values.device), persistent=False)
-        self.register_buffer("temperature", torch.tensor(1.0, device=device))
-        self.set_temperature(temperature)
-        if seed is None:
-            seed = int(torch.randint(2**62, ()))
-        seed = checks.integer(_NAME, "seed", seed, 0, 2**63 - 1)
-        # The place in the noise stream is saved, so that a resumed training draws what it would
-        # have drawn; Python integers beside the buffers spare a GPU the wait for their values.
-        self.register_buffer("noise_seed", torch.tensor(seed, device=device))
-        self.register_buffer("draws", torch.tensor(0, device=device))
-        self._stream = [seed, 0]
+        self._start_stream(seed)
         self.register_load_state_dict_post_hook(_read_stream)
-        self._last: torch.Tensor | None = None
 
     @property
     def layout(self) -> Layout:
@@ -183,26 +140,6 @@ class DifferentiableAttentionMask(nn.Module):
         return Layout(
             self.structure, self.seq_len, self.symmetric, self.block_size, self.own_tokens
         )
-
-    def set_temperature(self, temperature: float) -> None:
-        """Set the temperature of the samples.
-
-        Raises:
-            ValueError: not above 0.
-        """
-        if not 0.0 < temperature < math.inf:
-            raise ValueError(f"{_NAME}: temperature must be above 0 and finite, got {temperature}")
-        self.temperature.fill_(temperature)
-
-    def set_density(self, density: float) -> None:
-        """Set the share of the positions that masks keep with sampling="top".
-
-        Raises:
-            ValueError: not in (0, 1].
-        """
-        if not 0.0 < density <= 1.0:
-            raise ValueError(f"{_NAME}: density must be in (0, 1], got {density}")
-        self.density = float(density)
 
     def start_from(
         self, scores: torch.Tensor, sparsity: float, *, spread: float = 1.0
@@ -267,24 +204,6 @@ class DifferentiableAttentionMask(nn.Module):
         """The mask as a model uses it, [L, H, n, n]: `draw`, at the positions."""
         return self.expand(self.draw(), length)
 
-    def draw(self) -> torch.Tensor:
-        """Values of the parameters for one forward pass, [L, H, P]; `expand` makes a mask of them.
-
-        In training mode a sample from the module's own noise stream, whose place is saved with
-        the parameters and is the same in all processes of a distributed training, whatever else
-        draws random numbers there. In evaluation mode no noise: the kept positions (probability
-        above one half) with hard, else the probabilities. With sampling="top" both are the same.
-        """
-        if self.training or self.sampling == "top":
-            noisy = self.noise and self.sampling == "gumbel"
-            values = self._sampled(self._next_generator() if noisy else None)
-        else:
-            values = torch.sigmoid(self.alpha)
-            if self.hard:
-                values = (values > 0.5).to(values.dtype)
-        self._last = values
-        return values
-
     def expand(self, values: torch.Tensor, length: int | None = None) -> torch.Tensor:
         """Values of the parameters, [..., P], at the positions they decide, [..., n, n]."""
         n = self._checked_length(length)
@@ -292,30 +211,6 @@ class DifferentiableAttentionMask(nn.Module):
             return values.reshape(*values.shape[:-1], n, n)
         index = self.index[:n, :n]
         return values.index_select(-1, index.reshape(-1)).reshape(*values.shape[:-1], n, n)
-
-    def _sampled(self, generator: torch.Generator | None) -> torch.Tensor:
-        """Sampled values of the parameters, [L, H, P]."""
-        if self.sampling == "top":
-            kept = top_share(self.alpha, self.counts, self.density, self.scope)
-            return kept + (self.alpha - self.alpha.detach())
-        if self.noise:
-            soft = gumbel_sigmoid(self.alpha, self.temperature, generator)
-        else:
-            soft = torch.sigmoid(self.alpha)
-        if not self.hard:
-            return soft
-        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
-
-    def _next_generator(self) -> torch.Generator:
-        seed, draws = self._stream
-        self._stream[1] = draws + 1
-        self.draws.fill_(draws + 1)
-        mixed = (seed + draws * 0x9E3779B97F4A7C15) % 2**63  # far apart for neighbouring draws
-        return torch.Generator(device=self.alpha.device).manual_seed(mixed)
-
-    def resume_stream(self) -> None:
-        """Draw on from where the buffers `noise_seed` and `draws` say, after they were changed."""
-        self._stream = [int(self.noise_seed), int(self.draws)]
 
     def _checked_length(self, length: int | None) -> int:
         if length is None:
@@ -357,41 +252,18 @@ class DifferentiableAttentionMask(nn.Module):
             ValueError: an unknown kind or reduction; "l1" before any forward pass; "plan" without
                 tiles.
         """
-        if reduction not in ("sum", "mean"):
-            raise ValueError(
-                f"{_NAME}.penalty: reduction must be 'sum' or 'mean', got {reduction!r}"
-            )
-        if kind not in KINDS:
-            raise ValueError(f"{_NAME}.penalty: kind must be one of {KINDS}, got {kind!r}")
-        if sample is not None and kind != "l1":
-            raise ValueError(f"{_NAME}.penalty: kind={kind!r} takes no sample; only 'l1' does")
-        if (kind == "plan") != (tiles is not None):
-            raise ValueError(
-                f"{_NAME}.penalty: kind={kind!r} with tiles={type(tiles).__name__}; the kind "
-                "'plan' needs the tiles of a plan, the others take none (MaskSearch(dam, ..., "
-                "penalty='plan') makes them)"
-            )
-        size = self.num_layers * self.num_heads * self.seq_len**2
-        if kind in ("executed_area", "plan"):
-            tile_rows = checks.integer(f"{_NAME}.penalty", "tile_rows", tile_rows, 1)
-            # log(1 - sigmoid(alpha)), without 1 - p, which would round to 0 for sure positions.
-            log_dropped = self.expand(functional.logsigmoid(-self.alpha))
-            if tiles is None:
-                total = executed_area(log_dropped, self.layout, tile_rows)
-            else:
-                total = tiles.expected(log_dropped)
-        elif kind == "expected_l1":
-            total = (torch.sigmoid(self.alpha) * self.counts).sum()
-        elif sample is not None:
-            total, size = sample.sum(), sample.numel()
-        elif self._last is None:
-            raise ValueError(
-                f"{_NAME}.penalty: kind='l1' counts a sample, and none was drawn yet; run the "
-                "model first, or pass sample=dam.sample()"
-            )
-        else:
-            total = (self._last * self.counts).sum()
-        return total / size if reduction == "mean" else total
+        return mask_penalty(
+            self.alpha,
+            self.layout,
+            self.counts,
+            self.expand,
+            drawn=self._last,
+            kind=kind,
+            sample=sample,
+            tile_rows=tile_rows,
+            tiles=tiles,
+            reduction=reduction,
+        )
 
     @property
     def expected_density(self) -> float:
@@ -473,15 +345,15 @@ class DifferentiableAttentionMask(nn.Module):
             "scope": self.scope,
         }
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": None}  # part of a graph, which has no copies
-
     def extra_repr(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
         return f"{settings}, parameters={self.alpha.numel()}"
 
 
 def _read_stream(module: nn.Module, _: object) -> None:
-    """After load_state_dict: continue the noise stream where it was saved."""
+    """After load_state_dict: continue the noise stream where it was saved.
+
+    Pickles know it by its place here.
+    """
     assert isinstance(module, DifferentiableAttentionMask)
     module.resume_stream()

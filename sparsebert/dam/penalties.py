@@ -1,13 +1,77 @@
-"""The expected executed area: what the kernels pay for a mask that is still a set of chances."""
+"""What is added to the loss to make a mask sparse, or cheap to execute."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch.nn import functional
 
 from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.dam.structure import Layout, first_in_tile
+from sparsebert.support import checks
 
+_NAME = "DifferentiableAttentionMask.penalty"
 KINDS = ("l1", "expected_l1", "executed_area", "plan")
+
+
+def mask_penalty(
+    alpha: torch.Tensor,
+    layout: Layout,
+    counts: torch.Tensor,
+    expand: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    drawn: torch.Tensor | None,
+    kind: str,
+    sample: torch.Tensor | None,
+    tile_rows: int,
+    tiles: PricedTiles | None,
+    reduction: str,
+) -> torch.Tensor:
+    """The penalty of a mask whose positions are kept with probability sigmoid(alpha), a scalar.
+
+    Args:
+        alpha: [L, H, P].
+        layout: how the positions share parameters.
+        counts: [P], how many positions each parameter decides.
+        expand: from values of the parameters, [L, H, P], to the positions, [L, H, N, N].
+        drawn: values of the parameters that were drawn last, [L, H, P]; None if none were.
+
+    The rest, and the errors: see `DifferentiableAttentionMask.penalty`.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"{_NAME}: reduction must be 'sum' or 'mean', got {reduction!r}")
+    if kind not in KINDS:
+        raise ValueError(f"{_NAME}: kind must be one of {KINDS}, got {kind!r}")
+    if sample is not None and kind != "l1":
+        raise ValueError(f"{_NAME}: kind={kind!r} takes no sample; only 'l1' does")
+    if (kind == "plan") != (tiles is not None):
+        raise ValueError(
+            f"{_NAME}: kind={kind!r} with tiles={type(tiles).__name__}; the kind 'plan' needs the "
+            "tiles of a plan, the others take none (MaskSearch(dam, ..., penalty='plan') makes "
+            "them)"
+        )
+    size = alpha.shape[0] * alpha.shape[1] * layout.seq_len**2
+    if kind in ("executed_area", "plan"):
+        tile_rows = checks.integer(_NAME, "tile_rows", tile_rows, 1)
+        # log(1 - sigmoid(alpha)), without 1 - p, which would round to 0 for sure positions.
+        log_dropped = expand(functional.logsigmoid(-alpha))
+        if tiles is None:
+            total = executed_area(log_dropped, layout, tile_rows)
+        else:
+            total = tiles.expected(log_dropped)
+    elif kind == "expected_l1":
+        total = (torch.sigmoid(alpha) * counts).sum()
+    elif sample is not None:
+        total, size = sample.sum(), sample.numel()
+    elif drawn is None:
+        raise ValueError(
+            f"{_NAME}: kind='l1' counts a sample, and none was drawn yet; run the model first, or "
+            "pass sample=dam.sample()"
+        )
+    else:
+        total = (drawn * counts).sum()
+    return total / size if reduction == "mean" else total
 
 
 def executed_area(log_dropped: torch.Tensor, layout: Layout, tile_rows: int) -> torch.Tensor:

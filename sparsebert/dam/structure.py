@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsebert.memory import remember
+from sparsebert.support import checks
 
+_NAME = "DifferentiableAttentionMask"
 STRUCTURES = ("full", "toeplitz", "block")
 
 
@@ -23,6 +26,38 @@ class Layout:
     """Only of the structure "block"."""
     own_tokens: tuple[int, ...] = ()
     """Only of the structure "toeplitz": from 0 to N - 1."""
+
+
+def checked_layout(
+    structure: str,
+    seq_len: int,
+    symmetric: bool,
+    block_size: int | None,
+    own_tokens: Sequence[int],
+) -> Layout:
+    """The layout of a mask that was asked for; see `DifferentiableAttentionMask`.
+
+    Raises:
+        TypeError, ValueError: an unknown structure, or options that it does not have or that are
+            outside the sequence.
+    """
+    if structure not in STRUCTURES:
+        raise ValueError(f"{_NAME}: structure must be one of {STRUCTURES}, got {structure!r}")
+    if (structure == "block") != (block_size is not None):
+        raise ValueError(
+            f"{_NAME}: structure={structure!r} with block_size={block_size}; the structure "
+            "'block' needs a block_size, the others take none"
+        )
+    if own_tokens and structure != "toeplitz":
+        raise ValueError(
+            f"{_NAME}: structure={structure!r} takes no own_tokens; only 'toeplitz' does, "
+            "whose positions would share the parameters of their distance"
+        )
+    size = 1
+    if block_size is not None:
+        size = checks.integer(_NAME, "block_size", block_size, 1, seq_len)
+    tokens = checks.positions(_NAME, "own_tokens", own_tokens, seq_len)
+    return Layout(structure, seq_len, bool(symmetric), size, tuple(dict.fromkeys(tokens)))
 
 
 @remember
