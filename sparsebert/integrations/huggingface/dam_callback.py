@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sparsebert.dam.importance import group_importance, position_groups
 from sparsebert.dam.search import MaskSearch
+from sparsebert.integrations.huggingface.trainer_state import kept_in_checkpoints
 from sparsebert.masks import AttentionMask
 from sparsebert.plan import compile_plan
 from sparsebert.support import checks
@@ -99,7 +100,7 @@ class DAMCallback(TrainerCallback):
         self.search.dam.resume_stream()
         if state.global_step == 0:
             return
-        saved = _kept(state).get(_STATE)
+        saved = kept_in_checkpoints(state).get(_STATE)
         if saved is None:
             raise ValueError(
                 f"{_NAME}: the checkpoint of step {state.global_step} holds no mask search; it "
@@ -115,7 +116,7 @@ class DAMCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self.search.begin_step(state.global_step)
-        _kept(state)[_STATE] = self.search.state_dict()
+        kept_in_checkpoints(state)[_STATE] = self.search.state_dict()
 
     def on_log(
         self,
@@ -152,13 +153,6 @@ class DAMCallback(TrainerCallback):
         last = done[-1] if done else 0
         n, total = self.predictions, max(state.max_steps, 1)
         return state.global_step * n // total > last * n // total
-
-
-def _kept(state: TrainerState) -> dict[str, Any]:
-    """What callbacks keep in every checkpoint (a TrainerState makes a dict of its list)."""
-    kept: Any = state.stateful_callbacks
-    assert isinstance(kept, dict)
-    return kept
 
 
 def predicted_speedup(mask: AttentionMask) -> float:

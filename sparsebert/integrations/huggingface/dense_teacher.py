@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sparsebert.dam.mask import DifferentiableAttentionMask
 from sparsebert.integrations.huggingface.dam import detach_dam
 from sparsebert.integrations.huggingface.discovery import find_self_attention
+from sparsebert.integrations.huggingface.trainer_state import kept_in_checkpoints
 
 _NAME = "DAMTrainer"
 _STATE = "sparsebert_teacher"
@@ -86,7 +87,7 @@ class SameTeacher(TrainerCallback):
         if args.world_size > 1:
             for value in self.teacher.state_dict().values():
                 torch.distributed.broadcast(value, 0)
-        kept: Any = state.stateful_callbacks
+        kept = kept_in_checkpoints(state)
         mine = fingerprint(self.teacher)
         if state.global_step > 0 and kept.get(_STATE, mine) != mine:
             raise ValueError(
