@@ -108,8 +108,14 @@ class Experiment:
         if name in HAND_MADE:
             return fixed_masks.pattern(name, n, asked, heads, self.seed)
         options = SCORED[name]
-        recipe = DAMS.get(options.get("start_of", ""))
-        return fixed_masks.highest(self.scores(options["kind"]), asked, options["share"], recipe)
+        if "start_of" in options:
+            recipe = DAMS[options["start_of"]]
+            dam = loops.first_dam(
+                recipe, self.task.start(), self.scores(recipe.warm),
+                asked=asked, seq_len=n, seed=self.seed,
+            )  # fmt: skip
+            return dam.binarize(sparsity=asked)
+        return fixed_masks.highest(self.scores(options["kind"]), asked, options["share"])
 
     def scores(self, kind: str) -> torch.Tensor:
         """Scores of the positions of the dense start, [L, H, N, N], measured once and kept."""
@@ -190,7 +196,7 @@ class Experiment:
             if step % every == 0:
                 rows.append({"step": step, **group_importance(dam.probabilities())})
 
-        recipe = Recipe(warm=False, top=False, mask_lr=0.1)
+        recipe = Recipe(warm="", top=False, mask_lr=0.1)
         self._search(self.task.start(), recipe, asked=None, gate="post", watch=watch)
         yield from rows
 
@@ -198,7 +204,7 @@ class Experiment:
         self, model: nn.Module, recipe: Recipe, *, asked: float | None, **options: Any
     ) -> sb.DifferentiableAttentionMask:
         return loops.search(
-            self.task, model, recipe, self.scores("drop") if recipe.warm else None,
+            self.task, model, recipe, self.scores(recipe.warm) if recipe.warm else None,
             asked=asked, setup=self.setup, seed=self.seed, precision=self.precision, **options,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The masks that nothing is learned for: patterns, the dense mask less a position a row, and the
+"""The masks that nothing is learned for: patterns, the dense mask less some of every row, and the
 positions with the highest scores.
 """
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import sparsebert as sb
-from benchmarks.learned_masks.protocol import DENSE, HAND_MADE, Recipe
+from benchmarks.learned_masks.protocol import DENSE, HAND_MADE
 from sparsebert.learn.handmade import pattern_at_sparsity
 
 
@@ -18,7 +18,7 @@ def pattern(name: str, seq_len: int, asked: float, heads: int, seed: int) -> sb.
 
 
 def without(name: str, seq_len: int, heads: int, seed: int) -> sb.AttentionMask:
-    """The dense mask less one position a row, as `protocol.WITHOUT` says."""
+    """The dense mask less some of every row, as `protocol.WITHOUT` says."""
     rows = np.arange(seq_len)
     dropped = np.zeros((heads, seq_len, seq_len), dtype=bool)
     if name == "without diagonal":
@@ -30,14 +30,14 @@ def without(name: str, seq_len: int, heads: int, seed: int) -> sb.AttentionMask:
         neighbour = np.where(rows % 2 == 0, rows + 1, rows - 1)
         inside = neighbour < seq_len
         dropped[:, rows[inside], neighbour[inside]] = True
+    elif name == "without others":
+        dropped[:] = rows[:, None] != rows
     else:
         raise ValueError(f"without: no such contender: {name!r}; {DENSE!r} needs no mask")
     return sb.AttentionMask.from_dense(~dropped)
 
 
-def highest(
-    scores: torch.Tensor, asked: float, share: str, recipe: Recipe | None = None
-) -> sb.AttentionMask:
+def highest(scores: torch.Tensor, asked: float, share: str) -> sb.AttentionMask:
     """The mask of the positions with the highest scores.
 
     Args:
@@ -45,16 +45,13 @@ def highest(
         asked: its sparsity.
         share: one mask for "all", one for each head and all "layers", or "none" shared; then the
             share is of all layers and heads together.
-        recipe: of a learned mask whose structure the scores are gathered in, in its own scope.
     """
     if share == "all":
         scores = scores.mean((0, 1), keepdim=True)
     elif share == "layers":
         scores = scores.mean(0, keepdim=True)
     layers, heads, n, _ = scores.shape
-    recipe = recipe or Recipe(top=share == "none")
     ranked = sb.DifferentiableAttentionMask(
-        layers, heads, n, recipe.structure, symmetric=recipe.symmetric,
-        own_tokens=recipe.own_tokens, scope="global" if recipe.top else "head",
-    )  # fmt: skip
+        layers, heads, n, symmetric=False, scope="global" if share == "none" else "head"
+    )
     return ranked.start_from(scores, asked).binarize(sparsity=asked)

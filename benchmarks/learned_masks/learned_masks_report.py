@@ -98,7 +98,7 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
         f"{_origins(rows)}"
     )
     ended = rows[rows["contender"] != IMPORTANCE]
-    yield "\n### The dense model, less one position a row\n"
+    yield "\n### The dense model, less some of every row\n"
     yield from _table(ended[ended["asked"].isna() & ~_is_lambda(ended)], ended, task)
     for asked in sorted(ended["asked"].dropna().unique()):
         yield f"\n### {asked:.0%} sparsity\n"

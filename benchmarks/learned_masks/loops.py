@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import sparsebert as sb
-from benchmarks.learned_masks.protocol import Recipe, Setup
+from benchmarks.learned_masks.protocol import SPECIAL, Recipe, Setup
 from benchmarks.learned_masks.tasks import Task
 from sparsebert.dam.distillation import hidden_distance
+from sparsebert.dam.pooled_scores import pooled_scores
 from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.huggingface.discovery import find_self_attention
 
@@ -74,30 +75,15 @@ def search(
     Args:
         task, setup: batches 0 to `setup.search_steps` of the task.
         model: the dense model that all contenders start from.
-        scores: [L, H, N, N] for a warm start.
+        scores: [L, H, N, N] for a warm start, pooled if the recipe says so.
         asked: sparsity; None: no goal.
         watch: is called with each step and the DAM, before the step.
         paper_lambda: weight of the penalty in the paper's units, in the place of a goal.
     """
-    attention = find_self_attention("search", model)
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.frozen else None
-    dam = sb.DifferentiableAttentionMask(
-        len(attention.modules) if recipe.per_layer else 1,
-        attention.num_heads or 1,
-        setup.seq_len,
-        recipe.structure,
-        symmetric=recipe.symmetric,
-        own_tokens=recipe.own_tokens,
-        sampling="top" if recipe.top else "gumbel",
-        scope="global" if recipe.top else "head",
-        init_probability=0.8 if asked is not None else 0.5,
-        hard=gate != "post",
-        noise=gate != "post",
-        seed=seed,
-    )
-    if recipe.warm:
-        assert scores is not None and asked is not None
-        dam.start_from(scores, asked)
+    dam = first_dam(recipe, model, scores, asked=asked, seq_len=setup.seq_len, seed=seed)
+    if gate == "post":  # the paper's analysis, in which no mask is drawn
+        dam.hard = dam.noise = False
     weight = None
     if asked is None:
         size = dam.num_layers * dam.num_heads * dam.seq_len**2
@@ -132,6 +118,37 @@ def search(
     if watch is not None:
         watch(setup.search_steps, dam)
     sb.detach_dam(model).requires_grad_(True).eval()
+    return dam
+
+
+def first_dam(
+    recipe: Recipe,
+    model: nn.Module,
+    scores: torch.Tensor | None,
+    *,
+    asked: float | None,
+    seq_len: int,
+    seed: int,
+) -> sb.DifferentiableAttentionMask:
+    """The DAM that a search of the recipe begins with; see `search`."""
+    attention = find_self_attention("first_dam", model)
+    dam = sb.DifferentiableAttentionMask(
+        len(attention.modules) if recipe.per_layer else 1,
+        attention.num_heads or 1,
+        seq_len,
+        recipe.structure,
+        symmetric=recipe.symmetric,
+        own_tokens=recipe.own_tokens,
+        sampling="top" if recipe.top else "gumbel",
+        scope="global" if recipe.top else "head",
+        init_probability=0.8 if asked is not None else 0.5,
+        seed=seed,
+    )
+    if recipe.warm:
+        assert scores is not None and asked is not None
+        if recipe.pooled:
+            scores = pooled_scores(scores, own_tokens=SPECIAL)
+        dam.start_from(scores, asked)
     return dam
 
 

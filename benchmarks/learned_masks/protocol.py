@@ -56,6 +56,10 @@ SETUPS = {
 }
 
 
+SPECIAL = (0, -1)
+"""Positions of special tokens: the first, and the last of a sequence of full length."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a DAM is searched for.
@@ -63,7 +67,9 @@ class Recipe:
     Attributes:
         structure, own_tokens, symmetric: see `DifferentiableAttentionMask`.
         per_layer: a mask for each layer, or one for all; always one for each head.
-        warm: alpha begins with the scores "drop"; else undecided, as in the paper.
+        warm: kind of the scores that alpha begins with (`position_scores`); "": undecided, as in
+            the paper.
+        pooled: of these, see `pooled_scores`.
         top: masks of the likeliest positions; else drawn (Gumbel), with a penalty.
         penalty: see `MaskSearch`.
         mask_lr: of alpha.
@@ -75,30 +81,38 @@ class Recipe:
     own_tokens: tuple[int, ...] = ()
     symmetric: bool = False
     per_layer: bool = False
-    warm: bool = True
+    warm: str = "drop"
+    pooled: bool = False
     top: bool = True
     penalty: str = "expected_l1"
     mask_lr: float = 0.05
     frozen: bool = False
 
 
-PAPER = Recipe(symmetric=True, warm=False, top=False, mask_lr=0.1)
+PAPER = Recipe(symmetric=True, warm="", top=False, mask_lr=0.1)
 """One mask for all layers, drawn by chance from the first step on: DAM as published."""
 
 DAMS = {
-    "DAM": Recipe(per_layer=True, frozen=True),
-    "DAM, one mask": Recipe(frozen=True),
-    "DAM, distances": Recipe(structure="toeplitz", own_tokens=(0, -1), mask_lr=0.1),
+    "DAM": Recipe(per_layer=True, pooled=True, frozen=True),
+    "DAM, one mask": Recipe(pooled=True, frozen=True),
+    "DAM, distances": Recipe(structure="toeplitz", own_tokens=SPECIAL, mask_lr=0.1),
+    "DAM, distances per layer": Recipe(
+        structure="toeplitz",
+        own_tokens=SPECIAL,
+        per_layer=True,
+        warm="attention_gradient",
+        mask_lr=0.01,
+    ),
     "DAM_u": PAPER,
     "DAM_s": dataclasses.replace(PAPER, structure="toeplitz"),
     "DAM_u, executed area": dataclasses.replace(PAPER, penalty="executed_area"),
     "DAM_u, plan": dataclasses.replace(PAPER, penalty="plan"),
 }
-"""Learned masks. The first three are this package's: with a mask for each layer, with one for all
-layers, and by distances and special tokens; DAM_u and DAM_s are the paper's, without and with a
-penalty on what tiles compute."""
+"""Learned masks. The first four are this package's: with a mask for each layer, with one for all
+layers, and both by distances and special tokens; DAM_u and DAM_s are the paper's, without and with
+a penalty on what tiles compute."""
 
-KEPT = ("DAM", "DAM, distances")
+KEPT = ("DAM", "DAM, distances", "DAM, distances per layer")
 """Whose masks of seed 0 are committed."""
 
 SCORED: dict[str, dict[str, Any]] = {
@@ -109,12 +123,13 @@ SCORED: dict[str, dict[str, Any]] = {
     "attention x gradient, top, per layer": {"kind": "attention_gradient", "share": "none"},
     "drop, top, one mask": {"kind": "drop", "share": "all"},
     "drop, top, per layer": {"kind": "drop", "share": "none"},
-    "drop, top, distances": {"kind": "drop", "share": "layers", "start_of": "DAM, distances"},
+    "start of DAM": {"start_of": "DAM"},
+    "start of DAM, distances": {"start_of": "DAM, distances"},
+    "start of DAM, distances per layer": {"start_of": "DAM, distances per layer"},
 }
 """Masks that keep the positions with the highest scores. share: one mask for all layers and heads
-("all"), for all layers ("layers"), or for none; then of all scores together. start_of: by the
-parameters of that learned mask, so that this is where its search began; the one before the last is
-where the search of "DAM" began."""
+("all"), for all layers ("layers"), or for none; then of all scores together. start_of: the mask
+that the search of that learned mask begins with."""
 
 HAND_MADE = {
     name: name.replace(" ", "_")
@@ -126,8 +141,9 @@ HAND_MADE = {
 """Patterns of the asked sparsity, see `sparsebert.learn.handmade`."""
 
 DENSE = "dense"
-WITHOUT = ("without diagonal", "without random", "without neighbour")
-"""Dense but for one position a row: its own, one by chance (for each head), or a neighbour."""
+WITHOUT = ("without diagonal", "without random", "without neighbour", "without others")
+"""Dense but for one position a row: its own, one by chance (for each head), or a neighbour. The
+last one lets every token attend to itself alone: what the task gives without any attention."""
 
 IMPORTANCE = "importance"
 """No contender: the paper's analysis, the groups' soft mask over the training."""
@@ -136,8 +152,8 @@ LAMBDAS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weights of the paper's penalty in its own units, a sum over all scores."""
 
 FIRST = (
-    DENSE, "DAM", "DAM, distances", "longformer", "star", "attention, top, one mask",
-    "attention, top, per layer", "without diagonal", "DAM_u", "DAM_s",
+    DENSE, "DAM", "DAM, distances", "DAM, distances per layer", "longformer", "star",
+    "attention, top, one mask", "attention, top, per layer", "without diagonal", "DAM_u", "DAM_s",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from benchmarks.learned_masks.labelled_text import reuters_r8, speeches
 from benchmarks.learned_masks.protocol import Setup
 from sparsebert.demo.encoder import model_folder, pool
 from sparsebert.learn.data import prepare, train_tokenizer
-from sparsebert.learn.python_text import docstrings, topics
+from sparsebert.learn.python_text import docstrings_by_module, topics
 from sparsebert.learn.sources import python_text
 
 Batch = dict[str, torch.Tensor]
@@ -216,8 +216,8 @@ class MaskedLanguage(Task):
 class Embeddings(Task):
     """MiniLM distilled into its sparse self: its embeddings of passages, without any labels.
 
-    Trained with the presidents' messages but for every fifth; measured by passages of the fifth
-    ones and of Python's documentation, as many of each.
+    Trained and measured by the presidents' messages and Python's documentation, as many passages
+    of each; every third text is held out, and gives the passages that are measured.
     """
 
     name = "embeddings"
@@ -225,18 +225,13 @@ class Embeddings(Task):
     def __init__(self, setup: Setup, seed: int, folder: Path, device: str = "cpu") -> None:
         super().__init__(setup, seed, folder, device)
         tokenizer = AutoTokenizer.from_pretrained(model_folder())
-        messages = [each.text for each in speeches()]
-        half = setup.documents // 2
         n = setup.seq_len
-        train = [text for i, text in enumerate(messages) if i % 5]
-        self.passages = passages(train, tokenizer, n)
-        held_out = passages(messages[::5], tokenizer, n)
-        documentation = passages([*topics(), *docstrings()], tokenizer, n)
-        evenly = [torch.arange(half) * len(each) // half for each in (held_out, documentation)]
-        rows = [
-            each[places] for each, places in zip((held_out, documentation), evenly, strict=True)
-        ]
-        self.test = torch.cat(rows)
+        sources = [each.text for each in speeches()], [*topics(), *docstrings_by_module()]
+        rest = ([text for i, text in enumerate(texts) if i % 3] for texts in sources)
+        train = [passages(texts, tokenizer, n) for texts in rest]
+        held_out = [passages(texts[::3], tokenizer, n) for texts in sources]
+        self.passages = evenly(train, min(len(each) for each in train))
+        self.test = evenly(held_out, setup.documents // len(held_out))
         nothing = torch.zeros(len(self.passages), dtype=torch.int64)
         lengths = torch.full((len(self.passages),), n)
         encoded = Encoded(self.passages, lengths, lengths)
@@ -306,6 +301,21 @@ def passages(texts: list[str], tokenizer: Any, seq_len: int) -> torch.Tensor:
         for token in (tokenizer.cls_token_id, tokenizer.sep_token_id)
     )
     return torch.cat([first, tokens, last], dim=1)
+
+
+def evenly(sources: list[torch.Tensor], count: int) -> torch.Tensor:
+    """`count` rows of each source, spread over it, one source after another.
+
+    Raises:
+        ValueError: a source has fewer.
+    """
+    for rows in sources:
+        if len(rows) < count:
+            raise ValueError(
+                f"evenly: a source has {len(rows)} passages, but {count} of each are wanted; ask "
+                "for fewer documents"
+            )
+    return torch.cat([rows[torch.arange(count) * len(rows) // count] for rows in sources])
 
 
 def recall(found: torch.Tensor, wanted: torch.Tensor, k: int) -> float:

@@ -32,11 +32,23 @@ def topics() -> list[str]:
 
 def docstrings() -> Iterator[str]:
     """The docstrings of fifty modules of the standard library, about 0.6 MB."""
+    for found in _by_module():
+        yield from found
+
+
+def docstrings_by_module() -> list[str]:
+    """The same, all docstrings of a module in one text."""
+    return ["\n\n".join(each for each in found if each) for found in _by_module()]
+
+
+def _by_module() -> Iterator[list[str]]:
     library = Path(sysconfig.get_paths()["stdlib"])
     for name in _MODULES:
         source = library / f"{name}.py"
         if not source.exists():  # modules come and go between versions of Python
             continue
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                yield inspect.cleandoc(ast.get_docstring(node) or "")
+        yield [
+            inspect.cleandoc(ast.get_docstring(node) or "")
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        ]
