@@ -139,9 +139,9 @@ class Experiment:
         if folder is None or (folder / "model.safetensors").exists():
             return
         model = self.task.untrained()
-        loops.train(
-            self.task, model, begin=-setup.dense_steps, steps=setup.dense_steps,
-            lr=setup.dense_lr, precision=self.precision,
+        self._train(
+            model, loops.Weights(model, setup.dense_lr, setup.dense_steps),
+            begin=-setup.dense_steps, steps=setup.dense_steps,
         )  # fmt: skip
         model.save_pretrained(folder)
 
@@ -151,20 +151,25 @@ class Experiment:
         if mask is not None:
             sb.sparsify(model, mask)
         before = self._measured(model)["loss"] if self.task.pretrained else ""
-        self._train(model, begin=0, steps=setup.steps)
+        self._train(model, loops.Weights(model, setup.lr, setup.steps), begin=0, steps=setup.steps)
         return {**self._measured(model), "swapped_in": before}
 
     def _learned(self, name: str, recipe: Recipe, asked: float) -> dict[str, Any]:
-        """In one budget, the search and then steps with what it found; and the mask from anew."""
+        """In one budget, the search and then steps with what it found; and the mask from anew.
+
+        Weights that the search trains are trained on, by the same optimizer.
+        """
         setup, model = self.setup, self.task.start()
-        dam = self._search(model, recipe, asked=asked)
+        left = setup.steps - setup.search_steps
+        weights = loops.Weights(model, setup.lr, left if recipe.frozen else setup.steps)
+        dam = self._search(model, recipe, None if recipe.frozen else weights, asked=asked)
         mask = dam.binarize(sparsity=asked)
         if self.masks is not None and name in KEPT:
             self.masks.mkdir(parents=True, exist_ok=True)
             mask.save(self.masks / f"{setup.task}-{slug(name, asked)}-seed{self.seed}.safetensors")
         sb.sparsify(model, mask)
         searched = self._measured(model)["loss"] if self.task.pretrained else ""
-        self._train(model, begin=setup.search_steps, steps=setup.steps - setup.search_steps)
+        self._train(model, weights, begin=setup.search_steps, steps=left)
         within = self._measured(model)
         groups = group_importance(dam.probabilities())
         return {
@@ -179,7 +184,8 @@ class Experiment:
     def _of_lambda(self, weight: float) -> dict[str, Any]:
         """The paper's way to a sparsity: a weight of the penalty; the mask of what is likely."""
         recipe = dataclasses.replace(PAPER, penalty="l1")
-        dam = self._search(self.task.start(), recipe, asked=None, paper_lambda=weight)
+        model = self.task.start()
+        dam = self._search(model, recipe, self._new(model), asked=None, paper_lambda=weight)
         mask = dam.binarize()
         return {
             **self._trained(mask),
@@ -197,21 +203,30 @@ class Experiment:
                 rows.append({"step": step, **group_importance(dam.probabilities())})
 
         recipe = Recipe(warm="", top=False, mask_lr=0.1)
-        self._search(self.task.start(), recipe, asked=None, gate="post", watch=watch)
+        model = self.task.start()
+        self._search(model, recipe, self._new(model), asked=None, gate="post", watch=watch)
         yield from rows
 
     def _search(
-        self, model: nn.Module, recipe: Recipe, *, asked: float | None, **options: Any
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        weights: loops.Weights | None,
+        *,
+        asked: float | None,
+        **options: Any,
     ) -> sb.DifferentiableAttentionMask:
         return loops.search(
-            self.task, model, recipe, self.scores(recipe.warm) if recipe.warm else None,
+            self.task, model, recipe, self.scores(recipe.warm) if recipe.warm else None, weights,
             asked=asked, setup=self.setup, seed=self.seed, precision=self.precision, **options,
         )  # fmt: skip
 
-    def _train(self, model: nn.Module, *, begin: int, steps: int) -> None:
-        loops.train(
-            self.task, model, begin=begin, steps=steps, lr=self.setup.lr, precision=self.precision
-        )
+    def _new(self, model: nn.Module) -> loops.Weights:
+        """Of a model that is trained in the steps of a search alone."""
+        return loops.Weights(model, self.setup.lr, self.setup.search_steps)
+
+    def _train(self, model: nn.Module, weights: loops.Weights, *, begin: int, steps: int) -> None:
+        loops.train(self.task, model, weights, begin=begin, steps=steps, precision=self.precision)
 
     def _measured(self, model: nn.Module) -> dict[str, float]:
         with loops.computing_in(self.precision, self.device):

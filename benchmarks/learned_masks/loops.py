@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,22 +36,43 @@ def computing_in(precision: str, device: str) -> Iterator[None]:
         yield
 
 
+class Weights:
+    """The optimizer of a model's weights over all steps that they are trained for.
+
+    The learning rate rises from 0 for a tenth of the steps, and then falls to 0, linearly.
+
+    Args:
+        model: whose parameters are trained.
+        lr: the highest learning rate.
+        steps: in all; they may be taken by more than one loop.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, steps: int) -> None:
+        self._parameters = list(model.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=lr, weight_decay=_DECAY, fused=True
+        )
+        self._lr, self._steps, self._done = lr, steps, 0
+
+    def step(self) -> None:
+        """Take a step by the gradients, and forget these."""
+        set_rate(self._optimizer, self._lr, self._done, self._steps)
+        torch.nn.utils.clip_grad_norm_(self._parameters, _NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._done += 1
+
+
 def train(
-    task: Task, model: nn.Module, *, begin: int, steps: int, lr: float, precision: str
+    task: Task, model: nn.Module, weights: Weights, *, begin: int, steps: int, precision: str
 ) -> None:
     """Train the model on batches `begin` to `begin` + `steps` of the task, in place."""
     model.train()
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=_DECAY, fused=True)
-    for step in range(steps):
-        batch = task.batch(begin + step)
-        _set_rates(optimizer, [lr], step, steps)
+    for step in range(begin, begin + steps):
         with computing_in(precision, task.device):
-            loss = task.loss(model, batch)
+            loss = task.loss(model, task.batch(step))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+        weights.step()
     model.eval()
 
 
@@ -61,6 +81,7 @@ def search(
     model: nn.Module,
     recipe: Recipe,
     scores: torch.Tensor | None,
+    weights: Weights | None,
     *,
     asked: float | None,
     setup: Setup,
@@ -70,12 +91,13 @@ def search(
     watch: Callable[[int, sb.DifferentiableAttentionMask], None] | None = None,
     paper_lambda: float | None = None,
 ) -> sb.DifferentiableAttentionMask:
-    """Search for a mask along with the model's weights, in place; returns the DAM, detached.
+    """Search for a mask, along with the model's weights or alone; returns the DAM, detached.
 
     Args:
         task, setup: batches 0 to `setup.search_steps` of the task.
         model: the dense model that all contenders start from.
         scores: [L, H, N, N] for a warm start, pooled if the recipe says so.
+        weights: of the model, which are trained in place; None where the recipe freezes them.
         asked: sparsity; None: no goal.
         watch: is called with each step and the DAM, before the step.
         paper_lambda: weight of the penalty in the paper's units, in the place of a goal.
@@ -95,14 +117,11 @@ def search(
     dam.requires_grad_(True)
     model.train(not recipe.frozen)
     dam.train()
-    groups = plan.parameter_groups(model, lr=setup.lr, mask_lr=recipe.mask_lr, weight_decay=_DECAY)
-    rates = [group["lr"] for group in groups]
-    own = [p for p in model.parameters() if p is not dam.alpha and p.requires_grad]
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer = torch.optim.AdamW([dam.alpha], weight_decay=0.0, fused=True)
     for step in range(setup.search_steps):
         batch = task.batch(step)
         plan.begin_step(step)
-        _set_rates(optimizer, rates, step, setup.search_steps)
+        set_rate(optimizer, recipe.mask_lr, step, setup.search_steps)
         if watch is not None:
             watch(step, dam)
         with computing_in(precision, task.device):
@@ -111,10 +130,10 @@ def search(
             else:
                 loss = _distance(task, model, teacher, batch)
         (loss + plan.penalty()).backward()
-        if own:
-            torch.nn.utils.clip_grad_norm_(own, _NORM)
         optimizer.step()
         optimizer.zero_grad()
+        if weights is not None:
+            weights.step()
     if watch is not None:
         watch(setup.search_steps, dam)
     sb.detach_dam(model).requires_grad_(True).eval()
@@ -161,11 +180,9 @@ def _distance(
     return hidden_distance(task.hidden(model, batch), wanted, batch.get("attention_mask"))
 
 
-def _set_rates(
-    optimizer: torch.optim.Optimizer, rates: list[float], step: int, steps: int
-) -> None:
-    """Linear from 0 up to the rates and down to 0 again."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+    """Linear from 0 up to the rate and down to 0 again."""
     rising = (step + 1) / max(1.0, _WARMUP * steps)
     factor = min(1.0, rising, (steps - step) / max(1.0, (1.0 - _WARMUP) * steps))
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    for group in optimizer.param_groups:
         group["lr"] = rate * factor
