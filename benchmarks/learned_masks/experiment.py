@@ -26,6 +26,7 @@ from benchmarks.learned_masks.protocol import (
     PAPER,
     SCORED,
     SPARSITIES,
+    TARGET,
     WITHOUT,
     Recipe,
     Setup,
@@ -36,6 +37,7 @@ from benchmarks.learned_masks.protocol import (
 )
 from benchmarks.learned_masks.tasks import TASKS
 from sparsebert.dam.importance import GROUPS, group_importance
+from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.integrations.huggingface.discovery import find_self_attention
 from sparsebert.integrations.huggingface.scores import position_scores
 from sparsebert.storage import write_atomically
@@ -162,8 +164,11 @@ class Experiment:
         setup, model = self.setup, self.task.start()
         left = setup.steps - setup.search_steps
         weights = loops.Weights(model, setup.lr, left if recipe.frozen else setup.steps)
-        dam = self._search(model, recipe, None if recipe.frozen else weights, asked=asked)
-        mask = dam.binarize(sparsity=asked)
+        dam, tiles = self._search(model, recipe, None if recipe.frozen else weights, asked=asked)
+        if recipe.executed:
+            mask = dam.binarize(executed=recipe.executed, tiles=tiles)
+        else:
+            mask = dam.binarize(sparsity=asked)
         if self.masks is not None and name in KEPT:
             self.masks.mkdir(parents=True, exist_ok=True)
             mask.save(self.masks / f"{setup.task}-{slug(name, asked)}-seed{self.seed}.safetensors")
@@ -185,7 +190,7 @@ class Experiment:
         """The paper's way to a sparsity: a weight of the penalty; the mask of what is likely."""
         recipe = dataclasses.replace(PAPER, penalty="l1")
         model = self.task.start()
-        dam = self._search(model, recipe, self._new(model), asked=None, paper_lambda=weight)
+        dam, _ = self._search(model, recipe, self._new(model), asked=None, paper_lambda=weight)
         mask = dam.binarize()
         return {
             **self._trained(mask),
@@ -215,7 +220,7 @@ class Experiment:
         *,
         asked: float | None,
         **options: Any,
-    ) -> sb.DifferentiableAttentionMask:
+    ) -> tuple[sb.DifferentiableAttentionMask, list[PricedTiles]]:
         return loops.search(
             self.task, model, recipe, self.scores(recipe.warm) if recipe.warm else None, weights,
             asked=asked, setup=self.setup, seed=self.seed, precision=self.precision, **options,
@@ -242,7 +247,13 @@ class Experiment:
 def _about(mask: sb.AttentionMask, heads: tuple[int, int]) -> dict[str, Any]:
     """What a mask keeps, and what its plans compute and are predicted to gain, over all layers."""
     layers = [mask.layer(i) for i in range(mask.num_layers)]
-    area = [sb.compile_plan(each, objective="area", target="cpu").explain() for each in layers]
+    area = {
+        column: statistics.fmean(
+            sb.compile_plan(each, objective="area", target=target).explain().executed_fraction
+            for each in layers
+        )
+        for column, target in (("executed", "cpu"), ("executed_sm90", TARGET))
+    }
     predicted = {
         column: statistics.harmonic_mean(
             sb.compile_plan(each, target=target, head_dim=heads[1], copies=16 * heads[0])
@@ -250,12 +261,12 @@ def _about(mask: sb.AttentionMask, heads: tuple[int, int]) -> dict[str, Any]:
             .predicted_speedup
             for each in layers
         )
-        for column, target in (("predicted", "cpu"), ("predicted_sm90", "sm90"))
+        for column, target in (("predicted", "cpu"), ("predicted_sm90", TARGET))
     }
     kept = group_importance(mask.dense().double())
     return {
         "sparsity": mask.sparsity,
-        "executed": statistics.fmean(report.executed_fraction for report in area),
+        **area,
         **predicted,
         **{f"kept_{group}": kept[group] for group in GROUPS if group in kept},
     }

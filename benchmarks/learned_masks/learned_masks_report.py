@@ -16,6 +16,7 @@ from benchmarks.learned_masks.protocol import (
     IMPORTANCE,
     LAMBDAS,
     SCORED,
+    TARGET,
     WITHOUT,
     contenders,
     has_sparsity,
@@ -31,8 +32,8 @@ _HEADS = 6  # of a mask's first layer, that are
 
 NUMBERS = (
     "loss", "accuracy", "recall_1", "recall_10", "swapped_in", "budget_loss", "budget_accuracy",
-    "searched", "sparsity", "executed", "predicted", "predicted_sm90", "asked", "step",
-    *(f"kept_{group}" for group in GROUPS), *GROUPS,
+    "searched", "sparsity", "executed", "executed_sm90", "predicted", "predicted_sm90", "asked",
+    "step", *(f"kept_{group}" for group in GROUPS), *GROUPS,
 )  # fmt: skip
 
 _TITLES = {
@@ -43,6 +44,7 @@ _TITLES = {
         for n in (128, 256, 512)
     },
 }
+_PRICED = [name for name in DAMS if name.startswith(("DAM_u", "DAM_s"))]
 _MEASURED = {
     "mlm": {"loss": "validation loss, nats a token"},
     "r8": {"loss": "test loss, nats a document", "accuracy": "accuracy"},
@@ -107,6 +109,10 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
     if not learned.empty:
         yield "\n### What the searches kept\n"
         yield from _kept(learned)
+    priced = ended[ended["contender"].isin(_PRICED) & ended["executed_sm90"].notna()]
+    if priced["contender"].nunique() > 1:
+        yield "\n### What a penalty on tiles is worth\n"
+        yield from _priced(priced, ended)
     if _is_lambda(ended).any():
         yield "\n### The paper's penalty weights\n"
         yield from _lambdas(ended)
@@ -198,6 +204,29 @@ def _kept(rows: pd.DataFrame) -> Iterator[str]:
     for (asked, name), mine in rows.groupby(["asked", "contender"]):
         kept = [Interval.of(mine[f"kept_{group}"]).show(3) for group in GROUPS]
         yield f"| {name} | {asked:.2f} | {' | '.join(kept)} |"
+
+
+def _priced(rows: pd.DataFrame, all_rows: pd.DataFrame) -> Iterator[str]:
+    """The paper's masks, without a price on tiles and with one, each beside its plain one."""
+    dense = by_seed(all_rows, DENSE)
+    yield (
+        f"Share of the scores that plans compute which have tiles alone ({TARGET}, least area); "
+        "and how many times less than the paper's mask does. The CPU's kernels take single "
+        "positions, and compute what is in the tables above.\n"
+    )
+    yield "| mask | asked | seeds | zeros | computed in tiles | times less | loss above dense |"
+    yield "|---|---|---|---|---|---|---|"
+    for (asked, name), mine in rows.groupby(["asked", "contender"]):
+        area, other = (
+            by_seed(rows[rows["asked"] == asked], each, "executed_sm90")
+            for each in (str(name), str(name).split(",")[0])
+        )
+        less = Interval.of(other[seed] / area[seed] for seed in area.keys() & other.keys())
+        yield (
+            f"| {name} | {asked:.0%} | {len(mine)} | {mine['sparsity'].mean():.3f} | "
+            f"{Interval.of(mine['executed_sm90']).show(3)} | {less.show(2)} | "
+            f"{difference(by_seed(mine, str(name)), dense).show(signed=True)} |"
+        )
 
 
 def _lambdas(rows: pd.DataFrame) -> Iterator[str]:

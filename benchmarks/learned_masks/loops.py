@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import sparsebert as sb
-from benchmarks.learned_masks.protocol import SPECIAL, Recipe, Setup
+from benchmarks.learned_masks.protocol import SPECIAL, TARGET, Recipe, Setup
 from benchmarks.learned_masks.tasks import Task
 from sparsebert.dam.distillation import hidden_distance
 from sparsebert.dam.pooled_scores import pooled_scores
+from sparsebert.dam.priced_tiles import PricedTiles
 from sparsebert.dam.search import MaskSearch
 from sparsebert.integrations.huggingface.discovery import find_self_attention
 
@@ -90,8 +91,10 @@ def search(
     gate: str = "softmax",
     watch: Callable[[int, sb.DifferentiableAttentionMask], None] | None = None,
     paper_lambda: float | None = None,
-) -> sb.DifferentiableAttentionMask:
-    """Search for a mask, along with the model's weights or alone; returns the DAM, detached.
+) -> tuple[sb.DifferentiableAttentionMask, list[PricedTiles]]:
+    """Search for a mask, along with the model's weights or alone.
+
+    Returns the DAM, detached, and the tiles to finish it by, see `MaskSearch.tiles`.
 
     Args:
         task, setup: batches 0 to `setup.search_steps` of the task.
@@ -111,8 +114,9 @@ def search(
         size = dam.num_layers * dam.num_heads * dam.seq_len**2
         weight = 0.0 if paper_lambda is None else paper_lambda * size
     plan = MaskSearch(
-        dam, setup.search_steps, sparsity=asked, weight=weight, penalty=recipe.penalty
-    )
+        dam, setup.search_steps, sparsity=asked, weight=weight, penalty=recipe.penalty,
+        target=TARGET,
+    )  # fmt: skip
     sb.attach_dam(model.requires_grad_(not recipe.frozen), dam, gate=gate)
     dam.requires_grad_(True)
     model.train(not recipe.frozen)
@@ -137,7 +141,7 @@ def search(
     if watch is not None:
         watch(setup.search_steps, dam)
     sb.detach_dam(model).requires_grad_(True).eval()
-    return dam
+    return dam, plan.tiles
 
 
 def first_dam(

@@ -56,6 +56,9 @@ SETUPS = {
 }
 
 
+TARGET = "sm90"
+"""Whose tiles are priced: a GPU has nothing but tiles; the CPU's kernels take single positions."""
+
 SPECIAL = (0, -1)
 """Positions of special tokens: the first, and the last of a sequence of full length."""
 
@@ -71,7 +74,9 @@ class Recipe:
             the paper.
         pooled: of these, see `pooled_scores`.
         top: masks of the likeliest positions; else drawn (Gumbel), with a penalty.
-        penalty: see `MaskSearch`.
+        penalty: see `MaskSearch`; "plan" is by the plans of `TARGET`.
+        executed: the mask is finished within this share of what `TARGET` computes for a dense
+            one, in whole columns of tiles; 0: by its sparsity.
         mask_lr: of alpha.
         frozen: alpha learns alone, from the distance to the dense model's hidden states, without
             the task's labels; else with the weights, from the task's loss.
@@ -85,6 +90,7 @@ class Recipe:
     pooled: bool = False
     top: bool = True
     penalty: str = "expected_l1"
+    executed: float = 0.0
     mask_lr: float = 0.05
     frozen: bool = False
 
@@ -107,10 +113,14 @@ DAMS = {
     "DAM_s": dataclasses.replace(PAPER, structure="toeplitz"),
     "DAM_u, executed area": dataclasses.replace(PAPER, penalty="executed_area"),
     "DAM_u, plan": dataclasses.replace(PAPER, penalty="plan"),
+    "DAM_u, within cost": dataclasses.replace(PAPER, penalty="plan", executed=0.3),
+    "DAM_s, within cost": dataclasses.replace(
+        PAPER, structure="toeplitz", penalty="plan", executed=0.25
+    ),
 }
 """Learned masks. The first four are this package's: with a mask for each layer, with one for all
 layers, and both by distances and special tokens; DAM_u and DAM_s are the paper's, without and with
-a penalty on what tiles compute."""
+a penalty on what tiles compute, and finished within a cost instead of at a sparsity."""
 
 KEPT = ("DAM", "DAM, distances", "DAM, distances per layer")
 """Whose masks of seed 0 are committed."""
@@ -173,7 +183,7 @@ def has_sparsity(name: str) -> bool:
 COLUMNS = (
     "task", "seed", "contender", "asked", "step",
     "loss", "accuracy", "recall_1", "recall_10", "swapped_in", "budget_loss", "budget_accuracy",
-    "searched", "sparsity", "executed", "predicted", "predicted_sm90",
+    "searched", "sparsity", "executed", "executed_sm90", "predicted", "predicted_sm90",
     *(f"kept_{group}" for group in GROUPS), *GROUPS,
     *(field.name for field in dataclasses.fields(Setup) if field.name != "task"),
     "precision", "seconds", *ORIGIN,
