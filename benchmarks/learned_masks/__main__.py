@@ -10,15 +10,16 @@ Tasks:
 * mlm: masked-language modelling at the paper's shape (N = 128, 12 heads): a small ModernBERT that
   is trained on Python's own English with dense attention, and trained on with each mask;
 * embeddings-N: MiniLM distilled into its sparse self, without labels, on passages of presidents'
-  messages (N = 128, 256 or 512); how far its embeddings drift from the dense ones, and which
-  neighbours stay.
+  messages and Python's documentation (N = 128, 256 or 512); how far its embeddings of other texts
+  of these two drift from the dense ones, and which neighbours stay.
 
 Of a seed, every contender starts from the same dense model, sees the same batches and trains for
 the same number of steps. A learned mask is found by a search of its own from that model; then it
 is trained with anew, like a hand-made one (column `loss`). Column `budget_loss` has search and
 training in one budget: the rest of the steps goes on from the search. Beside the learned masks and
 the hand-made patterns stand those of the positions with the highest scores (average attention,
-attention times gradient, squared effect of dropping), and the dense model less one position a row.
+attention times gradient, squared effect of dropping), the masks that the searches start from, and
+the dense model less some of every row.
 `protocol.py` lists them all; jobs run in its order, seed by seed, each written as soon as it is
 done.
 

@@ -153,8 +153,9 @@ class DifferentiableAttentionMask(DrawnMask):
 
         Args:
             scores: [L or 1, H or 1, N, N], not negative, the higher the more a position matters:
-                average attention, or better `position_scores` with kind="drop". Positions that
-                share a parameter count by their mean; layers and heads that share a mask, too.
+                average attention, or better `position_scores`, pooled (`pooled_scores`) where
+                every position has a parameter. Positions that share a parameter count by their
+                mean; layers and heads that share a mask, too.
             sparsity: share of zeros, in (0, 1), as for `binarize`; in the module's `scope`.
             spread: standard deviation of alpha: how sure the start is.
 

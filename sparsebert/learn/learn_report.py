@@ -170,9 +170,10 @@ def _model(facts: Facts) -> str:
 def _recipe(settings: Settings) -> str:
     if settings.penalty is not None:
         return f"penalty {settings.penalty}"
+    scores = {"attention_gradient": "attention times gradient", "drop": "the effect of dropping"}
     return (
-        "begun from the effect of dropping each position, masks of the likeliest positions, "
-        "distilled from the dense model"
+        f"begun from {scores[settings.recipe.scores]} of each position, masks of the likeliest "
+        f"positions{', distilled from the dense model' * bool(settings.recipe.distillation)}"
     )
 
 

@@ -45,7 +45,7 @@ LATER_RATE = 0.25
 """Learning rate after the dense training, of the one in it, which would undo what was learned."""
 _VALIDATION = 256  # blocks at most, or a large text would be all evaluation
 _SCORED = 8  # batches by which positions are scored before a search
-_DISTILLATION = 1.0  # weight beside the task's loss in a search
+
 
 Data = MaskedText | PlantedTask
 _PROBABILITIES = "probabilities.safetensors"
@@ -164,9 +164,9 @@ class Phases:
     def search(self, data: Data) -> Search:
         """Learn a mask.
 
-        If the settings name no penalty: alpha begins by the effect that dropping each position has
-        on the loss; every mask keeps the likeliest positions; the model is held to what it
-        computed without a mask.
+        If the settings name no penalty: alpha begins by what each position does to the loss, and
+        every mask keeps the likeliest positions. With a parameter a position the model is also
+        held to what it computed without a mask.
         """
 
         def run(folder: Path, title: str) -> dict[str, Any]:
@@ -194,13 +194,16 @@ class Phases:
     def _train_dam(self, data: Data, folder: Path, title: str) -> DAMTrainer:
         """A search from the dense weights on, to the end; its DAM is saved to the folder."""
         settings = self.settings
-        steps, recipe = settings.search_steps, settings.penalty is None
+        steps = settings.search_steps
+        recipe = settings.recipe
         model = self.dense_model()
         attention = find_self_attention("learn", model)
         layers = len(attention.modules) if settings.per_layer else 1
-        goal: dict[str, Any] = {"distillation": _DISTILLATION}
+        goal: dict[str, Any] = {
+            "distillation": recipe.distillation, "mask_learning_rate": recipe.mask_learning_rate,
+        }  # fmt: skip
         options: dict[str, Any] = {"sampling": "top", "scope": "global", "symmetric": False}
-        if not recipe:
+        if settings.penalty is not None:
             goal, options = {"penalty": settings.penalty}, {}
         if settings.structure == "block":
             options["block_size"] = settings.block_size
@@ -208,8 +211,8 @@ class Phases:
             layers, attention.num_heads or 1, settings.seq_len, settings.structure,
             seed=settings.seed, **options,
         )  # fmt: skip
-        if recipe:
-            dam.start_from(self.scores(model, data), settings.sparsity)
+        if settings.penalty is None:
+            dam.start_from(self.scores(model, data, recipe.scores), settings.sparsity)
         found = DAMTrainer(
             model=model,
             args=self._arguments(folder, steps, later=True),
@@ -222,7 +225,7 @@ class Phases:
         save_dam(model, folder)
         return found
 
-    def scores(self, model: Any, data: Data, kind: str = "drop") -> torch.Tensor:
+    def scores(self, model: Any, data: Data, kind: str) -> torch.Tensor:
         """How much each position matters to the dense model, [L, H, N, N], see `position_scores`.
 
         By the first batches that come after the dense training.

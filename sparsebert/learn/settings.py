@@ -35,6 +35,27 @@ QUICK: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a search without a penalty goes by.
+
+    Attributes:
+        scores: kind of the scores of the positions that it starts from (`position_scores`).
+        mask_learning_rate, distillation: see `DAMTrainer`.
+    """
+
+    scores: str
+    mask_learning_rate: float
+    distillation: float
+
+
+_BY_DISTANCE = Recipe("attention_gradient", 0.01, 0.0)
+_BY_POSITION = Recipe("drop", 0.05, 1.0)
+"""A parameter that many positions share is measured well: its score is good, and only small steps
+make it better. A parameter of a single position is hardly known at first, and the hidden states of
+the dense model say more about it than the task's loss."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What decides the result, besides the text itself; see ``sparsebert learn --help``."""
 
@@ -61,6 +82,11 @@ class Settings:
     learning_rate: float = 3e-3
     against: tuple[str, ...] = AGAINST
     seed: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the search, where `penalty` is None."""
+        return _BY_DISTANCE if self.structure == "toeplitz" else _BY_POSITION
 
     @property
     def work(self) -> float | None:
