@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -254,41 +254,60 @@ def _claims(rows: pd.DataFrame, ended: pd.DataFrame) -> Iterator[str]:
         verdict = "holds" if order[0] == "diagonal" else f"fails: the lowest is {order[0]}"
         yield f"* **The diagonal is least important** {verdict}. Final soft mask: {shown}."
     dense = by_seed(ended, DENSE)
-    words = []
-    for name in WITHOUT:
-        above = difference(by_seed(ended, name), dense)
-        if above.count:
-            words.append(f"{name} {above.show(signed=True)}")
-    if words:
-        above = difference(by_seed(ended, WITHOUT[0]), dense)
+    less = {name: difference(by_seed(ended, name), dense) for name in WITHOUT}
+    shown = {name: f"{name} {it.show(signed=True)}" for name, it in less.items() if it.count}
+    nothing = shown.pop("without others", None)
+    if "without diagonal" in shown:
         verdict = {0: "cannot be told from 0", 1: "costs something", -1: "is even a gain"}
         yield (
-            f"* **Dropping the diagonal costs nothing**: it {verdict[above.sign]}. Loss above "
-            f"dense: {'; '.join(words)}."
+            f"* **Dropping the diagonal costs nothing**: it "
+            f"{verdict[less['without diagonal'].sign]}. Loss above dense: "
+            f"{'; '.join(shown.values())}."
         )
+    if nothing:
+        yield f"* **What attention is worth here at all**: loss above dense {nothing}."
     for asked in sorted(ended["asked"].dropna().unique()):
-        yield from _against_the_rest(ended[ended["asked"] == asked], asked)
+        yield from _against_the_rest(ended[ended["asked"] == asked], asked, dense)
 
 
-def _against_the_rest(rows: pd.DataFrame, asked: float) -> Iterator[str]:
-    """The best learned mask by its mean against the hand-made ones and those of scores."""
+def _against_the_rest(
+    rows: pd.DataFrame, asked: float, dense: Mapping[int, float]
+) -> Iterator[str]:
+    """The best learned mask by its mean against the hand-made ones and those of scores.
+
+    Of the latter the start of its own search is one.
+    """
     names = set(rows["contender"])
-    means = {name: Interval.of(by_seed(rows, name).values()).mean for name in names}
-    learned = sorted((n for n in names if n in DAMS), key=means.__getitem__)
+    above = {name: difference(by_seed(rows, name), dense) for name in names}
+    learned = sorted((n for n in names if n in DAMS), key=lambda name: above[name].mean)
     if not learned:
         return
     best = learned[0]
     for what, family in (("hand-made", HAND_MADE), ("scored", SCORED)):
-        others: Sequence[str] = sorted((n for n in names if n in family), key=means.__getitem__)
+        others = sorted((n for n in names if n in family), key=lambda name: above[name].mean)
         if not others:
             continue
         each = {n: difference(by_seed(rows, best), by_seed(rows, n)) for n in others}
+        touched = [n for n in others if above[n].low <= above[best].high]
         yield (
             f"* **Learned against {what}, {asked:.0%}**: {best} is clearly better than "
             f"{_count(each.values(), -1)} of {len(each)}, clearly worse than "
             f"{_count(each.values(), 1)}; from the best of them, {others[0]}, its loss differs by "
-            f"{each[others[0]].show(signed=True)}."
+            f"{each[others[0]].show(signed=True)}. Its interval above dense reaches "
+            f"{_reached(touched)}."
         )
+    within = by_seed(rows, best, "budget_loss")
+    made = sorted((n for n in names if n in HAND_MADE), key=lambda name: above[name].mean)
+    if within and made:
+        yield (
+            f"* **In one budget, {asked:.0%}**: with its search inside the same number of steps, "
+            f"{best} differs from {made[0]}, which trains in all of them, by "
+            f"{difference(within, by_seed(rows, made[0])).show(signed=True)}."
+        )
+
+
+def _reached(names: Sequence[str]) -> str:
+    return f"those of {'; '.join(names)}" if names else "none of theirs"
 
 
 def _count(intervals: Iterable[Interval], sign: int) -> int:

@@ -33,6 +33,16 @@ class Interval:
         )
 
     @property
+    def low(self) -> float:
+        """The lower end; of one seed the value alone."""
+        return self.mean if math.isnan(self.half) else self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper end; of one seed the value alone."""
+        return self.mean if math.isnan(self.half) else self.mean + self.half
+
+    @property
     def sign(self) -> int:
         """-1 or 1 where the interval lies on one side of 0, else 0 (also of one seed)."""
         if not abs(self.mean) > self.half:
