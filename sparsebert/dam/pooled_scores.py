@@ -29,8 +29,8 @@ def pooled_scores(scores: torch.Tensor, *, own_tokens: Sequence[int] = ()) -> to
         scores: [L, H, N, N], not negative, see `position_scores`.
         own_tokens: positions of special tokens; negative ones count from the end.
 
-    Returns fp64 [L, H, N, N], for `DifferentiableAttentionMask.start_from`. A score of 0 counts
-    as a little less than the smallest positive one of its kind.
+    Returns fp64 [L, H, N, N], for `DifferentiableAttentionMask.start_from`. Zeros, of scores
+    and of means, count as the smallest positive one over e, among all layers, heads and positions.
 
     Raises:
         TypeError: scores that are no tensor.
