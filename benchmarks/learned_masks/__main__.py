@@ -16,12 +16,13 @@ Tasks:
 Of a seed, every contender starts from the same dense model, sees the same batches and trains for
 the same number of steps. A learned mask is found by a search of its own from that model; then it
 is trained with anew, like a hand-made one (column `loss`). Column `budget_loss` has search and
-training in one budget: the rest of the steps goes on from the search. Beside the learned masks and
-the hand-made patterns stand those of the positions with the highest scores (average attention,
-attention times gradient, squared effect of dropping), the masks that the searches start from, and
-the dense model less some of every row.
-`protocol.py` lists them all; jobs run in its order, seed by seed, each written as soon as it is
-done.
+training in one budget: the rest of the steps goes on from the search. The batches by which a warm
+start scores the positions (forward and backward) come on top of either.
+
+Beside the learned masks and the hand-made patterns stand those of the positions with the highest
+scores (average attention, attention times gradient, squared effect of dropping), the masks that
+the searches start from, and the dense model less some of every row. `protocol.py` lists them all;
+jobs run in its order, seed by seed, each written as soon as it is done.
 
 Needs the real text: make text.
 """

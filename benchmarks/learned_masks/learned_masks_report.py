@@ -106,6 +106,7 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
     )
     priced = rows[rows["contender"].isin(_PRICED) & rows["executed_sm90"].notna()]
     # What is finished within a cost may be denser than was asked: it has a table of its own.
+    every = rows
     rows = rows[~rows["contender"].isin([name for name in DAMS if DAMS[name].executed])]
     ended = rows[rows["contender"] != IMPORTANCE]
     yield "\n### The dense model, less some of every row\n"
@@ -125,7 +126,7 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
         yield from _lambdas(ended)
     yield "\n### The paper's claims here\n"
     yield from _claims(rows, ended)
-    yield from _not_run(ended, task)
+    yield from _not_run(every, task)
     for name, draw in plots.PLOTS.items():
         file = f"learned_masks_{task}_{name}.png"
         if draw(rows, folder / file, title):
@@ -144,14 +145,14 @@ def _left(row: pd.Series) -> str:
     return "" if left else " (none is left there: the mask is put into the dense model as it is)"
 
 
-def _not_run(ended: pd.DataFrame, task: str) -> Iterator[str]:
+def _not_run(rows: pd.DataFrame, task: str) -> Iterator[str]:
     """What the tables lack, for each sparsity that has rows."""
-    there = {(row.contender, row.asked) for row in ended.itertuples()}
+    there = {(row.contender, row.asked) for row in rows.itertuples()}
     missing = []
-    for asked in sorted(ended["asked"].dropna().unique()):
+    for asked in sorted(rows["asked"].dropna().unique()):
         names = [n for n in contenders(task) if has_sparsity(n) and (n, asked) not in there]
         missing += [f"at {asked:.0%}: {'; '.join(names)}"] * bool(names)
-    others = set(ended["contender"])
+    others = set(rows["contender"])
     names = [n for n in contenders(task) if not has_sparsity(n) and n not in others | {IMPORTANCE}]
     missing += ["; ".join(names)] * bool(names)
     if missing:

@@ -24,7 +24,7 @@ class Setup:
         search_steps: of a search; in one budget, this many of `steps`.
         score_batches: of data from which the positions' scores are measured.
         dense_steps, dense_lr: of the dense training before all others, where there is one.
-        documents: for validation at most; 0: all there are.
+        documents: for validation at most, of the embeddings as many of each source; 0: all.
     """
 
     task: str
@@ -152,8 +152,8 @@ HAND_MADE = {
 
 DENSE = "dense"
 WITHOUT = ("without diagonal", "without random", "without neighbour", "without others")
-"""Dense but for one position a row: its own, one by chance (for each head), or a neighbour. The
-last one lets every token attend to itself alone: what the task gives without any attention."""
+"""Dense but for one position a row: its own, one by chance (for each head), or a neighbour; or but
+for all others than its own, which is what the task gives without any attention."""
 
 IMPORTANCE = "importance"
 """No contender: the paper's analysis, the groups' soft mask over the training."""

@@ -37,7 +37,7 @@ def docstrings() -> Iterator[str]:
 
 
 def docstrings_by_module() -> list[str]:
-    """The same, all docstrings of a module in one text."""
+    """The same, all docstrings of a module in one text, which may be empty."""
     return ["\n\n".join(each for each in found if each) for found in _by_module()]
 
 

@@ -48,11 +48,11 @@ class Recipe:
     distillation: float
 
 
+# A parameter that many positions share is measured well: its score is good, and only small steps
+# make it better. A parameter of a single position is hardly known at first, and the hidden states
+# of the dense model say more about it than the task's loss.
 _BY_DISTANCE = Recipe("attention_gradient", 0.01, 0.0)
 _BY_POSITION = Recipe("drop", 0.05, 1.0)
-"""A parameter that many positions share is measured well: its score is good, and only small steps
-make it better. A parameter of a single position is hardly known at first, and the hidden states of
-the dense model say more about it than the task's loss."""
 
 
 @dataclasses.dataclass(frozen=True)

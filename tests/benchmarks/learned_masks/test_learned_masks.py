@@ -36,8 +36,10 @@ from benchmarks.learned_masks.protocol import (
     Recipe,
     Setup,
     contenders,
+    row_file,
 )
-from sparsebert.learn.python_text import topics
+from sparsebert.dam.importance import GROUPS
+from sparsebert.learn.python_text import docstrings, docstrings_by_module, topics
 
 TINY = Setup(
     "mlm", seq_len=32, batch=4, steps=3, search_steps=2, score_batches=2, dense_steps=3,
@@ -223,3 +225,56 @@ def test_search_and_training_in_one_budget_are_one_training(
     assert row["budget_loss"] == pytest.approx(row["loss"], rel=1e-6)  # the loss itself is fp32
     frozen = experiment._learned("still", dataclasses.replace(recipe, frozen=True), 0.5)
     assert frozen["loss"] == row["loss"] and abs(frozen["budget_loss"] - row["loss"]) > 1e-3
+
+
+def test_rates_are_those_of_all_steps_whatever_loop_takes_them() -> None:
+    model = torch.nn.Linear(2, 2)
+    weights = loops.Weights(model, 1.0, 20)
+    rates = []
+    for _ in range(20):
+        weights.step()
+        rates.append(weights._optimizer.param_groups[0]["lr"])
+    assert rates[:2] == [0.5, 1.0] and max(rates) == 1.0
+    assert rates[2:] == pytest.approx([(20 - step) / 18 for step in range(2, 20)])
+
+
+def test_passages_of_several_sources() -> None:
+    class Words:
+        cls_token_id, sep_token_id = 1, 2
+
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+    found = tasks.passages(["3 4 5 6 7", "8", "9 10"], Words(), 4)
+    assert found.tolist() == [[1, 3, 4, 2], [1, 5, 6, 2], [1, 9, 10, 2]]
+    with pytest.raises(ValueError, match="none of 1 texts has the 2 tokens of a passage"):
+        tasks.passages(["3"], Words(), 4)
+    rows = [torch.arange(10)[:, None], 100 + torch.arange(4)[:, None]]
+    assert tasks.evenly(rows, 4).flatten().tolist() == [0, 2, 5, 7, 100, 101, 102, 103]
+
+
+def test_docstrings_by_module_are_all_docstrings() -> None:
+    by_module = docstrings_by_module()
+    assert len(by_module) > 30
+    assert "\n\n".join(text for text in by_module if text) == "\n\n".join(
+        text for text in docstrings() if text
+    )
+
+
+def test_what_is_within_a_cost_is_compared_by_its_tiles_alone(tmp_path: Path) -> None:
+    """In the table of the penalty, with how many times less its tiles compute; nowhere else."""
+    names = {"dense": (3.0, ""), "DAM_u": (3.3, 0.6), "DAM_u, within cost": (3.1, 0.2),
+             "star": (3.2, 0.3)}  # fmt: skip
+    common = {**{f"kept_{group}": 0.1 for group in GROUPS}, "task": "mlm", "precision": "fp32",
+              "date": "2026-01-01", "processor": "none",
+              "torch": "0", "commit": "0", **dataclasses.asdict(SETUPS["mlm"])}  # fmt: skip
+    row_file(tmp_path / "learned_masks.csv").write(
+        {**common, "seed": seed, "contender": name, "loss": loss + 0.1 * seed,
+         "asked": 0.9 if area else "", "sparsity": 0.9, "executed_sm90": area}
+        for seed in (0, 1) for name, (loss, area) in names.items()
+    )  # fmt: skip
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if "DAM_u, within cost" in line]
+    cells = "90% | 2 | 0.900 | 0.200 ± 0.000 | 3.00 ± 0.00 | +0.1000 ± 0.0000"
+    assert lines == [f"| DAM_u, within cost | {cells} |"]
+    assert "DAM_u is clearly better than 0 of 1, clearly worse than 1" in page
