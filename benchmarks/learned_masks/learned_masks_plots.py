@@ -13,6 +13,8 @@ from sparsebert.dam.importance import GROUPS
 from sparsebert.reporting.figures import new_figure, save_figure, without_frame
 
 _SHOWN = 0.9  # the sparsity of the bars
+_LINEAR = 0.05  # a loss above dense up to which scales are linear; logarithmic beyond
+_MARKERS = "osDv^<>P*X"
 
 
 def above_dense(rows: pd.DataFrame) -> dict[tuple[str, float], dict[int, float]]:
@@ -43,6 +45,8 @@ def draw_losses(rows: pd.DataFrame, path: Path, title: str) -> bool:
         axis.plot(seeds, [place] * len(seeds), "o", color=_colour(name), markersize=3.5)
     axis.set_yticks(range(len(names)), names)
     axis.axvline(0.0, color="black", linewidth=0.8)
+    axis.set_xscale("symlog", linthresh=_LINEAR)
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(f"{title}\n{_SHOWN:.0%} sparsity: learned (blue), hand-made (orange), scored")
     without_frame(axis, "loss above dense attention (dots: seeds)")
     save_figure(figure, path)
@@ -58,21 +62,24 @@ def draw_curves(rows: pd.DataFrame, path: Path, title: str) -> bool:
     curves = {name: points for name, points in curves.items() if len(points) > 1}
     if not curves:
         return False
-    figure = new_figure(7.0, 4.6)
+    figure = new_figure(8.6, 4.8)
     axis = figure.subplots()
     styles = {"C0": "-", "C1": "--", "C7": ":"}
     for number, (name, points) in enumerate(sorted(curves.items())):
         where = [asked for asked, _ in points]
         mean = [each.mean for _, each in points]
         line = axis.plot(
-            where, mean, styles[_colour(name)], color=f"C{number % 10}", label=name, marker="."
-        )[0]
+            where, mean, styles[_colour(name)], color=f"C{number % 10}", label=name,
+            marker=_MARKERS[number // 2 % len(_MARKERS)], markersize=4,
+        )[0]  # fmt: skip
         low = [each.mean - each.half for _, each in points]
         high = [each.mean + each.half for _, each in points]
         axis.fill_between(where, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    axis.set_yscale("symlog", linthresh=_LINEAR)
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("loss above dense attention", fontsize=9)
-    axis.set_title(f"{title}: 95 % bands over seeds")
-    axis.legend(frameon=False, fontsize=7)
+    axis.set_title(f"{title}: 95 % bands over seeds", fontsize=10)
+    axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     without_frame(axis, "sparsity")
     save_figure(figure, path)
     return True

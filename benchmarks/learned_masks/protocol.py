@@ -113,9 +113,9 @@ DAMS = {
     "DAM_s": dataclasses.replace(PAPER, structure="toeplitz"),
     "DAM_u, executed area": dataclasses.replace(PAPER, penalty="executed_area"),
     "DAM_u, plan": dataclasses.replace(PAPER, penalty="plan"),
-    "DAM_u, within cost": dataclasses.replace(PAPER, penalty="plan", executed=0.3),
+    "DAM_u, within cost": dataclasses.replace(PAPER, penalty="plan", executed=0.2),
     "DAM_s, within cost": dataclasses.replace(
-        PAPER, structure="toeplitz", penalty="plan", executed=0.25
+        PAPER, structure="toeplitz", penalty="plan", executed=0.2
     ),
 }
 """Learned masks. The first four are this package's: with a mask for each layer, with one for all
