@@ -46,6 +46,7 @@ def draw_losses(rows: pd.DataFrame, path: Path, title: str) -> bool:
     axis.set_yticks(range(len(names)), names)
     axis.axvline(0.0, color="black", linewidth=0.8)
     axis.set_xscale("symlog", linthresh=_LINEAR)
+    axis.set_xlim(left=min(0.0, *(min(seeds.values()) for seeds in found.values())) - 0.003)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(f"{title}\n{_SHOWN:.0%} sparsity: learned (blue), hand-made (orange), scored")
     without_frame(axis, "loss above dense attention (dots: seeds)")
