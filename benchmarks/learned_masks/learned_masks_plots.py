@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from sparsebert.dam.importance import GROUPS
 from sparsebert.reporting.figures import new_figure, save_figure, without_frame
 
 _SHOWN = 0.9  # the sparsity of the bars
-_LINEAR = 0.05  # a loss above dense up to which scales are linear; logarithmic beyond
+_LINEAR = 0.05  # a loss above dense up to which wide scales are linear; logarithmic beyond
+_WIDE = 8.0  # times the median that the largest loss is, for a scale that is wide
 _MARKERS = "osDv^<>P*X"
 
 
@@ -28,6 +30,10 @@ def above_dense(rows: pd.DataFrame) -> dict[tuple[str, float], dict[int, float]]
 
 def _colour(name: str) -> str:
     return "C0" if name in DAMS else "C1" if name in HAND_MADE else "C7"
+
+
+def _is_wide(losses: list[float]) -> bool:
+    return max(losses) > _WIDE * max(statistics.median(losses), _LINEAR / _WIDE)
 
 
 def draw_losses(rows: pd.DataFrame, path: Path, title: str) -> bool:
@@ -45,9 +51,10 @@ def draw_losses(rows: pd.DataFrame, path: Path, title: str) -> bool:
         axis.plot(seeds, [place] * len(seeds), "o", color=_colour(name), markersize=3.5)
     axis.set_yticks(range(len(names)), names)
     axis.axvline(0.0, color="black", linewidth=0.8)
-    axis.set_xscale("symlog", linthresh=_LINEAR)
-    axis.set_xlim(left=min(0.0, *(min(seeds.values()) for seeds in found.values())) - 0.003)
-    axis.xaxis.set_major_formatter("{x:g}")
+    if _is_wide([each.mean for each in means.values()]):
+        axis.set_xscale("symlog", linthresh=_LINEAR)
+        axis.set_xlim(left=min(0.0, *(min(seeds.values()) for seeds in found.values())) - 0.003)
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(f"{title}\n{_SHOWN:.0%} sparsity: learned (blue), hand-made (orange), scored")
     without_frame(axis, "loss above dense attention (dots: seeds)")
     save_figure(figure, path)
@@ -76,8 +83,9 @@ def draw_curves(rows: pd.DataFrame, path: Path, title: str) -> bool:
         low = [each.mean - each.half for _, each in points]
         high = [each.mean + each.half for _, each in points]
         axis.fill_between(where, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-    axis.set_yscale("symlog", linthresh=_LINEAR)
-    axis.yaxis.set_major_formatter("{x:g}")
+    if _is_wide([each.mean for points in curves.values() for _, each in points]):
+        axis.set_yscale("symlog", linthresh=_LINEAR)
+        axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("loss above dense attention", fontsize=9)
     axis.set_title(f"{title}: 95 % bands over seeds", fontsize=10)
     axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

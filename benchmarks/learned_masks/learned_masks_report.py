@@ -136,7 +136,7 @@ def _section(rows: pd.DataFrame, task: str, title: str, folder: Path) -> Iterato
         file = f"learned_masks_{path.stem}.png"
         mask = AttentionMask.load(path).layer(0)
         panels = dict(distinct_heads(mask)[:_HEADS])
-        draw_panels(panels, f"{title}: {name}, first layer", folder / file)
+        draw_panels(panels, f"{title}\n{name}, first layer", folder / file)
         yield f"\n![the mask of {name}]({file})"
 
 
