@@ -191,6 +191,8 @@ def test_interrupted(project, tmp_path):
         "time.sleep(60)\n"
     )
     script = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell's job runs tests
 from pathlib import Path
 from benchmarks.mutants.areas import Group
 from benchmarks.mutants.trials import Campaign, all_faults
