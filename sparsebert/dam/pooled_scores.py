@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from sparsebert.dam.structure import Layout, parameter_index
+from sparsebert.dam.warm_start import check_magnitudes, log_magnitudes, parameter_means
 from sparsebert.support import checks
 
 _NAME = "pooled_scores"
@@ -44,23 +44,12 @@ def pooled_scores(scores: torch.Tensor, *, own_tokens: Sequence[int] = ()) -> to
             f"{_NAME}: scores must be [layers, heads, N, N], got {list(scores.shape)}"
         )
     scores = scores.detach().double()
-    if not bool((scores.isfinite() & (scores >= 0.0)).all()):
-        raise ValueError(
-            f"{_NAME}: scores hold negative, infinite or NaN values; give magnitudes, such as "
-            "average attention or squared effects"
-        )
-    if not bool(scores.any()):
-        raise ValueError(f"{_NAME}: all scores are 0, they say nothing of the positions")
-    layers, heads, n, _ = scores.shape
+    check_magnitudes(_NAME, scores)
+    n = scores.shape[-1]
     tokens = tuple(dict.fromkeys(checks.positions(_NAME, "own_tokens", own_tokens, n)))
     layout = Layout("toeplitz", n, symmetric=False, block_size=1, own_tokens=tokens)
-    index = torch.from_numpy(parameter_index(layout)).flatten().to(scores.device)
-    counts = torch.bincount(index)
-    sums = scores.new_zeros(layers, heads, len(counts)).index_add(-1, index, scores.flatten(2))
-    by_distance = (sums / counts)[..., index].view_as(scores)
+    index = torch.from_numpy(parameter_index(layout)).to(scores.device)
+    by_distance = parameter_means(scores, index)[0][..., index]
     everywhere = scores.mean((0, 1), keepdim=True)
-    return ((_log(scores) + _log(everywhere) + _log(by_distance)) / 3.0).exp()
-
-
-def _log(scores: torch.Tensor) -> torch.Tensor:
-    return scores.clamp(min=float(scores[scores > 0.0].min()) / math.e).log()
+    logs = [log_magnitudes(each) for each in (scores, everywhere, by_distance)]
+    return (sum(logs[1:], logs[0]) / 3.0).exp()

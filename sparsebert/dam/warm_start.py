@@ -55,20 +55,9 @@ def logits_of_scores(
             raise ValueError(
                 f"{_NAME}: scores of {have} {what} for a mask of {mine}; give 1 or {mine}"
             )
-    if not bool((scores.isfinite() & (scores >= 0.0)).all()):
-        raise ValueError(
-            f"{_NAME}: scores hold negative, infinite or NaN values; give magnitudes, such as "
-            "average attention or squared effects"
-        )
-    parameters = int(index.max()) + 1
-    counts = torch.bincount(index.flatten(), minlength=parameters)
-    flat = scores.expand(*shape, n, n).reshape(*shape, -1)
-    sums = flat.new_zeros(*shape, parameters).index_add(-1, index.flatten(), flat)
-    means = sums / counts
-    positive = means[means > 0.0]
-    if not len(positive):
-        raise ValueError(f"{_NAME}: all scores are 0, they say nothing of the positions")
-    logits = means.clamp(min=float(positive.min()) / math.e).log()
+    check_magnitudes(_NAME, scores)
+    means, counts = parameter_means(scores.expand(*shape, n, n), index)
+    logits = log_magnitudes(means)
     deviation = logits.std() if logits.numel() > 1 else logits.new_zeros(())
     if deviation > 0.0:
         logits = logits * (spread / deviation)
@@ -78,3 +67,35 @@ def logits_of_scores(
     highest = logits.masked_fill(kept, -math.inf).amax(dims, keepdim=True)
     logits = logits - torch.where(highest.isfinite(), (lowest + highest) / 2.0, lowest)
     return torch.where(kept, logits.clamp(min=least), logits.clamp(max=-least))
+
+
+def check_magnitudes(where: str, scores: torch.Tensor) -> None:
+    """Raise ValueError unless all scores are finite, none is negative, and some are above 0."""
+    if not bool((scores.isfinite() & (scores >= 0.0)).all()):
+        raise ValueError(
+            f"{where}: scores hold negative, infinite or NaN values; give magnitudes, such as "
+            "average attention or squared effects"
+        )
+    if not bool(scores.any()):
+        raise ValueError(f"{where}: all scores are 0, they say nothing of the positions")
+
+
+def parameter_means(
+    scores: torch.Tensor, index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean score of the positions of each parameter [L, H, P], and how many these are [P].
+
+    Args:
+        scores: [L, H, N, N].
+        index: int64 [N, N], the parameter of each position.
+    """
+    parameters = index.flatten()
+    counts = torch.bincount(parameters)
+    flat = scores.flatten(2)
+    sums = flat.new_zeros(*flat.shape[:2], len(counts)).index_add(-1, parameters, flat)
+    return sums / counts, counts
+
+
+def log_magnitudes(scores: torch.Tensor) -> torch.Tensor:
+    """Logarithms of scores, some of them above 0; a 0 counts as the smallest of these over e."""
+    return scores.clamp(min=float(scores[scores > 0.0].min()) / math.e).log()
